@@ -1,0 +1,429 @@
+"""05: answer a listener: five music tokens, a track, a sentence (paper, section 2.5).
+
+Two rankers turn the model into an order of all tracks:
+    overlap     the paper's: sample five tokens, then weighted overlap with each track's tokens
+    likelihood  the model's probability of each track's own tokens, found by a beam over the trie of
+                all tracks; at most 4 x --beam prefixes are looked at
+
+Reads   tracks.jsonl, codes.npy, model/; predict also dialogues_test.jsonl (or _valid)
+Writes  predict: predictions/talkplay.jsonl (likelihood), predictions/talkplay-overlap.jsonl
+        (for --split valid: predictions_valid/...)
+
+Demo        python 05_infer.py chat
+            python 05_infer.py predict                               (2 minutes on two cores)
+Full scale  python 05_infer.py predict --data-dir data/mpd --device cuda --batch-size 16
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from common import data, retrieval, tokens
+from common.metrics import DEPTH
+
+
+# ---------------------------------------------------------------- the model and what it has read
+
+def load_model(folder, codes, device="cpu"):
+    """(model, coder) of a folder made by 04_train.py.
+
+    Raises SystemExit: not such a folder, or trained with another K than the catalogue's codes.
+    """
+    made_by = f"python 04_train.py --data-dir {folder.parent}"
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"{folder} is missing or holds no model; make it with: {made_by}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if "cuda" in str(device) else torch.float32)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} Make it again with: {made_by}")
+    coder = tokens.make_coder(tokenizer)
+    info = folder.parent / "codebooks" / "info.json"
+    k = json.loads(info.read_text())["k"] if info.is_file() else coder.vocabulary.k
+    if k != coder.vocabulary.k or codes.max() >= coder.vocabulary.k:
+        raise SystemExit(f"{folder} was trained with K = {coder.vocabulary.k} codes a modality, but codes.npy was made with "
+                         f"K = {max(k, int(codes.max()) + 1)}. Train again with: {made_by} --no-resume")
+    return model.to(device).eval(), coder
+
+
+class Reading:
+    """A batch of prompts that the model has read, left-padded: its cache, and which places count.
+
+    read() appends tokens to every prompt; rewind() forgets what was appended.
+    """
+
+    def __init__(self, model, prompts):
+        self.model, self.device = model, model.device
+        self.cache, self.mask = DynamicCache(config=model.config), torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
+        longest = max(len(p) for p in prompts)
+        ids = np.zeros((len(prompts), longest), np.int64)
+        keep = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt):], keep[row, longest - len(prompt):] = prompt, 1
+        self.end = self.read(ids, keep)[:, -1]  # (B, d) hidden state after the prompt
+
+    def read(self, ids, keep):
+        """Append ids (B, T); places with keep (B, T) = 0 are holes. Returns hidden states (B, T, d)."""
+        ids, keep = (torch.as_tensor(x, device=self.device, dtype=torch.long) for x in (ids, keep))
+        self.mask = torch.cat([self.mask, keep], 1)
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        return self.model.base_model(input_ids=ids, attention_mask=self.mask, position_ids=positions,
+                                     past_key_values=self.cache).last_hidden_state
+
+    def rewind(self, length):
+        self.cache.crop(length)
+        self.mask = self.mask[:, :length]
+
+    def __len__(self):
+        return self.mask.shape[1]
+
+
+# ---------------------------------------------------------------- sampling
+
+def choose(logits, rngs, temperature=1.0, top_p=0.9):
+    """One token a row from logits (B, V): nucleus sampling, or the best one where temperature is 0.
+
+    rngs: a numpy Generator for each row, so that a row's draw does not depend on its batch.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = torch.softmax(logits.float() / temperature, -1).sort(descending=True, dim=-1)
+    above = probabilities.cumsum(-1) - probabilities  # mass of the tokens ranked higher
+    probabilities[above >= top_p] = 0
+    cumulative = probabilities.cumsum(-1)
+    draws = torch.tensor([[rng.random()] for rng in rngs], device=logits.device, dtype=cumulative.dtype)
+    place = torch.searchsorted(cumulative, draws * cumulative[:, -1:]).clamp(max=logits.shape[-1] - 1)
+    return order.gather(1, place)[:, 0]
+
+
+def sample(reading, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, repetition_penalty=1.0, grammar=None,
+           on_token=None):
+    """Generate up to max_new tokens a row.
+
+    hidden: (B, d) at the last token read. stop: ids that end a row (kept at its end). grammar: None, or
+    (allowed, next_state): allowed (S, V) bool, next_state (V,) int, a row's state starts at 0.
+    repetition_penalty: as in transformers, over what is generated here; 1 = none.
+    Returns: list of B lists of ids.
+    """
+    out, open_rows = [[] for _ in rngs], torch.ones(len(rngs), dtype=torch.bool, device=hidden.device)
+    state = torch.zeros(len(rngs), dtype=torch.long, device=hidden.device)
+    for _ in range(max_new):
+        logits = reading.model.get_output_embeddings()(hidden).float()
+        if repetition_penalty != 1.0:
+            for row, seen in enumerate(out):
+                scores = logits[row, seen]
+                logits[row, seen] = torch.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
+        if grammar:
+            logits = logits.masked_fill(~grammar[0][state], float("-inf"))
+        token = choose(logits, rngs, temperature, top_p)
+        if grammar:
+            state = grammar[1][token]
+        for row in torch.nonzero(open_rows)[:, 0].tolist():
+            out[row].append(int(token[row]))
+            if on_token:
+                on_token(out[row])
+        open_rows &= ~torch.isin(token, torch.tensor(stop, device=token.device))
+        if not open_rows.any():
+            break
+        hidden = reading.read(token[:, None], open_rows[:, None].long())[:, -1]
+    return out
+
+
+def music_grammar(vocabulary, vocab_size, device):
+    """The grammar of a music block for `sample`: start, music tokens in the order of the modalities, end."""
+    k = vocabulary.k
+    allowed = torch.zeros(8, vocab_size, dtype=torch.bool, device=device)
+    allowed[0, vocabulary.start] = True
+    state = torch.zeros(vocab_size, dtype=torch.long, device=device)
+    state[vocabulary.start] = 1
+    for m in range(5):  # state 1: after the start; state m + 2: after a token of modality m
+        first = vocabulary.first + m * k
+        allowed[1:m + 2, first:first + k] = True
+        allowed[m + 2, vocabulary.end] = True
+        state[first:first + k] = m + 2
+    allowed[7, vocabulary.end] = True
+    state[vocabulary.end] = 7
+    return allowed, state
+
+
+def generate_codes(reading, coder, rngs, free=True, **sampling):
+    """Sample a music block after the prompts. Returns a list of five codes, or None where it is not valid."""
+    length = len(reading)
+    grammar = None if free else music_grammar(coder.vocabulary, reading.model.config.vocab_size, reading.device)
+    blocks = sample(reading, reading.end, rngs, [coder.vocabulary.end, *stop_ids(coder)], 7, grammar=grammar, **sampling)
+    reading.rewind(length)
+    return [tokens.ids_to_codes(coder.vocabulary, block) for block in blocks]
+
+
+def stop_ids(coder):
+    return [coder.format.tail[0], coder.tokenizer.eos_token_id]
+
+
+def respond(reading, coder, chosen, rngs, max_new=96, on_token=None, **sampling):
+    """The sentence after the music block of the chosen tracks, codes (B, 5) -> list of B strings."""
+    length, blocks = len(reading), np.zeros((len(chosen), 7), np.int64)
+    keep = np.zeros_like(blocks)
+    for row, codes in enumerate(chosen):  # right-aligned, so that the last token is the last place
+        ids = tokens.codes_to_ids(coder.vocabulary, codes)
+        blocks[row, 7 - len(ids):], keep[row, 7 - len(ids):] = ids, 1
+    hidden = reading.read(blocks, keep)[:, -1]
+    texts = sample(reading, hidden, rngs, stop_ids(coder), max_new, on_token=on_token, **sampling)
+    reading.rewind(length)
+    return [coder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts]
+
+
+# ---------------------------------------------------------------- ranking by likelihood
+
+def rank_by_likelihood(reading, coder, trie, beam=50):
+    """The model's log-probability of each track's tokens, given the prompts.
+
+    The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
+    level are read in one pass, each attending to the prompt and to its own ancestors only. The
+    probability of a code is taken among the codes of its modality. A missing code counts as an average
+    one (minus the entropy, its expected log-probability), so that it neither helps nor buries a track;
+    a modality that no track has counts nothing. Tracks with the same codes share their probability.
+    Tracks that the beam has lost follow, by the level at which it lost them and their score there.
+
+    Returns: (B, N) float32 numpy; higher is better.
+    """
+    model, vocabulary, device = reading.model, coder.vocabulary, reading.device
+    b, k, prompt = reading.mask.shape[0], vocabulary.k, len(reading)
+    weight = model.get_output_embeddings().weight[vocabulary.first:vocabulary.first + 5 * k].view(5, k, -1)
+    hidden = reading.read(np.full((b, 1), vocabulary.start), np.ones((b, 1)))  # (B, W = 1, d): at the root
+    start_position = reading.mask.sum(1) - 1
+    trunk = reading.mask.bool()                                                # (B, T): prompt and start token
+    ancestors = torch.zeros(b, 1, 0, dtype=torch.bool, device=device)          # (B, W, tree tokens read so far)
+    nodes, scores = torch.zeros(b, 1, dtype=torch.long, device=device), torch.zeros(b, 1, device=device)
+    ranks = None
+    for level in range(5):
+        # scores of all nodes of this level whose parent is in the beam
+        codes, parents, of_track = (torch.from_numpy(x[level]).to(device) for x in (trie.codes, trie.parents, trie.nodes))
+        logp = torch.log_softmax(hidden.float() @ weight[level].float().T, -1)  # (B, W, K)
+        missing = (logp.exp() * logp).sum(-1) if (codes >= 0).any() else torch.zeros_like(logp[..., 0])
+        slot = torch.full((b, int(parents.max()) + 1), -1, device=device)
+        slot.scatter_(1, nodes.clamp(min=0), torch.where(nodes >= 0, torch.arange(nodes.shape[1], device=device), -1))
+        slot = slot[:, parents]                                                # (B, n): beam place of the parent
+        place = slot.clamp(min=0)
+        gain = torch.where(codes < 0, missing.gather(1, place), logp.flatten(1).gather(1, place * k + codes.clamp(min=0)))
+        node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
+        here = node_scores[:, of_track] + 1000.0 * level                       # tracks scored deeper come first
+        ranks = here if ranks is None else torch.where(here.isfinite(), here, ranks)
+        if level == 4:
+            break
+        # the next beam: its best nodes, read by the model in one pass
+        scores, nodes = node_scores.topk(min(beam, node_scores.shape[1]))
+        parent, code = slot.gather(1, nodes).clamp(min=0), codes[nodes]
+        nodes = nodes.masked_fill(~scores.isfinite(), -1)
+        real = (code >= 0) & (nodes >= 0)                                      # a missing code adds no token
+        parent_ancestors = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[2]))
+        own = torch.diag_embed(real)                                           # (B, W, W)
+        ancestors = torch.cat([parent_ancestors, own], 2)
+        sees = torch.cat([trunk[:, None].expand(-1, nodes.shape[1], -1), ancestors], 2)
+        positions = start_position[:, None] + ancestors.sum(2)
+        mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill(~sees, torch.finfo(hidden.dtype).min)
+        read = model.base_model(input_ids=vocabulary.first + level * k + code.clamp(min=0), attention_mask=mask[:, None],
+                                position_ids=positions, past_key_values=reading.cache).last_hidden_state
+        parent_hidden = hidden.gather(1, parent[..., None].expand(-1, -1, hidden.shape[2]))
+        hidden = torch.where(real[..., None], read, parent_hidden)
+    reading.rewind(prompt)
+    return (ranks - torch.from_numpy(np.log(trie.counts)).to(device)).float().cpu().numpy()
+
+
+def order_tracks(scores, depth, rng):
+    """Rows of the `depth` highest scores (N,), ties broken by rng."""
+    shuffled = rng.permutation(len(scores))
+    return shuffled[np.argsort(-scores[shuffled], kind="stable")[:depth]]
+
+
+# ---------------------------------------------------------------- predict
+
+def prompt_of(coder, turns, codes_of, context):
+    """Ids up to where the answer to the last turn begins; the oldest turns are left out if they do not fit."""
+    for first in range(len(turns)):
+        ids, _ = tokens.encode_dialogue(coder, turns[first:], codes_of, prompt=True)
+        if len(ids) <= context:
+            return ids
+    return ids[-context:]
+
+
+def stream(seed, dialogue_id, turn, purpose):
+    """A random stream of its own for each turn and purpose."""
+    return np.random.default_rng([seed, crc32(dialogue_id.encode()), turn, purpose])
+
+
+def predict_batch(model, coder, batch, catalogue, args):
+    """Rows of both prediction files for a batch of (dialogue, turn number)."""
+    tracks, codes, codes_of, index, trie = catalogue
+    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
+    prompts = [prompt_of(coder, d["turns"][:t], codes_of, args.context) for d, t in batch]
+    rngs = [[stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch] for purpose in range(4)]
+    sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
+    reading = Reading(model, prompts)
+    sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
+    scores = rank_by_likelihood(reading, coder, trie, args.beam)
+    likelihood = [order_tracks(s, DEPTH, rng) for s, rng in zip(scores, rngs[1])]
+    overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
+    chosen = []
+    for (d, t), rows in zip(batch, likelihood):
+        played = {row_of[turn["music"]] for turn in d["turns"][:t - 1] if turn["music"]}
+        chosen.append(codes[next((r for r in rows if r not in played), rows[0])])
+    responses = respond(reading, coder, chosen, rngs[3], args.max_new_tokens, **sampling)
+    rows = []
+    for i, (d, t) in enumerate(batch):
+        shared = {"dialogue_id": d["dialogue_id"], "turn": t}
+        made = {"codes": sampled[i], "codes_valid": sampled[i] is not None}
+        rows.append([shared | {"track_ids": [tracks[r]["track_id"] for r in ranked], "response": response} | made
+                     for ranked, response in ((likelihood[i], responses[i]), (overlap[i], None))])
+    return rows
+
+
+def predict(args):
+    folder = args.data_dir
+    tracks = data.load_tracks(folder)
+    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
+    codes = data.load_codes(folder, len(tracks))
+    dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)[:args.limit or None]
+    model, coder = load_model(folder / "model", codes, args.device)
+    out = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}")
+    paths = [out / "talkplay.jsonl", out / "talkplay-overlap.jsonl"]
+    run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
+                                reads=["tracks.jsonl", "codes.npy", f"dialogues_{args.split}.jsonl", "model/model.safetensors"],
+                                writes=[p.relative_to(folder) for p in paths])
+    if state == "done":
+        print("05_infer predict: already done, nothing changed")
+        return
+    out.mkdir(exist_ok=True)
+    part = out / "talkplay.part.jsonl"  # a line a turn: the rows of both files
+    if state == "new":
+        part.unlink(missing_ok=True)
+    done = {}
+    if part.is_file():
+        data.keep_whole_lines(part)
+        done = {(rows[0]["dialogue_id"], rows[0]["turn"]): rows for _, line in data.read_jsonl(part, "") for rows in [line["rows"]]}
+
+    catalogue = (tracks, codes, {t["track_id"]: codes[i] for i, t in enumerate(tracks)},
+                 retrieval.build_index(codes), retrieval.build_trie(codes))
+    wanted = [(d, t) for d in dialogues for t, turn in enumerate(d["turns"], 1) if turn["targets"]]
+    todo = sorted([w for w in wanted if (w[0]["dialogue_id"], w[1]) not in done],
+                  key=lambda w: sum(len(turn["query"]) for turn in w[0]["turns"][:w[1]]))  # like lengths together
+    with open(part, "a", encoding="utf-8") as f, torch.inference_mode():
+        for i in tqdm(range(0, len(todo), args.batch_size), desc=f"predict {args.split}"):
+            for rows in predict_batch(model, coder, todo[i:i + args.batch_size], catalogue, args):
+                f.write(json.dumps({"rows": rows}) + "\n")
+                done[rows[0]["dialogue_id"], rows[0]["turn"]] = rows
+            f.flush()
+    for i, path in enumerate(paths):
+        data.write_jsonl(path, (done[d["dialogue_id"], t][i] for d, t in wanted))
+    os.remove(part)
+    valid = np.mean([rows[0]["codes_valid"] for rows in done.values()])
+    print(f"{len(wanted):,} turns; {valid:.1%} of the sampled music blocks are valid")
+    data.finish_run(run, valid_share=float(valid))
+    print(f"wrote {paths[0]} and {paths[1]}; next: python 06_evaluate.py --data-dir {folder} --split {args.split}")
+
+
+# ---------------------------------------------------------------- chat
+
+def reply(model, coder, turns, catalogue, args, rng, on_text=None):
+    """Answer the last of `turns` (its music and response are not set yet).
+
+    Returns: row of the track, the five sampled codes or None, the response.
+    """
+    tracks, codes, codes_of, index, trie = catalogue
+    sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
+    reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
+    sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
+    if args.ranker == "likelihood":
+        rows = order_tracks(rank_by_likelihood(reading, coder, trie, args.beam)[0], DEPTH, rng)
+    else:
+        rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
+    played = {turn["music"] for turn in turns[:-1]}
+    row = next((r for r in rows if tracks[r]["track_id"] not in played), rows[0])
+    on_track, on_token = on_text or (None, None)
+    if on_track:
+        on_track(row, sampled)
+    return row, sampled, respond(reading, coder, [codes[row]], [rng], args.max_new_tokens, on_token=on_token, **sampling)[0]
+
+
+def why(sampled, codes):
+    """Which of the sampled tokens the track has, as a line of text."""
+    if sampled is None:
+        return "the sampled tokens were not a valid block"
+    marks = [f"{m}-{c}{' =' if c == have else f' (track: {have if have >= 0 else None})'}"
+             for m, c, have in zip(tokens.MODALITIES, sampled, codes) if c >= 0]
+    return f"sampled {', '.join(marks)}"
+
+
+def chat(args):
+    folder = args.data_dir
+    tracks = data.load_tracks(folder)
+    codes = data.load_codes(folder, len(tracks))
+    model, coder = load_model(folder / "model", codes, args.device)
+    catalogue = (tracks, codes, {t["track_id"]: codes[i] for i, t in enumerate(tracks)},
+                 retrieval.build_index(codes), retrieval.build_trie(codes))
+    rng, turns = np.random.default_rng(args.seed), []
+    print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.")
+    while True:
+        try:
+            query = input("\nyou  > ").strip()
+        except EOFError:
+            query = ""
+        if not query:
+            return print()
+        turns.append({"query": query, "music": None, "response": None})
+        shown = [0]
+
+        def show_track(row, sampled):
+            track = tracks[row]
+            print(f"play > {data.item_text(track, ('title', 'artist', 'album', 'year'))}\n"
+                  f"       {', '.join(track['tags'])}\n       {why(sampled, codes[row])}\ntalk > ", end="", flush=True)
+
+        def show_token(ids):
+            text = coder.tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+            if not text.endswith("\ufffd"):  # wait for the rest of a character
+                print(text[shown[0]:], end="", flush=True)
+                shown[0] = len(text)
+
+        with torch.inference_mode():
+            row, _, response = reply(model, coder, turns, catalogue, args, rng, (show_track, show_token))
+        print()
+        turns[-1] |= {"music": tracks[row]["track_id"], "response": response}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("chat", "predict"):
+        command = commands.add_parser(name)
+        command.add_argument("--data-dir", type=Path, default=Path("data/demo"))
+        command.add_argument("--temperature", type=float, default=1.0, help="0 = greedy (paper and default: 1)")
+        command.add_argument("--top-p", type=float, default=0.9, help="nucleus (paper and default: 0.9)")
+        command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 = none (paper and default)")
+        command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
+                             help="sample the music tokens freely (default), or hold each to its modality")
+        command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
+        command.add_argument("--context", type=int, default=1024, help="longest prompt in tokens; older turns are left out")
+        command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        command.add_argument("--seed", type=int, default=0)
+        if name == "chat":
+            command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood")
+        else:
+            command.add_argument("--split", choices=("test", "valid"), default="test")
+            command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time")
+            command.add_argument("--limit", type=int, default=0, help="dialogues; 0 = all")
+            command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                                 help="go on with a run that was cut (default); --no-resume starts afresh")
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)
+    chat(args) if args.command == "chat" else predict(args)
+
+
+if __name__ == "__main__":
+    main()
