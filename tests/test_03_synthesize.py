@@ -1,0 +1,169 @@
+"""03_synthesize.py: what every dialogue must be, resume, and that nothing of the test leaks into training."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from common import data
+from synthesis import simulate
+
+synthesize = importlib.import_module("03_synthesize")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """60 tracks with lyrics, tempo and key; 40 playlists; tracks t55 to t59 only in test playlists."""
+    path, rng = tmp_path_factory.mktemp("synth"), np.random.default_rng(0)
+    moods, genres = list(simulate.LEXICON["mood"]), list(simulate.LEXICON["genre"])
+    tracks = []
+    for i in range(60):
+        theme = list(simulate.LEXICON["theme"])[i % 6]
+        tracks.append({"track_id": f"t{i}", "title": f"Title {i}", "artist": f"Band {i % 9}", "album": None,
+                       "release_date": f"{1965 + i % 50}-01-01", "duration_ms": None, "popularity": None,
+                       "tags": [moods[i % 10], genres[i % 5], "piano" if i % 2 else "strings"],
+                       "lyrics": " ".join(simulate.LEXICON["theme"][theme]["words"][:5]) if i % 4 else None,
+                       "caption": "a woman sings, female vocals" if i % 3 else None, "tempo": 60.0 + 2 * i, "key": "C minor", "audio_path": None})
+    data.write_jsonl(path / "tracks.jsonl", tracks)
+    splits = ["train"] * 30 + ["valid"] * 5 + ["test"] * 5
+    data.write_jsonl(path / "playlists.jsonl", [
+        {"playlist_id": f"p{i}", "title": f"mix {i}", "modified_at": None, "split": split,
+         "track_ids": [f"t{j}" for j in rng.permutation(60 if split == "test" else 55)[:14]]} for i, split in enumerate(splits)])
+    done = run_03(path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def run_03(path, *flags):
+    return subprocess.run([sys.executable, "03_synthesize.py", "--data-dir", str(path), "--n-train", "80", "--n-valid", "20",
+                           "--n-test", "40", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def dialogues(folder, split):
+    return [json.loads(line) for line in open(folder / f"dialogues_{split}.jsonl", encoding="utf-8")]
+
+
+def test_every_dialogue_keeps_the_rules(folder):
+    """The rules of `problems`, computed here anew from the playlists."""
+    artist = {t["track_id"]: t["artist"] for t in map(json.loads, open(folder / "tracks.jsonl"))}
+    playlists = {p["playlist_id"]: p for p in map(json.loads, open(folder / "playlists.jsonl"))}
+    for split, n in (("train", 80), ("valid", 20), ("test", 40)):
+        rows = dialogues(folder, split)
+        assert len(rows) == n
+        for d in rows:
+            playlist = playlists[d["playlist_id"]]
+            assert playlist["split"] == split
+            artists = {artist[t] for t in playlist["track_ids"]}
+            turns = d["turns"]
+            assert 4 <= len(turns) <= 14
+            assert len({t["music"] for t in turns}) == len(turns)
+            for t, after in zip(turns, [*turns[1:], None]):
+                assert t["query"] and t["response"] and "{" not in t["query"] + t["response"]
+                assert t["targets"] == [t["music"]]
+                if t["rejected"]:
+                    assert t["music"] not in playlist["track_ids"] and artist[t["music"]] in artists
+                    assert after["kind"] == "after_rejection" and not after["rejected"]
+                else:
+                    assert t["music"] in playlist["track_ids"]
+            assert sum(not t["rejected"] for t in turns) * 2 >= d["meta"]["sampled"]
+
+
+def test_cold_tracks_are_never_met_in_training(folder):
+    played = {t["music"] for d in dialogues(folder, "train") for t in d["turns"]}
+    assert not played & {f"t{i}" for i in range(55, 60)}
+    assert {t["music"] for d in dialogues(folder, "test") for t in d["turns"]} & {f"t{i}" for i in range(55, 60)}
+
+
+def test_unseen_frames_are_unseen(folder):
+    """A test query's frame, blanked, occurs among the training queries if and only if it is marked as seen."""
+    def pattern(frame):
+        return re.compile("(?:^|[.!?] )" + re.sub(r"\\{\w+\\}", ".+", re.escape(frame)) + "$", re.IGNORECASE)
+
+    only_test = [pattern(f) for name, both in simulate.FRAMES.items() if not name.startswith("response") for f in both["test"]]
+    for name, both in simulate.FRAMES.items():
+        if not name.startswith("response"):
+            assert not set(both["train"]) & set(both["test"])
+    turns = [t for d in dialogues(folder, "test") for t in d["turns"]]
+    assert 0.5 < np.mean([t["frame"] == "unseen" for t in turns]) < 0.7
+    assert all(any(p.search(t["query"]) for p in only_test) for t in turns if t["frame"] == "unseen")
+    train = [t["query"] for d in dialogues(folder, "train") for t in d["turns"]]
+    assert not [q for q in train if any(p.search(q) for p in only_test)]
+    assert all(t["frame"] == "seen" for split in ("train", "valid") for d in dialogues(folder, split) for t in d["turns"])
+
+
+def test_what_is_said_is_true(folder):
+    """"too fast", "slower", "older" and the like hold for the tracks they compare."""
+    tracks = {t["track_id"]: t for t in map(json.loads, open(folder / "tracks.jsonl"))}
+    checked = 0
+    for d in dialogues(folder, "train"):
+        for t, after in zip(d["turns"], d["turns"][1:]):
+            a, b = tracks[t["music"]]["tempo"], tracks[after["music"]]["tempo"]
+            if after["kind"] in ("relative", "after_rejection"):
+                for word, holds in (("slower", b < a), ("faster", b > a), ("too fast", b < a), ("too slow", b > a)):
+                    if word in after["query"]:
+                        assert holds, (after["query"], a, b)
+                        checked += 1
+    assert checked > 10
+
+
+def test_facets_by_hand():
+    track = {"tags": ["wistful", "Deep House", "sax", "80s", "vaporwave"], "lyrics": "the harbour, the salt and the tide; a boat",
+             "caption": "with a choir", "tempo": 70.0, "key": "G# minor", "release_date": "1984", "artist": "x", "title": "y"}
+    facets = simulate.track_facets(track)
+    assert facets == {"genre": ["house"], "mood": ["melancholic"], "instrument": ["saxophone"], "vocal": ["choir"], "theme": ["the sea"],
+                      "tempo": ["slow"], "mode": ["minor"], "decade": ["80s"], "tag": ["vaporwave"]}
+
+
+def test_bare_tracks_can_be_asked_for():
+    """Only a title and an artist are known, as in the Million Playlist Dataset without annotations."""
+    bare = [{"track_id": f"t{i}", "title": f"Song {i}", "artist": f"Band {i % 3}", "tags": [], "lyrics": None, "caption": None,
+             "tempo": None, "key": None, "release_date": None} for i in range(6)]
+    facets = {t["track_id"]: simulate.track_facets(t) for t in bare}
+    for seed in range(30):
+        turns = simulate.simulate(None, bare, [], facets, "test", np.random.default_rng(seed))
+        assert len(turns) == 6 and all(t["query"].strip() and "{" not in t["query"] for t in turns)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda d: d["turns"].pop(), "2 turns, not 4 to 14|turns, not"), (lambda d: d["turns"][1].update(query=" "), "turn 2 has no query"),
+    (lambda d: d["turns"][2].update(music="a"), "played twice"), (lambda d: d["turns"][3].update(rejected=True), "not in the negative set"),
+    (lambda d: d["turns"][0].update(music="zzz"), "not in the playlist"),
+    (lambda d: d["turns"][3].update(rejected=True, music="n"), "no accepted track follows")])
+def test_validator_finds_each_fault(change, message):
+    turns = [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]
+    dialogue = {"turns": turns}
+    assert synthesize.problems(dialogue, list("abcd"), {"n"}) == []
+    change(dialogue)
+    assert re.search(message, "; ".join(synthesize.problems(dialogue, list("abcd"), {"n"})))
+    few = {"turns": [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]}
+    assert "only 4 of 9 tracks" in synthesize.problems(few, list("abcdefghi"), set())[0]
+
+
+def test_killed_and_resumed_gives_the_same_files(folder, tmp_path):
+    for name in ("tracks.jsonl", "playlists.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    process = subprocess.Popen([sys.executable, "03_synthesize.py", "--data-dir", str(tmp_path), "--n-train", "80", "--n-valid", "20",
+                                "--n-test", "40"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    part = tmp_path / "dialogues_train.jsonl.part"
+    while process.poll() is None and not (part.is_file() and part.stat().st_size > 3000):
+        pass
+    process.kill()
+    process.wait()
+    assert part.is_file(), "the run ended before it could be killed"
+    with open(part, "ab") as f:
+        f.write(b'{"dialogue_id": "half a li')
+    assert run_03(tmp_path).returncode == 0
+    for split in data.SPLITS:
+        assert (tmp_path / f"dialogues_{split}.jsonl").read_bytes() == (folder / f"dialogues_{split}.jsonl").read_bytes()
+
+
+def test_done_and_changed(folder):
+    assert "already done" in run_03(folder).stdout
+    changed = run_03(folder, "--seed", "5")
+    assert changed.returncode == 1 and "seed (was 0, is 5)" in changed.stderr and "Traceback" not in changed.stderr
