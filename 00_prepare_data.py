@@ -14,37 +14,28 @@ Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl 
 Demo        python 00_prepare_data.py demo
 Full scale  python 00_prepare_data.py mpd --mpd-dir ~/mpd/data --min-count 5 --data-dir data/mpd
 
-Another source is one more function like prepare_mpd, its parser in parse_args, a line in SOURCES.
+Another source is a file like sources/mpd.py, a function like prepare_mpd here that calls it, its flags
+in parse_args, a line in SOURCES.
 """
 
 import argparse
 import hashlib
-import html
 import json
 import multiprocessing
 import os
-import re
-import sys
 import threading
-from array import array
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import data
+from sources import mpd
 
 NAME = "00_prepare_data"
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
 SAMPLE_RATE = 22_050  # Hz, of the demo's audio
-AUDIO_SUFFIXES = (".mp3", ".flac", ".ogg", ".wav")
-TRACK_URI = re.compile(r"spotify:track:([A-Za-z0-9]+)")
-ANNOTATION_TYPES = {"title": str, "artist": str, "album": str, "release_date": str, "duration_ms": int,
-                    "popularity": (int, float), "tags": list, "lyrics": str, "caption": str,
-                    "tempo": (int, float), "key": str, "audio_path": str}
-NO_DATE, LAST_DAY = -1, 2_932_896  # in days since 1970-01-01; the last is 9999-12-31, the end of ISO dates
 
 
 # ---------------------------------------------------------------- what the sources share
@@ -77,20 +68,6 @@ def print_table_1(rows):
         print(f"{r['split']:<6}{r['playlists']:>11,}{r['mean_length']:>13.1f}{r['tracks']:>11,}{r['warm']:>11,}{r['cold']:>11,}")
     pool = rows[-1]
     print(f"candidate pool: {pool['tracks']:,} tracks, {pool['warm']:,} warm and {pool['cold']:,} cold (in no training playlist)\n")
-
-
-def note(problems, kind, where):
-    """Count a problem and remember where the first ones stand. problems: {kind: {count, first}}."""
-    entry = problems.setdefault(kind, {"count": 0, "first": []})
-    entry["count"] += 1
-    if len(entry["first"]) < 3:
-        entry["first"].append(where)
-
-
-def print_problems(problems):
-    for kind, entry in problems.items():
-        more = "; ..." if entry["count"] > len(entry["first"]) else ""
-        print(f"left out: {entry['count']:,} {kind} ({'; '.join(entry['first'])}{more})")
 
 
 def fingerprint(parts):
@@ -175,306 +152,7 @@ def prepare_demo(args):
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
 
-# ---------------------------------------------------------------- mpd: which files
-
-def find_slices(mpd_dir):
-    """The slice files by the number of their first playlist: mpd.slice.0-999.json, 1000-1999, ..."""
-    slices = [p for p in Path(mpd_dir).glob("mpd.slice.*.json") if p.is_file()]
-    if not slices:
-        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it. Give the folder of the Million Playlist Dataset that "
-                         f"holds the slices: --mpd-dir DIR")
-    return sorted(slices, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.name)], p.name))
-
-
-def annotation_files(paths):
-    """{file to write, relative to the data dir: file to read}."""
-    files = {}
-    for path in paths:
-        name = f"annotations/{Path(path).stem}.jsonl"
-        if not Path(path).is_file():
-            raise SystemExit(f"{path} is missing; --annotations takes JSONL files with a track_id in each line")
-        if name in files:
-            raise SystemExit(f"{path} and {files[name]} would both become {name}; rename one of them")
-        files[name] = path
-    return files
-
-
-def find_audio(audio_dir, data_dir, problems):
-    """{track_id: path relative to data_dir} of the audio files in audio_dir, however nested."""
-    # resolved, since ".." of a linked folder leads elsewhere than its name says
-    base = os.path.relpath(Path(audio_dir).resolve(), data_dir.resolve())
-    found = {}
-    for folder, folders, files in os.walk(audio_dir):
-        folders.sort()  # the walk's order, and with it which of two files is taken, is then fixed
-        for name in sorted(files):
-            path, (track_id, suffix) = os.path.join(folder, name), os.path.splitext(name)
-            if suffix.lower() not in AUDIO_SUFFIXES:
-                continue
-            if os.path.getsize(path) == 0:
-                note(problems, "empty audio files", path)
-            elif track_id in found:
-                note(problems, "audio files of a track that has one already", path)
-            else:
-                found[track_id] = Path(base, os.path.relpath(path, audio_dir)).as_posix()
-    if not found:
-        raise SystemExit(f"{audio_dir}: no audio in it. Files named by track_id are expected, in any folder below it, "
-                         f"ending in {', '.join(AUDIO_SUFFIXES)}")
-    return found
-
-
-# ---------------------------------------------------------------- mpd: reading
-
-def clean_text(value):
-    """A string with single spaces, or None where there is nothing to read."""
-    if not isinstance(value, str):
-        return None
-    value = value.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair could not be written
-    return " ".join(value.split()) or None
-
-
-def read_slices(paths, problems):
-    """Yield (where it stands, playlist) of all slices, holding one slice at a time."""
-    for path in tqdm(paths, desc="slices", unit="slice"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            note(problems, "slices that are not JSON", f"{path.name}:{error.lineno}")
-            continue
-        except UnicodeDecodeError as error:
-            note(problems, "slices that are not UTF-8", f"{path.name}: byte {error.start}")
-            continue
-        playlists = content.get("playlists") if isinstance(content, dict) else None
-        if not isinstance(playlists, list):
-            note(problems, "slices without a list of playlists", path.name)
-            continue
-        for position, playlist in enumerate(playlists, 1):
-            yield f"{path.name}: playlist {position}", playlist
-        content = playlists = playlist = None  # free it before the next slice is read
-
-
-def number_tracks(tracks, where, row_of, known, problems):
-    """Rows of a playlist's tracks, each once, in order. New tracks are added to row_of and known."""
-    rows = {}  # a dict keeps the order and holds each row once
-    for position, track in enumerate(tracks, 1):
-        uri = track.get("track_uri") if isinstance(track, dict) else None
-        match = TRACK_URI.fullmatch(uri) if isinstance(uri, str) else None
-        if match is None:
-            note(problems, "tracks without a spotify:track: uri", f"{where}, track {position}")
-            continue
-        row = row_of.get(match[1])
-        if row is None:
-            row = row_of[match[1]] = len(known)
-            duration = track.get("duration_ms")
-            known.append((clean_text(track.get("track_name")),
-                          sys.intern(clean_text(track.get("artist_name")) or ""),  # many tracks share one string
-                          sys.intern(clean_text(track.get("album_name")) or ""),
-                          duration if type(duration) is int and duration > 0 else None))
-        elif row in rows:
-            note(problems, "repeats of a track inside its playlist", f"{where}, track {position}")
-        rows[row] = None
-    return list(rows)
-
-
-def playlist_day(playlist, where, problems):
-    """Days since 1970-01-01 of modified_at (epoch seconds); NO_DATE where it is missing."""
-    seconds = playlist.get("modified_at")
-    if type(seconds) is int and 0 <= seconds // 86_400 <= LAST_DAY:
-        return seconds // 86_400
-    if seconds is not None:
-        note(problems, "dates that are not epoch seconds", where)
-    return NO_DATE
-
-
-def read_playlists(paths, problems):
-    """Every playlist, in a form so compact that a million fit in 3 GiB.
-
-    Returns: row_of, {track_id: row}; known, (title, artist, album, duration in ms) by row; heads,
-    (playlist_id, title, description, day) by playlist; items, (sum of lengths,) int32, rows of the
-    tracks, playlist after playlist; lengths, (P,) int32.
-    """
-    row_of, known, heads, seen = {}, [], [], set()
-    items, lengths = array("i"), array("i")
-    for where, playlist in read_slices(paths, problems):
-        pid = playlist.get("pid") if isinstance(playlist, dict) else None
-        if type(pid) not in (int, str) or pid == "":
-            note(problems, "playlists without a pid", where)
-            continue
-        where, tracks = f"{where} (pid {pid})", playlist.get("tracks")
-        if str(pid) in seen:
-            note(problems, "playlists with the pid of an earlier one", where)
-            continue
-        seen.add(str(pid))
-        rows = number_tracks(tracks, where, row_of, known, problems) if isinstance(tracks, list) else []
-        if not rows:
-            note(problems, "playlists without tracks", where)
-            continue
-        description = playlist.get("description")
-        description = html.unescape(description) if isinstance(description, str) else None  # MPD: &#x27;, &amp;
-        heads.append((str(pid), clean_text(playlist.get("name")), clean_text(description),
-                      playlist_day(playlist, where, problems)))
-        items.extend(rows)
-        lengths.append(len(rows))
-    return row_of, known, heads, np.frombuffer(items, np.int32), np.frombuffer(lengths, np.int32)
-
-
-# ---------------------------------------------------------------- mpd: filters and split
-
-def filter_tracks(items, lengths, allowed, min_count, min_length):
-    """Drop tracks that are not allowed or rare, then playlists that are short without them.
-
-    Rare is counted once, over all playlists: over the training ones alone no cold track would be
-    left. items, lengths: as of read_playlists. allowed: (N,) bool.
-
-    Returns: items of the playlists that stay, by new rows; their lengths; old_rows, (M,) the old
-    row of each new one; stays, (P,) bool.
-    """
-    keep_track = allowed & (np.bincount(items, minlength=len(allowed)) >= min_count)
-    keep_item = keep_track[items]
-    owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    new_lengths = np.bincount(owner[keep_item], minlength=len(lengths)).astype(np.int32)
-    stays = new_lengths >= min_length
-    items = items[keep_item & stays[owner]]
-    used = np.zeros(len(allowed), bool)
-    used[items] = True
-    new_row = np.cumsum(used, dtype=np.int32) - 1
-    return new_row[items], new_lengths[stays], np.flatnonzero(used), stays
-
-
-def sample(groups, n, rng):
-    """n members of the groups in their order, at random from the last group that is needed."""
-    picked = []
-    for group in groups:
-        if len(picked) == n:
-            break
-        picked.extend(rng.permutation(group)[:n - len(picked)])
-    return np.array(picked, int)
-
-
-def split_by_date(days, n_test, n_valid, seed):
-    """Test playlists from the last date, validation from the date before, as in the paper.
-
-    Where a date has too few, the date before it gives the rest; validation first takes what test
-    left of its own. Playlists without a date come last: where all lack it, this is a seeded sample.
-
-    days: (P,) int, days since 1970-01-01 or NO_DATE. Returns: (P,) int8, positions in data.SPLITS.
-    """
-    rng = np.random.default_rng(seed)
-    split = np.full(len(days), TRAIN, np.int8)
-    dates = np.unique(days[days != NO_DATE])[::-1]
-    split[sample((np.flatnonzero(days == d) for d in [*dates, NO_DATE]), n_test, rng)] = TEST
-    earlier = dates[dates < days[split == TEST].min(initial=LAST_DAY)]
-    order = [*earlier[:1], *dates[:len(dates) - len(earlier)], *earlier[1:], NO_DATE]
-    split[sample((np.flatnonzero((days == d) & (split == TRAIN)) for d in order), n_valid, rng)] = VALID
-    return split
-
-
-def at_most_a_tenth(flag, n, n_playlists):
-    if n > n_playlists // 10:
-        print(f"{flag} {n:,} is more than a tenth of the {n_playlists:,} playlists: cut to {n_playlists // 10:,}")
-    return min(n, n_playlists // 10)
-
-
-# ---------------------------------------------------------------- mpd: annotations
-
-def map_annotation(row):
-    """The fields of an annotation by the names of tracks.jsonl.
-
-    `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known, since
-    a date would claim more than that.
-
-    Returns: the fields; names of the fields whose value is of the wrong type.
-    """
-    row = {k: v for k, v in row.items() if v is not None}
-    good = {k: row[k] for k, types in ANNOTATION_TYPES.items() if isinstance(row.get(k), types)
-            and not isinstance(row[k], bool) and row[k] == row[k]}  # NaN is not equal to itself
-    if not all(isinstance(tag, str) for tag in good.get("tags", [])):
-        del good["tags"]
-    bad = [k for k in row if k in ANNOTATION_TYPES and k not in good]
-    if "year" in row and "release_date" not in good:
-        if re.fullmatch(r"\d{4}", str(row["year"])):
-            good["release_date"] = str(row["year"])
-        else:
-            bad.append("year")
-    if isinstance(row.get("decade"), str) and "release_date" not in good:
-        good["tags"] = [*good.get("tags", []), row["decade"]]
-    return good, bad
-
-
-def read_annotations(path, track_ids, problems):
-    """Yield {track_id and fields of tracks.jsonl} for the lines about tracks of the catalogue."""
-    seen = set()
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            where = f"{Path(path).name}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            track_id = row.get("track_id") if isinstance(row, dict) else None
-            if not isinstance(track_id, str):
-                note(problems, "annotation lines that are not a JSON object with a track_id", where)
-            elif track_id in seen:
-                note(problems, "annotation lines with the track_id of an earlier one", where)
-            elif track_id in track_ids:
-                seen.add(track_id)
-                good, bad = map_annotation(row)
-                for field in bad:
-                    note(problems, f"annotated values of {field} that are of the wrong type", where)
-                if good:
-                    yield {"track_id": track_id, **good}
-
-
-def check_annotations(files, track_ids, problems):
-    """Read each file once before anything is written: count, and refuse a file that is of no use."""
-    for path in files.values():
-        counts = {}
-        for row in read_annotations(path, track_ids, problems):
-            for field in row:
-                counts[field] = counts.get(field, 0) + 1
-        if not counts:
-            raise SystemExit(f"{path}: no line is about a track of this catalogue. One JSON object a line is expected, "
-                             f"with track_id (the id in Spotify's uri) and fields of tracks.jsonl")
-        n_tracks = counts.pop("track_id")
-        print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({', '.join(f'{k} {n:,}' for k, n in counts.items())})")
-
-
-# ---------------------------------------------------------------- mpd: all of it
-
-def track_rows(track_ids, known, audio):
-    """Lines of tracks.jsonl. Popularity is null: it is counted in training playlists where needed."""
-    empty = dict.fromkeys(data.TRACK_FIELDS)
-    for track_id, (title, artist, album, duration_ms) in zip(track_ids, known):
-        yield empty | {"track_id": track_id, "title": title, "artist": artist or None, "album": album or None,
-                       "duration_ms": duration_ms, "tags": [], "audio_path": audio.get(track_id)}
-
-
-def playlist_rows(heads, items, lengths, split, track_ids):
-    """Lines of playlists.jsonl."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    for (playlist_id, title, description, day), length, end, s in zip(heads, lengths, ends, split):
-        modified_at = None if day == NO_DATE else (date(1970, 1, 1) + timedelta(day)).isoformat()
-        yield {"playlist_id": playlist_id, "title": title, "description": description, "modified_at": modified_at,
-               "split": data.SPLITS[s], "track_ids": [track_ids[row] for row in items[end - length:end]]}
-
-
-def kept_playlists(slices, allowed, min_count, min_length, problems):
-    """Read and filter. allowed: set of track_ids, or None for all.
-
-    Returns: track_ids and known by row; heads, items and lengths as read_playlists has them.
-    """
-    row_of, known, heads, items, lengths = read_playlists(slices, problems)
-    print_problems(problems)
-    n_playlists, n_tracks = len(heads), len(known)
-    is_allowed = np.array([allowed is None or track_id in allowed for track_id in row_of], bool)
-    items, lengths, old_rows, stays = filter_tracks(items, lengths, is_allowed, min_count, min_length)
-    print(f"kept {stays.sum():,} of {n_playlists:,} playlists (with {min_length} tracks or more) and {len(old_rows):,} of "
-          f"{n_tracks:,} tracks (in {min_count} playlists or more{'' if allowed is None else ', with audio'})")
-    track_ids = list(row_of)
-    return ([track_ids[i] for i in old_rows], [known[i] for i in old_rows], [heads[i] for i in np.flatnonzero(stays)],
-            items, lengths)
-
+# ---------------------------------------------------------------- mpd
 
 def prepare_mpd(args):
     """Turn MPD slices into tracks.jsonl and playlists.jsonl."""
@@ -483,8 +161,8 @@ def prepare_mpd(args):
         raise SystemExit("--min-count and --min-length must be at least 1, --n-test and --n-valid at least 0")
     if args.require_audio and not args.audio_dir:
         raise SystemExit("--require-audio needs --audio-dir, the folder with the audio files")
-    slices, annotations = find_slices(args.mpd_dir), annotation_files(args.annotations)
-    audio = find_audio(args.audio_dir, data_dir, problems) if args.audio_dir else {}
+    slices, annotations = mpd.find_slices(args.mpd_dir), mpd.annotation_files(args.annotations)
+    audio = mpd.find_audio(args.audio_dir, data_dir, problems) if args.audio_dir else {}
     args.slices = fingerprint(f"{p.name} {p.stat().st_size}" for p in slices)
     args.joined = fingerprint([*(f"{k} {data.file_hash(p)}" for k, p in annotations.items()), *audio.values()])
     writes = ["tracks.jsonl", "playlists.jsonl", *annotations]
@@ -494,28 +172,28 @@ def prepare_mpd(args):
         return
 
     allowed = set(audio) if args.require_audio else None
-    track_ids, known, heads, items, lengths = kept_playlists(slices, allowed, args.min_count, args.min_length, problems)
+    track_ids, known, heads, items, lengths = mpd.kept_playlists(slices, allowed, args.min_count, args.min_length, problems)
     if len(heads) < 10:
         raise SystemExit(f"{args.mpd_dir}: {len(heads)} playlists are left; a split needs at least 10. Give more slices, or "
                          f"a lower --min-count or --min-length. Nothing was written")
     days = np.array([head[3] for head in heads])
-    if n_undated := int((days == NO_DATE).sum()):
+    if n_undated := int((days == mpd.NO_DATE).sum()):
         print(f"{n_undated:,} of {len(days):,} playlists have no modified_at: "
               + ("test and valid are a seeded sample" if n_undated == len(days) else "held out only after those with a date"))
-    n_test = at_most_a_tenth("--n-test", args.n_test, len(heads))
-    split = split_by_date(days, n_test, at_most_a_tenth("--n-valid", args.n_valid, len(heads)), args.seed)
+    n_test = mpd.at_most_a_tenth("--n-test", args.n_test, len(heads))
+    split = mpd.split_by_date(days, n_test, mpd.at_most_a_tenth("--n-valid", args.n_valid, len(heads)), args.seed)
     in_annotations, catalogue = {}, set(track_ids)
-    check_annotations(annotations, catalogue, in_annotations)
-    print_problems(in_annotations)
+    mpd.check_annotations(annotations, catalogue, in_annotations)
+    mpd.print_problems(in_annotations)
     table = table_1(items, lengths, split, len(known))
     print_table_1(table)
 
     remove_stale(data_dir, writes)
     data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
-    data.write_jsonl(data_dir / "tracks.jsonl", track_rows(track_ids, known, audio))
-    data.write_jsonl(data_dir / "playlists.jsonl", playlist_rows(heads, items, lengths, split, track_ids))
+    data.write_jsonl(data_dir / "tracks.jsonl", mpd.track_rows(track_ids, known, audio))
+    data.write_jsonl(data_dir / "playlists.jsonl", mpd.playlist_rows(heads, items, lengths, split, track_ids))
     for name, path in annotations.items():
-        data.write_jsonl(data_dir / name, read_annotations(path, catalogue, {}))
+        data.write_jsonl(data_dir / name, mpd.read_annotations(path, catalogue, {}))
     data.finish_run(run, table_1=table, left_out=problems | in_annotations)
     print(f"wrote {len(known):,} tracks and {len(heads):,} playlists to {data_dir}; "
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
@@ -535,23 +213,23 @@ def parse_args(argv=None):
     shared.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="skip what is done, refuse changed arguments; --no-resume starts afresh (default --resume)")
 
-    demo = sources.add_parser("demo", parents=[shared], help="a fictional catalogue, made here")
-    demo.add_argument("--n-tracks", type=int, default=1000, help="tracks to make (default 1000)")
-    demo.add_argument("--n-playlists", type=int, default=2500, help="playlists to make (default 2500)")
-    demo.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render audio (default: one a core)")
+    for_demo = sources.add_parser("demo", parents=[shared], help="a fictional catalogue, made here")
+    for_demo.add_argument("--n-tracks", type=int, default=1000, help="tracks to make (default 1000)")
+    for_demo.add_argument("--n-playlists", type=int, default=2500, help="playlists to make (default 2500)")
+    for_demo.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render audio (default: one a core)")
 
-    mpd = sources.add_parser("mpd", parents=[shared], help="the Million Playlist Dataset")
-    mpd.add_argument("--mpd-dir", required=True, help="folder with mpd.slice.*.json")
-    mpd.add_argument("--annotations", nargs="+", default=[], metavar="FILE",
+    for_mpd = sources.add_parser("mpd", parents=[shared], help="the Million Playlist Dataset")
+    for_mpd.add_argument("--mpd-dir", required=True, help="folder with mpd.slice.*.json")
+    for_mpd.add_argument("--annotations", nargs="+", default=[], metavar="FILE",
                      help="JSONL files: track_id and any fields of tracks.jsonl, year, decade (default none)")
-    mpd.add_argument("--audio-dir", help="folder with ID.mp3, .flac, .ogg or .wav, nested or not (default none)")
-    mpd.add_argument("--require-audio", action="store_true", help="drop tracks without an audio file")
-    mpd.add_argument("--min-count", type=int, default=1, metavar="N",
+    for_mpd.add_argument("--audio-dir", help="folder with ID.mp3, .flac, .ogg or .wav, nested or not (default none)")
+    for_mpd.add_argument("--require-audio", action="store_true", help="drop tracks without an audio file")
+    for_mpd.add_argument("--min-count", type=int, default=1, metavar="N",
                      help="drop tracks in fewer than N playlists of all splits (default 1: keep all)")
-    mpd.add_argument("--min-length", type=int, default=5, metavar="N",
+    for_mpd.add_argument("--min-length", type=int, default=5, metavar="N",
                      help="drop playlists with fewer than N tracks left (default 5)")
-    mpd.add_argument("--n-test", type=int, default=1000, help="test playlists, at most a tenth (default 1000, 0: none)")
-    mpd.add_argument("--n-valid", type=int, default=1000, help="validation playlists, at most a tenth (default 1000, 0: none)")
+    for_mpd.add_argument("--n-test", type=int, default=1000, help="test playlists, at most a tenth (default 1000, 0: none)")
+    for_mpd.add_argument("--n-valid", type=int, default=1000, help="validation playlists, at most a tenth (default 1000, 0: none)")
     return parser.parse_args(argv)
 
 

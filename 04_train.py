@@ -39,7 +39,7 @@ from demo.tiny_llama import tiny_llama, tiny_tokenizer
 # The paper gives context, lr, optimiser and global batch; the rest is our choice (see README).
 RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05),
-    "tiny": dict(context=1024, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05),
+    "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05),
 }
 
 # ---------------------------------------------------------------- the model

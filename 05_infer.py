@@ -22,11 +22,12 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from common import data, retrieval, tokens
-from common.metrics import DEPTH
+from common.metrics import DEPTH, rank_rows
 
 
 # ---------------------------------------------------------------- the model and what it has read
@@ -42,7 +43,7 @@ def load_model(folder, codes, device="cpu"):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if "cuda" in str(device) else torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} Make it again with: {made_by}")
     coder = tokens.make_coder(tokenizer)
     info = folder.parent / "codebooks" / "info.json"
@@ -78,7 +79,9 @@ class Reading:
                                      past_key_values=self.cache).last_hidden_state
 
     def rewind(self, length):
-        self.cache.crop(length)
+        appended = self.cache.get_seq_length() - length
+        if appended:
+            self.cache.crop(-appended)
         self.mask = self.mask[:, :length]
 
     def __len__(self):
@@ -236,12 +239,6 @@ def rank_by_likelihood(reading, coder, trie, beam=50):
     return (ranks - torch.from_numpy(np.log(trie.counts)).to(device)).float().cpu().numpy()
 
 
-def order_tracks(scores, depth, rng):
-    """Rows of the `depth` highest scores (N,), ties broken by rng."""
-    shuffled = rng.permutation(len(scores))
-    return shuffled[np.argsort(-scores[shuffled], kind="stable")[:depth]]
-
-
 # ---------------------------------------------------------------- predict
 
 def prompt_of(coder, turns, codes_of, context):
@@ -268,7 +265,7 @@ def predict_batch(model, coder, batch, catalogue, args):
     reading = Reading(model, prompts)
     sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
     scores = rank_by_likelihood(reading, coder, trie, args.beam)
-    likelihood = [order_tracks(s, DEPTH, rng) for s, rng in zip(scores, rngs[1])]
+    likelihood = [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, rngs[1])]
     overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
     chosen = []
     for (d, t), rows in zip(batch, likelihood):
@@ -300,7 +297,7 @@ def predict(args):
         print("05_infer predict: already done, nothing changed")
         return
     out.mkdir(exist_ok=True)
-    part = out / "talkplay.part.jsonl"  # a line a turn: the rows of both files
+    part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
         part.unlink(missing_ok=True)
     done = {}
@@ -328,6 +325,34 @@ def predict(args):
     print(f"wrote {paths[0]} and {paths[1]}; next: python 06_evaluate.py --data-dir {folder} --split {args.split}")
 
 
+def show(args):
+    """Print one dialogue with what the listener was played, and what the model would have answered."""
+    folder = args.data_dir
+    tracks = data.load_tracks(folder)
+    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
+    dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)
+    dialogue = next((d for d in dialogues if d["dialogue_id"] == args.dialogue), None)
+    if dialogue is None:
+        raise SystemExit(f"--dialogue {args.dialogue} is not in {folder}/dialogues_{args.split}.jsonl; its first is "
+                         f"{dialogues[0]['dialogue_id']}")
+    path = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}") / "talkplay.jsonl"
+    rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder}")
+            if row["dialogue_id"] == args.dialogue}
+    played = set()
+    for t, turn in enumerate(dialogue["turns"], 1):
+        print(f"\nlistener  {turn['query']}")
+        if t in rows:
+            best = next(i for i in rows[t]["track_ids"] if i not in played)
+            rank = [i for i in rows[t]["track_ids"] if i not in played].index(turn["targets"][0]) + 1
+            print(f"model     {describe(tracks[row_of[best]])}\n          \"{rows[t]['response']}\"")
+            print(f"data      {describe(tracks[row_of[turn['music']]])}  (the model ranks it {rank} of {len(tracks)})")
+        played.add(turn["music"])
+
+
+def describe(track):
+    return f"{data.item_text(track, ('title', 'artist', 'year'))} [{', '.join(track['tags'])}]"
+
+
 # ---------------------------------------------------------------- chat
 
 def reply(model, coder, turns, catalogue, args, rng, on_text=None):
@@ -340,7 +365,7 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
     reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
     sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows = order_tracks(rank_by_likelihood(reading, coder, trie, args.beam)[0], DEPTH, rng)
+        rows = rank_rows(rank_by_likelihood(reading, coder, trie, args.beam)[0], rng, DEPTH)
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
     played = {turn["music"] for turn in turns[:-1]}
@@ -399,9 +424,15 @@ def chat(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("chat", "predict"):
-        command = commands.add_parser(name)
+    for name, what in (("chat", "talk to the model"), ("predict", "rank all tracks for every turn of a file of dialogues"),
+                       ("show", "print a predicted dialogue")):
+        command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--data-dir", type=Path, default=Path("data/demo"))
+        if name != "chat":
+            command.add_argument("--split", choices=("test", "valid"), default="test")
+        if name == "show":
+            command.add_argument("--dialogue", default="test-0", help="dialogue_id (default test-0)")
+            continue
         command.add_argument("--temperature", type=float, default=1.0, help="0 = greedy (paper and default: 1)")
         command.add_argument("--top-p", type=float, default=0.9, help="nucleus (paper and default: 0.9)")
         command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 = none (paper and default)")
@@ -415,14 +446,13 @@ def main():
         if name == "chat":
             command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood")
         else:
-            command.add_argument("--split", choices=("test", "valid"), default="test")
             command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time")
             command.add_argument("--limit", type=int, default=0, help="dialogues; 0 = all")
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                                  help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    chat(args) if args.command == "chat" else predict(args)
+    {"chat": chat, "predict": predict, "show": show}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -24,5 +24,6 @@ stage baselines/random_order.py
 stage baselines/popularity.py
 stage baselines/bm25.py
 stage 06_evaluate.py
-stage 06_evaluate.py --show-dialogue test-0
+echo; echo "== one dialogue of the test set, with the model's answers"
+python 05_infer.py show --data-dir "$DATA" --dialogue test-0
 echo; echo "pipeline: $((SECONDS - START)) s. Talk to it: source .venv/bin/activate && python 05_infer.py chat --data-dir $DATA"

@@ -6,7 +6,9 @@ check what they read and end with one clear line (SystemExit) when it is not as 
 should be.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -26,14 +28,32 @@ SPLITS = ("train", "valid", "test")
 # ---------------------------------------------------------------- files
 
 def write_jsonl(path, rows):
-    """Write an iterable of dicts to `path`, one JSON object a line, atomically."""
+    """Write an iterable of dicts to `path`, one JSON object a line, atomically. Half a surrogate pair becomes "?"."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
+    with open(temporary, "w", encoding="utf-8", errors="replace") as f:
         for row in rows:
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
+
+
+def write_text(path, text):
+    """Write a string to `path`, atomically. Half a surrogate pair becomes "?"."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(temporary, path)
+
+
+def write_csv(path, header, rows):
+    """Write a table to `path`, atomically; floats with six digits after the point."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    write_text(path, text.getvalue())
 
 
 def read_jsonl(path, made_by):

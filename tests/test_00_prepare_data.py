@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 prepare = importlib.import_module("00_prepare_data")
 from common import data  # noqa: E402
+from sources import mpd  # noqa: E402
 
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 DAY = 86_400
@@ -100,40 +101,42 @@ def test_slices_are_read_by_number_not_by_name(tmp_path):
 
 def test_a_half_surrogate_does_not_end_in_a_traceback(tmp_path):
     write_slice(tmp_path / "mpd", [forty()[0] | {"name": "odd \ud83d"}] + forty()[1:])
-    assert run_mpd(tmp_path)[1][0]["title"] == "odd ?"
+    (tmp_path / "notes.jsonl").write_text('{"track_id": "a0", "lyrics": "half \\ud83d"}\n')
+    tracks, playlists = run_mpd(tmp_path, "--annotations", tmp_path / "notes.jsonl")
+    assert playlists[0]["title"] == "odd ?" and tracks[0]["lyrics"] == "half ?"
 
 
 # ---------------------------------------------------------------- split
 
 def split_of(days, n_test, n_valid, seed=0):
-    return prepare.split_by_date(np.array(days), n_test, n_valid, seed)
+    return mpd.split_by_date(np.array(days), n_test, n_valid, seed)
 
 
 def test_test_is_the_last_date_and_valid_the_date_before():
     days = [10] * 20 + [11] * 20 + [12] * 20
     split = split_of(days, 5, 7)
-    assert (split[:20] == prepare.TRAIN).all()
-    assert (split[20:40] == prepare.VALID).sum() == 7 and (split == prepare.VALID).sum() == 7
-    assert (split[40:] == prepare.TEST).sum() == 5 and (split == prepare.TEST).sum() == 5
+    assert (split[:20] == mpd.TRAIN).all()
+    assert (split[20:40] == mpd.VALID).sum() == 7 and (split == mpd.VALID).sum() == 7
+    assert (split[40:] == mpd.TEST).sum() == 5 and (split == mpd.TEST).sum() == 5
 
 
 def test_valid_goes_on_to_the_rest_of_the_last_date_and_then_to_earlier_ones():
     days = [9] * 20 + [10] * 20 + [11] * 2 + [12] * 8
     split = split_of(days, 5, 9)  # 2 of day 11, the 3 that test left of day 12, 4 of day 10
-    assert [(split[a:b] == prepare.VALID).sum() for a, b in ((0, 20), (20, 40), (40, 42), (42, 50))] == [0, 4, 2, 3]
+    assert [(split[a:b] == mpd.VALID).sum() for a, b in ((0, 20), (20, 40), (40, 42), (42, 50))] == [0, 4, 2, 3]
 
 
 def test_a_short_last_date_hands_test_on_to_the_date_before():
     days = [9] * 20 + [10] * 20 + [11] * 20 + [12] * 2
     split = split_of(days, 6, 5)
-    assert (split[60:] == prepare.TEST).all() and (split[40:60] == prepare.TEST).sum() == 4
-    assert (split[20:40] == prepare.VALID).sum() == 5  # the date before the earliest that test reached
+    assert (split[60:] == mpd.TEST).all() and (split[40:60] == mpd.TEST).sum() == 4
+    assert (split[20:40] == mpd.VALID).sum() == 5  # the date before the earliest that test reached
 
 
 def test_undated_playlists_are_held_out_last():
-    days = [prepare.NO_DATE] * 20 + [12] * 4
+    days = [mpd.NO_DATE] * 20 + [12] * 4
     split = split_of(days, 3, 3)
-    assert (split[20:] != prepare.TRAIN).all() and (split[:20] == prepare.VALID).sum() == 2
+    assert (split[20:] != mpd.TRAIN).all() and (split[:20] == mpd.VALID).sum() == 2
 
 
 def test_split_depends_on_the_seed_alone():
@@ -166,11 +169,11 @@ def test_repeats_inside_a_playlist_are_removed_and_do_not_count_twice(tmp_path, 
 def test_min_count_and_min_length_worked_by_hand():
     # playlists 0: tracks 0 1 2, 1: tracks 0 1 3, 2: tracks 0 4; counts 3 2 1 1 1
     items, lengths = np.array([0, 1, 2, 0, 1, 3, 0, 4], np.int32), np.array([3, 3, 2], np.int32)
-    new_items, new_lengths, old_rows, stays = prepare.filter_tracks(items, lengths, np.ones(5, bool), 2, 2)
+    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.ones(5, bool), 2, 2)
     assert new_items.tolist() == [0, 1, 0, 1] and new_lengths.tolist() == [2, 2]
     assert old_rows.tolist() == [0, 1] and stays.tolist() == [True, True, False]
     # a track that is not allowed goes, and the rows close up behind it
-    new_items, new_lengths, old_rows, stays = prepare.filter_tracks(items, lengths, np.arange(5) != 0, 1, 2)
+    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.arange(5) != 0, 1, 2)
     assert new_items.tolist() == [0, 1, 0, 2] and old_rows.tolist() == [1, 2, 3] and stays.tolist() == [True, True, False]
 
 

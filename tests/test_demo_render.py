@@ -1,4 +1,4 @@
-"""demo/render.py: the sound of the fictional catalogue, measured with numpy only."""
+"""demo/render.py and demo/instruments.py: the sound of the fictional catalogue, measured with numpy only."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from demo import render
+from demo import instruments, render
 
 ROOT = Path(__file__).resolve().parent.parent
 LEXICON = json.loads((ROOT / "common" / "lexicon.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def test_patterns_divide_the_bar_and_name_drums_that_exist():
     for genre in render.GENRES.values():
         for pattern in (*genre["drums"].values(), genre["chords"], genre["bass"]):
             assert len(pattern) in (12, 16, 24) and set(pattern) <= set("xo.")
-        assert set(genre["drums"]) <= set(render.BURSTS)
+        assert set(genre["drums"]) <= set(instruments.BURSTS)
 
 
 @pytest.mark.parametrize("genre", ["techno", "house"])
@@ -118,7 +118,7 @@ def test_chords_of_c_major_and_a_minor_by_hand():
 def test_notes_are_in_tune(player):
     """The strongest partial of A's lies on a harmonic of A, within a fifth of a semitone."""
     midi = 45 if player == "bass" else 69
-    sound = render.note(player, midi, RATE)[:RATE]
+    sound = instruments.note(player, midi, RATE)[:RATE]
     peak = np.argmax(np.abs(np.fft.rfft(sound * np.hanning(RATE))))  # one second: bins of 1 Hz
     hertz = 440 * 2 ** ((midi - 69) / 12)
     assert abs(12 * np.log2(peak / hertz / max(1, round(peak / hertz)))) < 0.2

@@ -1,0 +1,120 @@
+"""The rules and the metrics of the evaluation (the paper's section 5), the same for every system.
+
+A ranking is an array of catalogue rows, best first. The candidate pool is the whole catalogue; every
+system ranks `ranking_depth(N)` tracks; equal scores are ordered by a fresh seeded draw each turn; tracks
+already played are left out after the ranking, by `filter_played`.
+
+A *rank* is 1-based, 0 when no target is within the depth. Metrics return one value a turn, so that
+they can be averaged, compared in pairs and resampled by playlist.
+"""
+
+import zlib
+
+import numpy as np
+
+DEPTH = 1000
+
+
+def ranking_depth(n_tracks):
+    """How many tracks every system ranks: 1,000, or the whole catalogue where it is smaller."""
+    return min(DEPTH, n_tracks)
+
+
+# ---------------------------------------------------------------- rankings
+
+def turn_rng(seed, dialogue_id, turn):
+    """A random generator of its own for each turn (1-based) of each dialogue, the same on every run."""
+    return np.random.default_rng([seed, zlib.crc32(dialogue_id.encode()), turn])
+
+
+def rank_rows(scores, rng, depth):
+    """The `depth` best rows of `scores`, best first, equal scores in an order drawn from `rng`.
+
+    scores: (N,) numbers. Returns: (min(depth, N),) int64.
+    """
+    depth = min(depth, len(scores))
+    threshold = np.partition(scores, -depth)[-depth]
+    above = rng.permutation(np.flatnonzero(scores > threshold))
+    above = above[np.argsort(-scores[above], kind="stable")]
+    equal = rng.permutation(np.flatnonzero(scores == threshold))
+    return np.concatenate([above, equal[:depth - len(above)]])
+
+
+def filter_played(ranked, played, targets):
+    """Leave out the tracks that earlier turns have played, unless this turn asks for them again.
+
+    ranked: (D,) rows; played: rows of the music of the turns before; targets: rows of this turn.
+    Returns: (<= D,) rows in the same order.
+    """
+    drop = [row for row in played if row not in targets]
+    return ranked[~np.isin(ranked, drop)]
+
+
+def rank_of_first_hit(ranked, targets):
+    """1-based rank of the first target in a ranking, 0 when none is in it.
+
+    ranked: (D,) rows, best first; targets: (T,) rows.
+    """
+    hits = np.flatnonzero(np.isin(ranked, targets))
+    return int(hits[0]) + 1 if len(hits) else 0
+
+
+# ---------------------------------------------------------------- one value a turn
+
+def reciprocal_rank(ranks):
+    """1 / rank, 0 where there is no hit: (n,) int -> (n,) float64. The paper's section 5."""
+    ranks = np.asarray(ranks)
+    return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
+
+
+def mrr(ranks):
+    """Mean reciprocal rank over turns: (1 / n) sum of 1 / rank. The paper's section 5."""
+    return float(reciprocal_rank(ranks).mean())
+
+
+def hit_at(ranks, k):
+    """1 where the rank is k or better, otherwise 0: (n,) int -> (n,) float64. The paper's section 5."""
+    ranks = np.asarray(ranks)
+    return ((ranks > 0) & (ranks <= k)).astype(np.float64)
+
+
+def ndcg_at(ranks, k):
+    """nDCG@k with a single relevant track: 1 / log2(1 + rank) where the rank is k or better, otherwise 0.
+
+    The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's metric.
+    """
+    return hit_at(ranks, k) / np.log2(1 + np.maximum(ranks, 1))
+
+
+# ---------------------------------------------------------------- intervals
+
+def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
+    """Percentile interval of the mean of `values`, resampled by group (cluster bootstrap).
+
+    Turns of one playlist resemble each other, so playlists are drawn, with replacement, and each
+    brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how often
+    a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
+
+    values: (m,) float; groups: (m,) labels; n: resamples; level: of the interval.
+    Returns: (low, high); (nan, nan) with fewer than two groups, where nothing can be resampled.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group)
+    n_groups = len(counts)
+    if n_groups < 2:
+        return float("nan"), float("nan")
+    sums = np.bincount(group, weights=values)
+    drawn = np.random.default_rng(seed).integers(n_groups, size=(n, n_groups))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(a, b, groups, n=1000, seed=0, level=0.95):
+    """Mean of a - b over the same turns, and its interval by `bootstrap_ci`.
+
+    a, b: (m,) float, one value a turn of two systems; groups: (m,) labels.
+    Returns: (mean, low, high). The interval leaves out 0 where the systems differ beyond chance.
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(difference.mean()), *bootstrap_ci(difference, groups, n, seed, level)

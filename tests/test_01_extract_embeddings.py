@@ -1,0 +1,323 @@
+"""01_extract_embeddings.py: encoders against independent results, missing modalities, kill and resume."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from common import data
+
+extract = importlib.import_module("01_extract_embeddings")
+ROOT = Path(__file__).parent.parent
+RATE = 22050
+
+
+def track(i, **fields):
+    return {"track_id": f"t{i}", "title": f"Song {i}", "artist": f"Band {i % 3}", "tags": [f"tag{i % 4}", "calm"]} | fields
+
+
+def make_data(folder, n=10, playlists=((0, 1, 2), (2, 3, 4), (5, 6)), **fields):
+    data.write_jsonl(folder / "tracks.jsonl", [track(i, **fields) for i in range(n)])
+    data.write_jsonl(folder / "playlists.jsonl", [
+        {"playlist_id": f"p{i}", "split": "train", "track_ids": [f"t{row}" for row in rows]} for i, rows in enumerate(playlists)])
+    return folder
+
+
+def run(folder, *flags):
+    extract.main(["--data-dir", str(folder), *map(str, flags)])
+
+
+def load(folder, modality):
+    return np.load(folder / "embeddings" / f"{modality}.npy")
+
+
+def tone(hertz, seconds=2.0, rate=RATE):
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * sum(np.sin(2 * np.pi * h * t) for h in np.atleast_1d(hertz))).astype(np.float32)
+
+
+def clicks(bpm, seconds=12.0, rate=RATE):
+    samples, noise = np.zeros(int(seconds * rate), np.float32), np.random.default_rng(0).normal(size=800).astype(np.float32) / 4
+    for start in np.arange(0, len(samples) - 800, 60 / bpm * rate).astype(int):
+        samples[start:start + 800] = noise
+    return samples
+
+
+# ---------------------------------------------------------------- texts
+
+@pytest.fixture(scope="module")
+def minilm():
+    return extract.load_text_encoder(extract.find_text_encoder("minilm"), "cpu")
+
+
+def test_what_the_text_encoder_reads():
+    song = track(1, title="Dust", artist="The Reeds", album="Low Sun", release_date="1998-04-01", tags=["folk", "sad"], lyrics="la la")
+    assert extract.track_text(song, "semantic") == "folk, sad"
+    assert extract.track_text(song, "metadata") == "Dust by The Reeds from Low Sun (1998)"
+    assert extract.track_text(song, "lyrics") == "la la"
+    bare = track(1, title=None, artist=None, album=None, release_date=None, tags=[], lyrics=None)
+    assert [extract.track_text(bare, m) for m in extract.TEXT_MODALITIES] == [None] * 3
+
+
+def test_minilm_equals_sentence_transformers(minilm):
+    """Golden: sentence-transformers on the same folder, which pools, cuts at 256 tokens and normalises by itself."""
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    texts = ["rainy, piano", "Dust by The Reeds from Low Sun (1998)", "river " * 400, "x", "river " * 90, "rainy, piano"]
+    tokenizer, model, max_tokens = minilm
+    got, cut = extract.embed_texts(texts[:2] + [None] + texts[2:], tokenizer, model, max_tokens, batch_size=2)
+    expected = SentenceTransformer(extract.find_text_encoder("minilm"), device="cpu").encode(texts, normalize_embeddings=True)
+    assert max_tokens == 256 and cut == [3]
+    assert got.shape == (7, 384) and got.dtype == np.float32 and np.isnan(got[2]).all()
+    np.testing.assert_allclose(np.delete(got, 2, 0), expected, atol=1e-5)
+
+
+def test_pooling_by_hand_with_padding_on_either_side():
+    hidden = torch.tensor([[[3., 4.], [0., 2.], [9., 9.]], [[9., 9.], [5., 0.], [0., 5.]]])
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])  # the 9s are padding
+    half = 0.5**0.5
+    for pooling, expected in (("mean", [[1.5 / 11.25**0.5, 3 / 11.25**0.5], [half, half]]), ("cls", [[0.6, 0.8], [1, 0]]),
+                              ("last", [[0, 1], [0, 1]])):
+        np.testing.assert_allclose(extract.pool(hidden, mask, pooling), expected, atol=1e-6, err_msg=pooling)
+
+
+def test_tracks_without_text_are_nan(tmp_path):
+    data.write_jsonl(tmp_path / "tracks.jsonl", [track(0), track(1, tags=[]), track(2, lyrics="one two"), track(3, tags=["calm", "tag0"])])
+    run(tmp_path, "--modalities", "semantic", "lyrics", "metadata", "--device", "cpu")
+    missing = {m: np.isnan(load(tmp_path, m)).all(1).tolist() for m in extract.TEXT_MODALITIES}
+    assert missing == {"semantic": [False, True, False, False], "lyrics": [True, True, False, True], "metadata": [False] * 4}
+    np.testing.assert_allclose(np.linalg.norm(load(tmp_path, "metadata"), axis=1), 1, atol=1e-6)
+
+
+# ---------------------------------------------------------------- playlists
+
+def test_item2vec_puts_tracks_that_share_playlists_together():
+    rng = np.random.default_rng(0)
+    playlists = [rng.permutation(20)[:8] + 20 * (i % 2) for i in range(200)] + [[40]]  # tracks 0-19 and 20-39 never meet
+    vectors = extract.item2vec([list(map(int, p)) for p in playlists], 42, dim=16, epochs=5)
+    assert vectors.shape == (42, 16) and vectors.dtype == np.float32
+    assert np.isnan(vectors[40:]).all() and not np.isnan(vectors[:40]).any()  # 40: alone in its playlist, 41: in none
+    cosine = vectors[:40] @ vectors[:40].T
+    inside = [cosine[i, j] for i in range(40) for j in range(40) if i != j and i // 20 == j // 20]
+    between = cosine[:20, 20:]
+    assert min(inside) > between.max()
+
+
+def test_item2vec_window_covers_the_playlist(monkeypatch):
+    """What gensim is asked for; with its defaults it would draw a smaller window for each word, and drop words beyond 10,000."""
+    import gensim.models
+    asked = {}
+
+    class Stop(Exception):
+        pass
+
+    def fake(sentences, **kwargs):
+        asked.update(kwargs, sentences=sentences)
+        raise Stop
+    monkeypatch.setattr(gensim.models, "Word2Vec", fake)
+    with pytest.raises(Stop):
+        extract.item2vec([list(range(10_500)), [1, 2, 3], [7]], 10_500)
+    assert [len(s) for s in asked["sentences"]] == [10_000, 500, 3]
+    assert (asked["window"], asked["shrink_windows"], asked["sg"], asked["negative"], asked["min_count"]) == (10_000, False, 1, 5, 1)
+    assert (asked["vector_size"], asked["workers"]) == (128, 1)
+
+
+def test_only_training_playlists_count(tmp_path):
+    make_data(tmp_path)
+    lines = [row for _, row in data.read_jsonl(tmp_path / "playlists.jsonl", "")]
+    flags = "--modalities", "playlist", "--no-resume", "--playlist-dim", "8"
+
+    def result(extra):
+        data.write_jsonl(tmp_path / "playlists.jsonl", lines + extra)
+        run(tmp_path, *flags)
+        return load(tmp_path, "playlist").tobytes()
+
+    def playlist(split):
+        return {"playlist_id": split, "split": split, "track_ids": ["t0", "t7", "t8", "t9"]}
+    alone = result([])
+    assert result([playlist("valid"), playlist("test")]) == alone
+    assert np.isnan(load(tmp_path, "playlist")[7:]).all()  # cold: only there
+    assert result([playlist("train")]) != alone
+
+
+# ---------------------------------------------------------------- audio
+
+def test_key_strengths_of_the_profiles_themselves():
+    """Golden: Krumhansl's profile of a key correlates with itself by 1, whatever the tonic."""
+    major, minor = extract.KEY_PROFILES
+    for tonic in range(12):
+        strengths = extract.key_strengths(np.roll(major, tonic))
+        assert strengths.argmax() == tonic and strengths.max() == pytest.approx(1)
+        assert extract.key_strengths(np.roll(minor, tonic)).argmax() == 12 + tonic
+
+
+def test_features_hear_tempo_and_key():
+    """Timbre has 84 columns, then come 12 of chroma, 24 of keys, 1 of mode, 6 of tonnetz, 24 of tempi and the tempo."""
+    tempo_column = 84 + 43 + 24
+    for bpm in (90, 140):
+        features = extract.librosa_features(clicks(bpm), RATE)
+        assert features.shape == (155,) and features.dtype == np.float32 and np.isfinite(features).all()
+        assert 2 ** features[tempo_column] == pytest.approx(bpm, rel=0.04)  # a lag of 43 frames a second
+    g, c, d = (tone(chord) for chord in ([196.0, 246.94, 293.66], [261.63, 329.63, 392.0], [293.66, 369.99, 440.0]))
+    assert set(extract.librosa_features(g, RATE)[84:96].argsort()[-3:]) == {7, 11, 2}  # G B D
+    cadence = extract.librosa_features(np.concatenate([g, c, d, g]), RATE)
+    assert cadence[96:120].argmax() == 7 and cadence[120] > 0  # G major
+
+
+def test_read_audio_takes_the_middle_mono_resampled(tmp_path):
+    left = np.concatenate([tone(200, 1, 44100), tone(1000, 2, 44100), tone(200, 1, 44100)])
+    soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], 1), 44100)
+    samples = extract.read_audio(tmp_path / "a.wav", RATE, seconds=2)
+    assert samples.dtype == np.float32 and len(samples) == 2 * RATE
+    assert np.abs(np.fft.rfft(samples)).argmax() / 2 == pytest.approx(1000, abs=1)  # Hz: 2 s give bins of 0.5 Hz
+    assert np.abs(samples).max() == pytest.approx(0.15, abs=0.01)  # the mean of 0.3 and nothing
+
+
+@pytest.mark.parametrize("name, samples, reason", [
+    ("gone.wav", None, "file missing"), ("silent.wav", np.zeros(RATE), "silent"), ("short.wav", tone(440, 0.3), "shorter than 0.5 s"),
+    ("text.wav", b"this is not audio", "unreadable: .*the file"), ("nan.wav", np.full(RATE, np.nan), "not finite")])
+def test_audio_that_cannot_be_used(tmp_path, name, samples, reason):
+    if isinstance(samples, bytes):
+        (tmp_path / name).write_bytes(samples)
+    elif samples is not None:
+        soundfile.write(tmp_path / name, samples, RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=reason):
+        extract.read_audio(tmp_path / name, RATE)
+
+
+def test_blocks_weigh_the_same():
+    rng = np.random.default_rng(0)
+    raw = (rng.normal(size=(500, 5)) * [1, 10, 100, 1, 0] + 7).astype(np.float32)
+    raw[3] = np.nan
+    mean, divisor = extract.scaling_of(raw, (3, 2))
+    scaled = np.delete((raw - mean) / divisor, 3, 0)
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(scaled.var(0), [1 / 3, 1 / 3, 1 / 3, 1 / 2, 0], rtol=1e-4, atol=1e-9)  # the last column never changes
+
+
+def test_audio_from_files_to_embeddings(tmp_path):
+    """Two workers, in chunks; what cannot be used is NaN and listed with its reason."""
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", tone([220 * 2 ** (i / 12), 330]), RATE)
+    paths = ["0.wav", None, "1.wav", "gone.wav", "2.wav", "3.wav"]
+    data.write_jsonl(tmp_path / "tracks.jsonl", [track(i, audio_path=path) for i, path in enumerate(paths)])
+    run(tmp_path, "--modalities", "audio", "--workers", "2")
+    array, (mean, divisor) = load(tmp_path, "audio"), np.load(tmp_path / "embeddings" / "audio_scaling.npy")
+    assert np.isnan(array).all(1).tolist() == [False, True, False, True, False, False]
+    failed = [row for _, row in data.read_jsonl(tmp_path / "embeddings" / "audio_failed.jsonl", "")]
+    assert failed == [{"track_id": "t3", "audio_path": "gone.wav", "reason": "file missing"}]
+    raw = extract.librosa_features(extract.read_audio(tmp_path / "1.wav", RATE), RATE)
+    np.testing.assert_allclose((raw - mean) / divisor, array[2], atol=1e-3)
+    np.testing.assert_allclose(np.nanmean(array, 0), 0, atol=1e-3)
+
+
+# ---------------------------------------------------------------- kill, resume, refuse
+
+def test_chunks_resume_in_the_same_bytes(tmp_path):
+    """The encoder raises in the third chunk of four; the last line of the progress file is cut as a kill would."""
+    rows = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
+    calls = []
+
+    def encode(part, fail_at=None):
+        calls.append(part.start)
+        if part.start == fail_at:
+            raise KeyboardInterrupt
+        return rows[part], [part.start]
+
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole, notes = extract.fill_in_chunks(tmp_path / "whole", "audio", (14, 3), 4, encode)
+    assert notes == [0, 4, 8, 12]
+    with pytest.raises(KeyboardInterrupt):
+        extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, lambda part: encode(part, fail_at=8))
+    with open(tmp_path / "killed" / "audio.progress.jsonl", "a") as f:
+        f.write('{"rows": 12, "no')
+    calls.clear()
+    resumed, notes = extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
+    assert calls == [8, 12] and notes == [0, 4, 8, 12]
+    assert resumed.read_bytes() == whole.read_bytes() and np.array_equal(np.load(resumed), rows)
+
+
+KILLED = """
+import importlib, os, signal, sys
+extract = importlib.import_module("01_extract_embeddings")
+extract.TEXT_CHUNK, embed, calls = 3, extract.embed_texts, []
+def embed_texts(*args):
+    calls.append(1)
+    if len(calls) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(*args)
+extract.embed_texts = embed_texts
+extract.main(sys.argv[1:])
+"""
+
+
+def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
+    """SIGKILL in the third of metadata's four chunks (the seventh in all), then the same command again."""
+    flags, calls, embed = ("--modalities", "semantic", "metadata", "--device", "cpu"), [], extract.embed_texts
+    killed, whole = (make_data(tmp_path / name) for name in ("killed", "whole"))
+    ran = subprocess.run([sys.executable, "-c", KILLED, "--data-dir", str(killed), *flags], cwd=ROOT, timeout=120,
+                         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert ran.returncode == -signal.SIGKILL and not (killed / "embeddings" / "metadata.npy").exists()
+    monkeypatch.setattr(extract, "TEXT_CHUNK", 3)
+    monkeypatch.setattr(extract, "load_text_encoder", lambda *args: minilm)
+    monkeypatch.setattr(extract, "embed_texts", lambda *args: calls.append(1) or embed(*args))
+    run(killed, *flags)
+    assert len(calls) == 2 and "semantic: finished by an earlier try" in capsys.readouterr().out
+    run(whole, *flags)
+    assert len(calls) == 2 + 8
+    for modality in ("semantic", "metadata"):
+        first, second = (folder / "embeddings" / f"{modality}.npy" for folder in (killed, whole))
+        assert first.read_bytes() == second.read_bytes()
+    assert sorted(p.name for p in (killed / "embeddings").iterdir()) == ["metadata.npy", "semantic.npy"]
+
+
+def test_second_run_and_changed_arguments(tmp_path, capsys):
+    make_data(tmp_path)
+    run(tmp_path, "--modalities", "playlist")
+    capsys.readouterr()
+    run(tmp_path, "--modalities", "playlist", "--workers", "7")
+    assert capsys.readouterr().out == "01_extract_embeddings: already done, nothing changed\n"
+    before = load(tmp_path, "playlist")
+    with pytest.raises(SystemExit, match=r"seed \(was 0, is 1\).*--no-resume"):
+        run(tmp_path, "--modalities", "playlist", "--seed", "1")
+    assert np.array_equal(load(tmp_path, "playlist"), before, equal_nan=True)
+    run(tmp_path, "--modalities", "playlist", "--seed", "1", "--no-resume")
+    assert not np.array_equal(load(tmp_path, "playlist"), before, equal_nan=True)
+
+
+def test_a_damaged_output_is_made_again(tmp_path):
+    make_data(tmp_path)
+    run(tmp_path, "--modalities", "playlist")
+    path = tmp_path / "embeddings" / "playlist.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:-40])
+    run(tmp_path, "--modalities", "playlist")
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--workers", "0"], "--workers 0: a number from 1 on"),
+    (["--text-encoder", "nobody/no-such-encoder"], "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
+])
+def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    make_data(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path, *flags)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "embeddings").exists()
+
+
+def test_missing_files_name_the_stage_before(tmp_path):
+    with pytest.raises(SystemExit, match="tracks.jsonl is missing; make it with: python 00_prepare_data.py"):
+        run(tmp_path)
+    make_data(tmp_path)
+    (tmp_path / "playlists.jsonl").unlink()
+    with pytest.raises(SystemExit, match="playlists.jsonl is missing; make it with: python 00_prepare_data.py"):
+        run(tmp_path)

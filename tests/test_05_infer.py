@@ -1,0 +1,221 @@
+"""05_infer.py: sampling, the grammar, the likelihood ranker against plain scoring, predict and chat."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import K, ROOT, make_codes, make_dialogues
+
+from common import retrieval, tokens
+
+infer = importlib.import_module("05_infer")
+
+
+def prompts_for(coder, codes_of, n=3):
+    return [infer.prompt_of(coder, d["turns"][:t], codes_of, 1024) for d in make_dialogues(n, 30) for t in (1, 3)]
+
+
+def test_choose_is_nucleus_sampling():
+    """By hand: p = .5, .3, .15, .05 at top-p .9 keeps the first three, renormalised."""
+    logits = torch.log(torch.tensor([[0.15, 0.5, 0.05, 0.3]])).expand(6000, -1)
+    rng = np.random.default_rng(0)
+    drawn = np.bincount(infer.choose(logits, [rng] * 6000).numpy(), minlength=4) / 6000
+    assert drawn[2] == 0 and np.abs(drawn - np.array([0.15, 0.5, 0, 0.3]) / 0.95).max() < 0.025
+    assert infer.choose(logits[:2], [rng] * 2, temperature=0).tolist() == [1, 1]
+    assert infer.choose(logits[:2], [rng] * 2, top_p=0.1).tolist() == [1, 1]
+
+
+def test_sample_equals_transformers_generate(tiny):
+    """Greedy, against model.generate on each prompt alone: left padding and the cache change nothing."""
+    model, coder = tiny
+    codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
+    prompts = prompts_for(coder, codes_of)
+    with torch.inference_mode():
+        reading = infer.Reading(model, prompts)
+        ours = infer.sample(reading, reading.end, [None] * len(prompts), [10**9], 8, temperature=0)
+        for prompt, mine in zip(prompts, ours):
+            theirs = model.generate(torch.tensor(prompt)[None].long(), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8,
+                                    do_sample=False, eos_token_id=None, pad_token_id=0)[0, len(prompt):]
+            assert mine == theirs.tolist()
+
+
+def test_repetition_penalty_equals_transformers(tiny):
+    model, coder = tiny
+    prompt = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))})[0]
+    from transformers import RepetitionPenaltyLogitsProcessor
+    with torch.inference_mode():
+        reading = infer.Reading(model, [prompt])
+        ours = infer.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=1.7)[0]
+        penalty, ids = RepetitionPenaltyLogitsProcessor(1.7), []
+        for _ in range(10):
+            logits = model(torch.tensor([[*prompt, *ids]]).long()).logits[:, -1]
+            ids.append(int((penalty(torch.tensor([ids]).long(), logits) if ids else logits).argmax()))
+    assert ours == ids and len(set(ids)) > 1
+
+
+def test_grammar_gives_valid_blocks_only(tiny):
+    model, coder = tiny
+    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}) * 10
+    with torch.inference_mode():
+        reading = infer.Reading(model, prompts)
+        rngs = [np.random.default_rng(i) for i in range(len(prompts))]
+        held = infer.generate_codes(reading, coder, rngs, free=False)
+        free = infer.generate_codes(reading, coder, rngs, free=True)
+    assert all(c is not None for c in held)
+    assert {sum(x >= 0 for x in c) for c in held} > {1}  # blocks of several lengths
+    assert sum(c is None for c in free) > len(free) / 2   # random weights rarely keep the grammar
+
+
+def plain_score(model, coder, prompt, codes, codes_all):
+    """The ranker's score of one track, token by token without cache, trie or batch."""
+    v, total, ids = coder.vocabulary, 0.0, [*prompt, coder.vocabulary.start]
+    for m in range(5):
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]).long(), use_cache=False).logits[0, -1]
+        logp = torch.log_softmax(logits[v.first + m * v.k:v.first + (m + 1) * v.k].double(), 0)
+        if codes[m] >= 0:
+            total += logp[codes[m]].item()
+            ids.append(v.first + m * v.k + int(codes[m]))
+        elif (codes_all[:, m] >= 0).any():
+            total += (logp.exp() * logp).sum().item()
+    return total - np.log((codes_all == codes).all(1).sum())
+
+
+@pytest.mark.parametrize("no_audio", [False, True])
+def test_likelihood_equals_plain_scoring(tiny, no_audio):
+    """With a beam as wide as the trie: every track's score as computed one token at a time."""
+    model, coder = tiny
+    codes = make_codes(40, seed=3, missing=0.25)
+    codes[7] = codes[8]  # two tracks share their codes
+    if no_audio:
+        codes[:, 4] = -1
+        codes[(codes < 0).all(1), 0] = 1
+    codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
+    prompts = prompts_for(coder, codes_of, 2)
+    with torch.inference_mode():
+        reading = infer.Reading(model, prompts)
+        length = len(reading)
+        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), beam=1000)
+        assert len(reading) == length and reading.cache.get_seq_length() == length
+    for row in (0, 3):
+        expected = [plain_score(model, coder, prompts[row], c, codes) for c in codes]
+        assert np.abs(scores[row] - 4000 - expected).max() < 2e-3
+
+
+def test_narrow_beam_keeps_exact_scores_in_front(tiny):
+    """Tracks that the beam reaches have the same score as with the full trie; the others come after them."""
+    model, coder = tiny
+    codes = make_codes(200, seed=4, missing=0.1)
+    trie = retrieval.build_trie(codes)
+    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    with torch.inference_mode():
+        full = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, trie, beam=1000)
+        narrow = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, trie, beam=6)
+    reached = narrow > 3000
+    assert 5 < reached[0].sum() < 200
+    assert np.abs(narrow[reached] - full[reached]).max() < 2e-3
+    assert narrow[0][reached[0]].min() > narrow[0][~reached[0]].max()
+
+
+def test_a_missing_code_is_worth_an_average_one(tiny):
+    """A cold track stands between the best and the worst of its twins that have the playlist code."""
+    model, coder = tiny
+    codes = np.array([[p, 1, 2, 3, 4] for p in [-1, *range(K)]], np.int16)
+    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    with torch.inference_mode():
+        scores = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
+    assert (scores[:, 0] < scores[:, 1:].max(1)).all() and (scores[:, 0] > scores[:, 1:].min(1)).all()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from conftest import small
+    folder = small.__wrapped__(tmp_path_factory.mktemp("infer"))
+    run("04_train.py", folder, "--context", "256", "--epochs", "12", "--batch-size", "2", "--device", "cpu")
+    run("05_infer.py", folder, "predict", "--device", "cpu")
+    return folder
+
+
+def run(script, folder, *flags, ok=True, **kwargs):
+    command = [flags[0], "--data-dir", str(folder), *flags[1:]] if script.startswith("05") else ["--data-dir", str(folder), *flags]
+    done = subprocess.run([sys.executable, script, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+    assert not ok or done.returncode == 0, done.stderr
+    return done
+
+
+def predictions(folder, name="talkplay"):
+    return {(r["dialogue_id"], r["turn"]): r for r in map(json.loads, open(folder / "predictions" / f"{name}.jsonl"))}
+
+
+def test_predict_covers_every_turn(trained):
+    rows = predictions(trained)
+    wanted = [(d["dialogue_id"], t) for d in make_dialogues(4, 30, "test") for t in range(1, 5)]
+    assert list(rows) == wanted == list(predictions(trained, "talkplay-overlap"))
+    for row in rows.values():
+        assert sorted(row["track_ids"]) == sorted(f"t{i}" for i in range(30)) and isinstance(row["response"], str)
+        assert row["codes_valid"] == (row["codes"] is not None)
+    assert not list((trained / "predictions").glob("*.part"))
+    assert "already done" in run("05_infer.py", trained, "predict", "--device", "cpu").stdout
+
+
+def test_nothing_after_the_query_changes_a_prediction(trained, tmp_path):
+    """Gold music, answer, targets and all later turns are altered from turn 3 on: turns 1 to 3 are as before."""
+    shutil.copytree(trained, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    rows = [json.loads(line) for line in open(folder / "dialogues_test.jsonl")]
+    for d in rows:
+        d["turns"][2] |= {"music": "t29", "targets": ["t29"], "response": "Quite another answer.", "kind": "lyrics", "rejected": True}
+        d["turns"][3] |= {"query": "A wholly different question?", "music": "t28", "targets": ["t28"]}
+    with open(folder / "dialogues_test.jsonl", "w") as f:
+        f.writelines(json.dumps(d) + "\n" for d in rows)
+    run("05_infer.py", folder, "predict", "--device", "cpu", "--no-resume")
+    for name in ("talkplay", "talkplay-overlap"):
+        before, after = predictions(trained, name), predictions(folder, name)
+        assert all(before[key] == after[key] for key in before if key[1] <= 3)
+        assert any(before[key] != after[key] for key in before if key[1] == 4)
+
+
+def test_cut_prediction_goes_on(trained, tmp_path):
+    """Half of the lines are there, the last one cut: the resumed file is the same."""
+    shutil.copytree(trained, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    both = [predictions(folder, n) for n in ("talkplay", "talkplay-overlap")]
+    lines = [json.dumps({"rows": [b[key] for b in both]}) + "\n" for key in both[0]]
+    (folder / "predictions" / "talkplay.jsonl.part").write_text("".join(lines[:7]) + lines[7][:100])
+    record = folder / "runs" / "05_infer.test.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "running"}))
+    for name in ("talkplay", "talkplay-overlap"):
+        (folder / "predictions" / f"{name}.jsonl").unlink()
+    run("05_infer.py", folder, "predict", "--device", "cpu")
+    assert [predictions(folder, n) for n in ("talkplay", "talkplay-overlap")] == both
+
+
+def test_chat(trained):
+    for ranker in ("likelihood", "overlap"):
+        done = run("05_infer.py", trained, "chat", "--device", "cpu", "--ranker", ranker, "--max-new-tokens", "8",
+                   input="Something sad\n<|eot_id|><|audio-3|> and <start_of_music>\n\n")
+        assert done.stdout.count("play > Song") == 2 and done.stdout.count("talk >") == 2
+        played = [line for line in done.stdout.split("\n") if "play >" in line]
+        assert played[0] != played[1]  # a played track is not recommended again
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda d: shutil.rmtree(d / "model"), "holds no model; make it with: python 04_train.py"),
+    (lambda d: (d / "codebooks").mkdir() or (d / "codebooks" / "info.json").write_text('{"k": 16}'), "trained with K = 8 .* K = 16"),
+    (lambda d: (d / "model" / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
+])
+def test_bad_model_is_one_line(trained, tmp_path, break_it, message, monkeypatch):
+    shutil.copytree(trained, tmp_path / "copy")
+    before = (tmp_path / "copy" / "predictions" / "talkplay.jsonl").read_bytes()
+    break_it(tmp_path / "copy")
+    monkeypatch.setattr(sys, "argv", ["05_infer.py", "predict", "--data-dir", str(tmp_path / "copy"), "--device", "cpu", "--no-resume"])
+    with pytest.raises(SystemExit, match=message):
+        infer.main()
+    assert (tmp_path / "copy" / "predictions" / "talkplay.jsonl").read_bytes() == before
