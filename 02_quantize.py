@@ -24,7 +24,6 @@ Full scale  python 02_quantize.py --data-dir data/mpd --k 1024
 """
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from common.tokens import MODALITIES, token_string
 
 NAME = "02_quantize"
 LARGEST_K = 32767       # codes are int16
-MINI_BATCH_FROM = 50_000  # rows from which on k-means sees random batches instead of everything
+MINI_BATCH_FROM = 50_000  # rows from which on k-means looks at random batches instead of everything
 TINY = 3                # a cluster with fewer tracks teaches a token next to nothing
 EXAMPLES = 5            # tracks kept for each cluster
 SHOWN = 3               # clusters, and tracks of each, that are printed for a modality
@@ -80,17 +79,16 @@ def load_codebook(data_dir, modality, dim):
         return None
     codebook = np.asarray(data.load_npy(path, made_by, dtype=np.float32))
     if codebook.shape[1] != dim:
-        raise SystemExit(f"{path}: {codebook.shape[1]} dimensions, but embeddings/{modality}.npy has {dim}: another encoder made "
-                         f"it. Fit new codebooks with: {made_by} --no-resume")
+        raise SystemExit(f"{path}: {codebook.shape[1]} dimensions, but embeddings/{modality}.npy has {dim}: another encoder "
+                         f"made it. Fit new codebooks with: {made_by} --no-resume")
     return codebook
 
 
 def saved_k(data_dir):
-    """K of the saved codebooks."""
-    path = Path(data_dir) / "codebooks" / "info.json"
-    if not path.is_file():
-        raise SystemExit(f"{path} is missing; --assign-only needs saved codebooks. Make them with: python {NAME}.py --data-dir {data_dir}")
-    return json.loads(path.read_text())["k"]
+    """K of the saved codebooks. Raises SystemExit: there are none."""
+    made_by = f"python {NAME}.py --data-dir {data_dir} (--assign-only needs saved codebooks)"
+    for _, info in data.read_jsonl(Path(data_dir) / "codebooks" / "info.json", made_by):
+        return info["k"]
 
 
 # ---------------------------------------------------------------- k-means
@@ -187,8 +185,9 @@ def describe_codes(codes, distances, k):
     share = counts[counts > 0] / counts.sum()
     entropy = float(-(share * np.log2(share)).sum())
     return {"clusters": k, "used": int((counts > 0).sum()), "dead": int((counts == 0).sum()),
-            "tiny": int(((counts > 0) & (counts < TINY)).sum()), "largest": int(counts.max()), "entropy_bits": round(entropy, 4),
-            "perplexity": round(2**entropy, 2), "inertia": float(np.nansum(distances)), "missing_share": float((codes < 0).mean())}
+            "tiny": int(((counts > 0) & (counts < TINY)).sum()), "largest": int(counts.max()),
+            "entropy_bits": round(entropy, 4), "perplexity": round(2**entropy, 2),
+            "inertia": float(np.nansum(distances)), "missing_share": float((codes < 0).mean())}
 
 
 def describe_collisions(codes):
@@ -245,7 +244,7 @@ def parse_args(argv=None):
         "makes it again")
     args = parser.parse_args(argv)
     if args.k and not 2 <= args.k <= LARGEST_K:
-        raise SystemExit(f"--k {args.k}: from 2 to {LARGEST_K} is expected (codes are int16), or 0 to choose by the number of tracks")
+        raise SystemExit(f"--k {args.k}: from 2 to {LARGEST_K} is expected (codes are int16), or 0 to choose by the catalogue")
     if args.k and args.assign_only:
         raise SystemExit(f"--k {args.k} with --assign-only: K is that of the saved codebooks; leave one of the two out")
     if args.n_init < 1:
@@ -293,7 +292,7 @@ def main(argv=None):
     data.save_npy(args.data_dir / "codes.npy", codes)
     print_report(info, examples)
     data.finish_run(run, **info)
-    print(f"wrote codes.npy and codebooks/ in {args.data_dir}, K = {k}; next: python 03_synthesize.py --data-dir {args.data_dir}")
+    print(f"wrote codes.npy and codebooks/ (K = {k}) in {args.data_dir}; next: python 03_synthesize.py --data-dir {args.data_dir}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,28 @@ def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
         first, second = (folder / "embeddings" / f"{modality}.npy" for folder in (killed, whole))
         assert first.read_bytes() == second.read_bytes()
     assert sorted(p.name for p in (killed / "embeddings").iterdir()) == ["metadata.npy", "semantic.npy"]
+
+
+ORPHAN = """
+import importlib, multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+extract = importlib.import_module("01_extract_embeddings")
+with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), extract.start_worker) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_audio_workers_die_with_a_killed_parent():
+    ran = subprocess.run([sys.executable, "-c", ORPHAN], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    assert ran.returncode == -signal.SIGKILL  # and stdout has ended, which the worker held open too
+    for _ in range(50):
+        try:
+            os.kill(int(ran.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker lives on")
 
 
 def test_second_run_and_changed_arguments(tmp_path, capsys):
