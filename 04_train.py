@@ -178,14 +178,19 @@ def token_losses(model, ids, positions, labels):
                            reduction="none").view(labels.shape[0], -1)
 
 
+def autocast(device):
+    """bfloat16 arithmetic on a GPU, over float32 weights; nothing on a CPU, where it is slower."""
+    return torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
+
+
 @torch.no_grad()
-def validate(model, pieces, bins, context, pad, device, autocast, size=8):
+def validate(model, pieces, bins, context, pad, device, size=8):
     """Mean loss (nats a token) of all tokens, of text (queries and answers) and of music."""
     model.eval()
     sums = {"all": [0.0, 0], "text": [0.0, 0], "music": [0.0, 0]}
     for i in range(0, len(bins), size):
         ids, positions, labels, parts = stack(pieces, bins, range(i, min(i + size, len(bins))), context, pad, device)
-        with autocast():
+        with autocast(device):
             losses = token_losses(model, ids, positions, labels)
         known, part = labels[:, 1:] != -100, parts[:, 1:]
         groups = {"all": known, "text": known & ((part == USER) | (part == RESPONSE)), "music": known & (part == MUSIC)}
@@ -269,124 +274,100 @@ def model_card(args, recipe, n_tokens, losses):
 
 # ---------------------------------------------------------------- main
 
-def main():
+def parse_args():
+    """(args, recipe): the recipe's values, with those given as flags laid over them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"))
-    parser.add_argument("--base-model", default="tiny", help="tiny (built here), a folder, or a Hugging Face id")
-    parser.add_argument("--recipe", choices=RECIPES, default=None,
-                        help="values of the flags that follow (default: tiny for the tiny model, else paper)")
-    for name, what in (("context", "tokens a sequence"), ("lr", "peak learning rate"), ("batch-size", "sequences a step, over all GPUs"),
-                       ("epochs", "passes over the training dialogues"), ("warmup", "share of the steps with rising learning rate"),
-                       ("weight-decay", "of AdamW"), ("drop-tokens", "share of music codes left out in training; 0 = none")):
-        kind = int if name in ("context", "batch-size") else float
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
+    add("--base-model", default="tiny", help="tiny (built here, default), a folder, or a Hugging Face id")
+    add("--recipe", choices=RECIPES, default=None, help="values of the next flags (default: tiny for the tiny model, else paper)")
+    for name, what in (("context", "tokens a sequence"), ("lr", "peak learning rate"),
+                       ("batch-size", "sequences a step, over all GPUs"), ("epochs", "passes over the training dialogues"),
+                       ("warmup", "share of the steps with rising learning rate"), ("weight-decay", "of AdamW"),
+                       ("drop-tokens", "share of music codes left out in training; 0 = none")):
         values = ", ".join(f"{r}: {v[name.replace('-', '_')]:g}" for r, v in RECIPES.items())
-        parser.add_argument(f"--{name}", type=kind, default=None, help=f"{what} ({values})")
-    parser.add_argument("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 = as many as the step has")
-    parser.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient; 0 = no clipping")
-    parser.add_argument("--eval-every", type=int, default=100, help="steps between validations; 0 = only at the end")
-    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints; 0 = none")
-    parser.add_argument("--limit", type=int, default=0, help="training dialogues used; 0 = all")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                        help="go on with a run that was cut (default); --no-resume starts afresh")
+        add(f"--{name}", type=int if name in ("context", "batch-size") else float, help=f"{what} ({values})")
+    add("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 (default) = all of a step")
+    add("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (default 1); 0 = no clipping")
+    add("--eval-every", type=int, default=100, help="steps between validations (default 100); 0 = only at the end")
+    add("--save-every", type=int, default=100, help="steps between checkpoints (default 100); 0 = none")
+    add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    add("--seed", type=int, default=0, help="of the model, the new rows and the order (default 0)")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
     recipe = dict(RECIPES[args.recipe or ("tiny" if args.base_model == "tiny" else "paper")])
     recipe |= {name: getattr(args, name) for name in recipe if getattr(args, name) is not None}
+    if min(recipe["context"] - 1, recipe["batch_size"], recipe["epochs"], recipe["lr"]) <= 0:
+        raise SystemExit("--context must be above 1; --batch-size, --epochs and --lr above 0")
+    return args, recipe
 
+
+def start_process(device):
+    """(rank, world size, this process's device), with torch.distributed started where torchrun runs us."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = args.device
     if world > 1:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    torch.set_flush_denormal(True)
+        dist.init_process_group("nccl" if "cuda" in device else "gloo")
+    torch.set_flush_denormal(True)  # on CPU, tiny numbers would slow everything down
+    return rank, world, device
 
-    # the files, and whether there is anything to do
-    folder = args.data_dir
+
+def load_data(folder, limit):
+    """(K, {track_id: codes}, training dialogues, validation dialogues)."""
     tracks = data.load_tracks(folder)
-    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     codes = data.load_codes(folder, len(tracks))
-    codes_of = {t["track_id"]: codes[i] for i, t in enumerate(tracks)}
-    train = data.load_dialogues(folder / "dialogues_train.jsonl", row_of)
-    valid = data.load_dialogues(folder / "dialogues_valid.jsonl", row_of)
-    train = train[:args.limit or None]
-    part, final = folder / "model.part", folder / "model"
-    writes = [f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")]
-    run, state = data.begin_run(folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl",
-                                "dialogues_valid.jsonl"], writes=writes, resume=args.resume, record=rank == 0)
-    if state == "done":
-        print("04_train: already done, nothing changed")
-        return
-    if world > 1:
-        dist.barrier()
-    if rank == 0:
-        if state == "new" and part.exists():
-            shutil.rmtree(part)
-        part.mkdir(exist_ok=True)
+    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
+    train, valid = (data.load_dialogues(folder / f"dialogues_{split}.jsonl", row_of) for split in ("train", "valid"))
+    info = folder / "codebooks" / "info.json"
+    k = json.loads(info.read_text())["k"] if info.is_file() else int(codes.max()) + 1
+    return k, {track_id: codes[row] for track_id, row in row_of.items()}, train[:limit or None], valid
 
-    # the model and its vocabulary: the same on every rank, since everything is seeded
-    model, tokenizer = load_base(args.base_model, train, args.seed)
-    k = json.loads((folder / "codebooks" / "info.json").read_text())["k"] if (folder / "codebooks" / "info.json").is_file() \
-        else int(codes.max()) + 1
-    expand_vocabulary(model, tokenizer, k, args.seed)
-    coder = tokens.make_coder(tokenizer)
-    model.to(device).train()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
-    # dialogues -> pieces -> bins
-    context = recipe["context"]
-    pieces, cut, short = encode_all(coder, train, codes_of, context, recipe["drop_tokens"], args.seed)
-    valid_pieces, _, _ = encode_all(coder, valid, codes_of, context)
-    bins, valid_bins = (pack([len(ids) for ids, _ in p], context) for p in (pieces, valid_pieces))
-    n_tokens = sum(len(ids) for ids, _ in pieces)
+def make_optimizer(model, recipe):
+    """AdamW; matrices and embeddings decay, norms do not."""
+    groups = [{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": recipe["weight_decay"]},
+              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe["lr"], betas=(0.9, 0.95), fused=True)
+
+
+def fit(args, recipe, model, pieces, bins, check, part, resuming, rank, world, device, pad):
+    """The training loop. check: function that returns the validation losses. Returns the last of them."""
     steps = math.ceil(recipe["epochs"] * len(bins) / recipe["batch_size"])
-    if rank == 0:
-        print(f"{len(train):,} dialogues, {n_tokens:,} tokens ({n_tokens / len(bins) / context:.1%} of {len(bins):,} packed "
-              f"sequences), {cut} cut at a turn, {short} turns cut short; {steps:,} steps of {recipe['batch_size']} sequences")
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {5 * k + 2:,} new tokens (K = {k})")
-
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": recipe["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=recipe["lr"], betas=(0.9, 0.95), fused=True)
+    optimizer = make_optimizer(model, recipe)
     checkpoint, log = part / "checkpoint.pt", part / "log.jsonl"
-    step, seconds = 0, 0.0
-    if state == "resume" and checkpoint.is_file():
+    step, seconds, losses = 0, 0.0, {}
+    if resuming and checkpoint.is_file():
         step, seconds = load_checkpoint(checkpoint, model, optimizer, device)
         print(f"rank {rank}: going on from step {step}")
     if rank == 0:
         truncate_log(log, step)
     wrapped = DistributedDataParallel(model, device_ids=[device] if "cuda" in device else None) if world > 1 else model
-    on_gpu = "cuda" in device
 
-    def autocast():
-        return torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
-
-    # the training loop
     epochs = math.ceil(recipe["epochs"]) + 1  # one more, so that the last step is as full as the others
     order = np.concatenate([np.random.default_rng([args.seed, e]).permutation(len(bins)) for e in range(epochs)])
     started = time.time() - seconds
-    losses = {}
-    bar = tqdm(total=steps, initial=step, disable=rank != 0, desc="train")
+    bar = tqdm(total=steps, initial=step, disable=rank != 0, desc="train", mininterval=1)
     while step < steps:
         batch = order[step * recipe["batch_size"]:(step + 1) * recipe["batch_size"]]
         # every rank knows the whole batch, so the mean over its tokens needs no messages
         n_labels = sum(len(pieces[i][0]) - 1 for b in batch for i in bins[b])
         mine = batch[rank::world]
         micro = args.micro_batch or max(1, len(mine))
-        starts = list(range(0, len(mine), micro))
         lr = learning_rate(step, steps, recipe["lr"], recipe["warmup"])
         for group in optimizer.param_groups:
             group["lr"] = lr
         total = torch.zeros((), device=device)
-        for s in starts:
-            ids, positions, labels, _ = stack(pieces, bins, mine[s:s + micro], context, pad, device)
-            last = s == starts[-1]
-            with nullcontext() if last or world == 1 else wrapped.no_sync():
-                with autocast():
-                    loss = token_losses(wrapped, ids, positions, labels).sum() / n_labels
+        for s in range(0, max(1, len(mine)), micro):
+            # a rank without a sequence of its own in a small batch joins in with one that counts nothing
+            chosen = mine[s:s + micro] if len(mine) else batch[:1]
+            ids, positions, labels, _ = stack(pieces, bins, chosen, recipe["context"], pad, device)
+            with nullcontext() if world == 1 or s + micro >= len(mine) else wrapped.no_sync():
+                with autocast(device):
+                    loss = token_losses(wrapped, ids, positions, labels).sum() / n_labels * bool(len(mine))
                 (loss * world).backward()  # DDP averages over ranks, and we want their sum
             total += loss.detach()
         if world > 1:
@@ -403,27 +384,68 @@ def main():
             seconds = time.time() - started
             row = {"step": step, "loss": round(total.item(), 6), "lr": lr, "tokens": n_labels, "seconds": round(seconds, 1)}
             if step == steps or (args.eval_every and step % args.eval_every == 0):
-                losses = validate(model, valid_pieces, valid_bins, context, pad, device, autocast)
+                losses = check()
                 row |= {f"valid_{name}": round(value, 6) for name, value in losses.items()}
                 bar.write(f"step {step}: validation loss {losses['all']:.3f} (text {losses['text']:.3f}, music {losses['music']:.3f})")
             append_log(log, row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
             if args.save_every and step % args.save_every == 0 and step < steps:
                 save_checkpoint(checkpoint, model, optimizer, step, seconds)
         if world > 1:
             dist.barrier()
         bar.update()
     bar.close()
+    return losses
 
-    # the Hugging Face folder takes its name when it is whole
+
+def main():
+    args, recipe = parse_args()
+    rank, world, device = start_process(args.device)
+    folder, part, final = args.data_dir, args.data_dir / "model.part", args.data_dir / "model"
+    k, codes_of, train, valid = load_data(folder, args.limit)
+    run, state = data.begin_run(
+        folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl", "dialogues_valid.jsonl"],
+        writes=[f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")],
+        resume=args.resume, record=rank == 0)
+    if state == "done":
+        print("04_train: already done, nothing changed")
+        return
+
+    # the model and its vocabulary: the same on every rank, since everything is seeded
+    model, tokenizer = load_base(args.base_model, train, args.seed)
+    expand_vocabulary(model, tokenizer, k, args.seed)
+    coder = tokens.make_coder(tokenizer)
+    model.to(device).train()
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if rank == 0:
-        if not losses:  # resumed after the last step
-            losses = validate(model, valid_pieces, valid_bins, context, pad, device, autocast)
+        if state == "new" and part.exists():
+            shutil.rmtree(part)
+        part.mkdir(exist_ok=True)
+    if world > 1:
+        dist.barrier()
+
+    # dialogues -> pieces -> bins
+    context = recipe["context"]
+    pieces, cut, short = encode_all(coder, train, codes_of, context, recipe["drop_tokens"], args.seed)
+    valid_pieces, _, _ = encode_all(coder, valid, codes_of, context)
+    bins, valid_bins = (pack([len(ids) for ids, _ in p], context) for p in (pieces, valid_pieces))
+    n_tokens = sum(len(ids) for ids, _ in pieces)
+    if rank == 0:
+        print(f"{len(train):,} dialogues, {n_tokens:,} tokens in {len(bins):,} packed sequences ({n_tokens / len(bins) / context:.1%} "
+              f"full); {cut:,} dialogues cut at a turn, {short:,} turns cut short")
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {5 * k + 2:,} new tokens (K = {k})")
+
+    def check():
+        return validate(model, valid_pieces, valid_bins, context, pad, device)
+
+    losses = fit(args, recipe, model, pieces, bins, check, part, state == "resume", rank, world, device, pad)
+    if rank == 0:  # the Hugging Face folder takes its name when it is whole
+        losses = losses or check()
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        plot_loss(log, part / "loss.png")
-        (part / "README.md").write_text(model_card(args, recipe, n_tokens, losses))
-        checkpoint.unlink(missing_ok=True)
+        plot_loss(part / "log.jsonl", part / "loss.png")
+        data.write_text(part / "README.md", model_card(args, recipe, n_tokens, losses))
+        (part / "checkpoint.pt").unlink(missing_ok=True)
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)

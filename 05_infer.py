@@ -18,19 +18,21 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, retrieval, tokens
+from common.generation import Reading, music_grammar, sample
 from common.metrics import DEPTH, rank_rows
 
 
-# ---------------------------------------------------------------- the model and what it has read
+# ---------------------------------------------------------------- the model
 
 def load_model(folder, codes, device="cpu"):
     """(model, coder) of a folder made by 04_train.py.
@@ -54,107 +56,7 @@ def load_model(folder, codes, device="cpu"):
     return model.to(device).eval(), coder
 
 
-class Reading:
-    """A batch of prompts that the model has read, left-padded: its cache, and which places count.
-
-    read() appends tokens to every prompt; rewind() forgets what was appended.
-    """
-
-    def __init__(self, model, prompts):
-        self.model, self.device = model, model.device
-        self.cache, self.mask = DynamicCache(config=model.config), torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
-        longest = max(len(p) for p in prompts)
-        ids = np.zeros((len(prompts), longest), np.int64)
-        keep = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt):], keep[row, longest - len(prompt):] = prompt, 1
-        self.end = self.read(ids, keep)[:, -1]  # (B, d) hidden state after the prompt
-
-    def read(self, ids, keep):
-        """Append ids (B, T); places with keep (B, T) = 0 are holes. Returns hidden states (B, T, d)."""
-        ids, keep = (torch.as_tensor(x, device=self.device, dtype=torch.long) for x in (ids, keep))
-        self.mask = torch.cat([self.mask, keep], 1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        return self.model.base_model(input_ids=ids, attention_mask=self.mask, position_ids=positions,
-                                     past_key_values=self.cache).last_hidden_state
-
-    def rewind(self, length):
-        appended = self.cache.get_seq_length() - length
-        if appended:
-            self.cache.crop(-appended)
-        self.mask = self.mask[:, :length]
-
-    def __len__(self):
-        return self.mask.shape[1]
-
-
-# ---------------------------------------------------------------- sampling
-
-def choose(logits, rngs, temperature=1.0, top_p=0.9):
-    """One token a row from logits (B, V): nucleus sampling, or the best one where temperature is 0.
-
-    rngs: a numpy Generator for each row, so that a row's draw does not depend on its batch.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, order = torch.softmax(logits.float() / temperature, -1).sort(descending=True, dim=-1)
-    above = probabilities.cumsum(-1) - probabilities  # mass of the tokens ranked higher
-    probabilities[above >= top_p] = 0
-    cumulative = probabilities.cumsum(-1)
-    draws = torch.tensor([[rng.random()] for rng in rngs], device=logits.device, dtype=cumulative.dtype)
-    place = torch.searchsorted(cumulative, draws * cumulative[:, -1:]).clamp(max=logits.shape[-1] - 1)
-    return order.gather(1, place)[:, 0]
-
-
-def sample(reading, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, repetition_penalty=1.0, grammar=None,
-           on_token=None):
-    """Generate up to max_new tokens a row.
-
-    hidden: (B, d) at the last token read. stop: ids that end a row (kept at its end). grammar: None, or
-    (allowed, next_state): allowed (S, V) bool, next_state (V,) int, a row's state starts at 0.
-    repetition_penalty: as in transformers, over what is generated here; 1 = none.
-    Returns: list of B lists of ids.
-    """
-    out, open_rows = [[] for _ in rngs], torch.ones(len(rngs), dtype=torch.bool, device=hidden.device)
-    state = torch.zeros(len(rngs), dtype=torch.long, device=hidden.device)
-    for _ in range(max_new):
-        logits = reading.model.get_output_embeddings()(hidden).float()
-        if repetition_penalty != 1.0:
-            for row, seen in enumerate(out):
-                scores = logits[row, seen]
-                logits[row, seen] = torch.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
-        if grammar:
-            logits = logits.masked_fill(~grammar[0][state], float("-inf"))
-        token = choose(logits, rngs, temperature, top_p)
-        if grammar:
-            state = grammar[1][token]
-        for row in torch.nonzero(open_rows)[:, 0].tolist():
-            out[row].append(int(token[row]))
-            if on_token:
-                on_token(out[row])
-        open_rows &= ~torch.isin(token, torch.tensor(stop, device=token.device))
-        if not open_rows.any():
-            break
-        hidden = reading.read(token[:, None], open_rows[:, None].long())[:, -1]
-    return out
-
-
-def music_grammar(vocabulary, vocab_size, device):
-    """The grammar of a music block for `sample`: start, music tokens in the order of the modalities, end."""
-    k = vocabulary.k
-    allowed = torch.zeros(8, vocab_size, dtype=torch.bool, device=device)
-    allowed[0, vocabulary.start] = True
-    state = torch.zeros(vocab_size, dtype=torch.long, device=device)
-    state[vocabulary.start] = 1
-    for m in range(5):  # state 1: after the start; state m + 2: after a token of modality m
-        first = vocabulary.first + m * k
-        allowed[1:m + 2, first:first + k] = True
-        allowed[m + 2, vocabulary.end] = True
-        state[first:first + k] = m + 2
-    allowed[7, vocabulary.end] = True
-    state[vocabulary.end] = 7
-    return allowed, state
-
+# ---------------------------------------------------------------- music and text
 
 def generate_codes(reading, coder, rngs, free=True, **sampling):
     """Sample a music block after the prompts. Returns a list of five codes, or None where it is not valid."""
@@ -184,21 +86,62 @@ def respond(reading, coder, chosen, rngs, max_new=96, on_token=None, **sampling)
 
 # ---------------------------------------------------------------- ranking by likelihood
 
-def rank_by_likelihood(reading, coder, trie, beam=50):
-    """The model's log-probability of each track's tokens, given the prompts.
+def code_gains(hidden, weight):
+    """Log-probability of each code of a modality, and what a missing code counts: its expectation, minus the entropy.
+
+    hidden: (..., d) where the modality's token comes next; weight: (K, d) output rows of its tokens.
+    Returns: (..., K) and (...), float32.
+    """
+    logp = torch.log_softmax(hidden.float() @ weight.float().T, -1)
+    return logp, (logp.exp() * logp).sum(-1)
+
+
+def music_weight(model, vocabulary):
+    """Output embedding of the music tokens: (5, K, d)."""
+    return model.get_output_embeddings().weight[vocabulary.first:vocabulary.first + 5 * vocabulary.k].view(5, vocabulary.k, -1)
+
+
+def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
+    """What the model thinks of each track's tokens before it knows what is wanted.
+
+    The log-probability of each code after a query that says nothing. The model has learnt the code
+    sequences of the tracks that it met in training, and finds all others unlikely; rankings subtract
+    this, or new tracks would be buried whatever is asked for (contextual calibration: Zhao et al. 2021).
+
+    codes: (N, 5). Returns: (N, 5) float32.
+    """
+    vocabulary, weight = coder.vocabulary, music_weight(model, coder.vocabulary)
+    prompt = [*tokens.encode_dialogue(coder, [{"query": query}], {}, prompt=True)[0], vocabulary.start]
+    gains = np.zeros((len(codes), 5), np.float32)
+    for first in tqdm(range(0, len(codes), batch_size), desc="prior", leave=False):
+        rows = codes[first:first + batch_size]
+        present = torch.from_numpy(rows >= 0).to(model.device)
+        reading = Reading(model, [prompt] * len(rows))
+        hidden = reading.end
+        for m in range(5):
+            code = torch.from_numpy(rows[:, m].astype(np.int64)).to(model.device).clamp(min=0)
+            logp, missing = code_gains(hidden, weight[m])
+            gains[first:first + len(rows), m] = torch.where(present[:, m], logp.gather(1, code[:, None])[:, 0], missing).cpu()
+            if m < 4:
+                read = reading.read((vocabulary.first + m * vocabulary.k + code)[:, None], present[:, m:m + 1].long())[:, -1]
+                hidden = torch.where(present[:, m:m + 1], read, hidden)
+    return gains
+
+
+def rank_by_likelihood(reading, coder, trie, prior=None, beam=50, calibration=1.0):
+    """Score of each track: log P(its tokens | the prompt) - calibration x log P(its tokens), the prior.
 
     The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
     level are read in one pass, each attending to the prompt and to its own ancestors only. The
-    probability of a code is taken among the codes of its modality. A missing code counts as an average
-    one (minus the entropy, its expected log-probability), so that it neither helps nor buries a track;
-    a modality that no track has counts nothing. Tracks with the same codes share their probability.
-    Tracks that the beam has lost follow, by the level at which it lost them and their score there.
+    probability of a code is taken among the codes of its modality; a missing code counts as an average one, and
+    a modality that no track has counts nothing. Tracks with the same codes share their
+    probability. Tracks that the beam has lost follow, by the level at which it lost them and their score there.
 
+    prior: (N, 5) of track_prior, or None for none.
     Returns: (B, N) float32 numpy; higher is better.
     """
     model, vocabulary, device = reading.model, coder.vocabulary, reading.device
-    b, k, prompt = reading.mask.shape[0], vocabulary.k, len(reading)
-    weight = model.get_output_embeddings().weight[vocabulary.first:vocabulary.first + 5 * k].view(5, k, -1)
+    b, k, prompt, weight = reading.mask.shape[0], coder.vocabulary.k, len(reading), music_weight(reading.model, coder.vocabulary)
     hidden = reading.read(np.full((b, 1), vocabulary.start), np.ones((b, 1)))  # (B, W = 1, d): at the root
     start_position = reading.mask.sum(1) - 1
     trunk = reading.mask.bool()                                                # (B, T): prompt and start token
@@ -208,13 +151,18 @@ def rank_by_likelihood(reading, coder, trie, beam=50):
     for level in range(5):
         # scores of all nodes of this level whose parent is in the beam
         codes, parents, of_track = (torch.from_numpy(x[level]).to(device) for x in (trie.codes, trie.parents, trie.nodes))
-        logp = torch.log_softmax(hidden.float() @ weight[level].float().T, -1)  # (B, W, K)
-        missing = (logp.exp() * logp).sum(-1) if (codes >= 0).any() else torch.zeros_like(logp[..., 0])
+        logp, missing = code_gains(hidden, weight[level])                      # (B, W, K), (B, W)
         slot = torch.full((b, int(parents.max()) + 1), -1, device=device)
         slot.scatter_(1, nodes.clamp(min=0), torch.where(nodes >= 0, torch.arange(nodes.shape[1], device=device), -1))
         slot = slot[:, parents]                                                # (B, n): beam place of the parent
         place = slot.clamp(min=0)
         gain = torch.where(codes < 0, missing.gather(1, place), logp.flatten(1).gather(1, place * k + codes.clamp(min=0)))
+        if prior is not None:
+            expected = torch.zeros(len(codes), device=device)
+            expected[of_track] = torch.from_numpy(prior[:, level]).to(device)  # the same for all tracks of a node
+            gain = gain - calibration * expected
+        if not (codes >= 0).any():
+            gain = torch.zeros_like(gain)
         node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
         here = node_scores[:, of_track] + 1000.0 * level                       # tracks scored deeper come first
         ranks = here if ranks is None else torch.where(here.isfinite(), here, ranks)
@@ -226,8 +174,7 @@ def rank_by_likelihood(reading, coder, trie, beam=50):
         nodes = nodes.masked_fill(~scores.isfinite(), -1)
         real = (code >= 0) & (nodes >= 0)                                      # a missing code adds no token
         parent_ancestors = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[2]))
-        own = torch.diag_embed(real)                                           # (B, W, W)
-        ancestors = torch.cat([parent_ancestors, own], 2)
+        ancestors = torch.cat([parent_ancestors, torch.diag_embed(real)], 2)
         sees = torch.cat([trunk[:, None].expand(-1, nodes.shape[1], -1), ancestors], 2)
         positions = start_position[:, None] + ancestors.sum(2)
         mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill(~sees, torch.finfo(hidden.dtype).min)
@@ -255,16 +202,38 @@ def stream(seed, dialogue_id, turn, purpose):
     return np.random.default_rng([seed, crc32(dialogue_id.encode()), turn, purpose])
 
 
+class Catalogue(NamedTuple):
+    """The tracks in every form that answering needs."""
+    tracks: list
+    row_of: dict              # {track_id: row}
+    codes: np.ndarray         # (N, 5)
+    codes_of: dict            # {track_id: five codes}
+    index: retrieval.Index
+    trie: retrieval.Trie
+    prior: np.ndarray         # (N, 5), of track_prior
+
+
+def load_catalogue(data_dir, device):
+    """(model, coder, catalogue) of a data directory."""
+    tracks = data.load_tracks(data_dir)
+    codes = data.load_codes(data_dir, len(tracks))
+    model, coder = load_model(data_dir / "model", codes, device)
+    with torch.inference_mode():
+        prior = track_prior(model, coder, codes)
+    ids = [t["track_id"] for t in tracks]
+    return model, coder, Catalogue(tracks, {t: i for i, t in enumerate(ids)}, codes, dict(zip(ids, codes)),
+                                   retrieval.build_index(codes), retrieval.build_trie(codes), prior)
+
+
 def predict_batch(model, coder, batch, catalogue, args):
     """Rows of both prediction files for a batch of (dialogue, turn number)."""
-    tracks, codes, codes_of, index, trie = catalogue
-    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
+    tracks, row_of, codes, codes_of, index, trie, prior = catalogue
     prompts = [prompt_of(coder, d["turns"][:t], codes_of, args.context) for d, t in batch]
     rngs = [[stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch] for purpose in range(4)]
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, prompts)
     sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
-    scores = rank_by_likelihood(reading, coder, trie, args.beam)
+    scores = rank_by_likelihood(reading, coder, trie, prior, args.beam, args.calibration)
     likelihood = [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, rngs[1])]
     overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
     chosen = []
@@ -283,11 +252,8 @@ def predict_batch(model, coder, batch, catalogue, args):
 
 def predict(args):
     folder = args.data_dir
-    tracks = data.load_tracks(folder)
-    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
-    codes = data.load_codes(folder, len(tracks))
+    row_of = {t["track_id"]: i for i, t in enumerate(data.load_tracks(folder))}
     dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)[:args.limit or None]
-    model, coder = load_model(folder / "model", codes, args.device)
     out = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}")
     paths = [out / "talkplay.jsonl", out / "talkplay-overlap.jsonl"]
     run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
@@ -296,6 +262,7 @@ def predict(args):
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
+    model, coder, catalogue = load_catalogue(folder, args.device)
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
@@ -305,8 +272,6 @@ def predict(args):
         data.keep_whole_lines(part)
         done = {(rows[0]["dialogue_id"], rows[0]["turn"]): rows for _, line in data.read_jsonl(part, "") for rows in [line["rows"]]}
 
-    catalogue = (tracks, codes, {t["track_id"]: codes[i] for i, t in enumerate(tracks)},
-                 retrieval.build_index(codes), retrieval.build_trie(codes))
     wanted = [(d, t) for d in dialogues for t, turn in enumerate(d["turns"], 1) if turn["targets"]]
     todo = sorted([w for w in wanted if (w[0]["dialogue_id"], w[1]) not in done],
                   key=lambda w: sum(len(turn["query"]) for turn in w[0]["turns"][:w[1]]))  # like lengths together
@@ -360,12 +325,12 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
 
     Returns: row of the track, the five sampled codes or None, the response.
     """
-    tracks, codes, codes_of, index, trie = catalogue
+    tracks, _, codes, codes_of, index, trie, prior = catalogue
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
     sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows = rank_rows(rank_by_likelihood(reading, coder, trie, args.beam)[0], rng, DEPTH)
+        rows = rank_rows(rank_by_likelihood(reading, coder, trie, prior, args.beam, args.calibration)[0], rng, DEPTH)
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
     played = {turn["music"] for turn in turns[:-1]}
@@ -387,11 +352,8 @@ def why(sampled, codes):
 
 def chat(args):
     folder = args.data_dir
-    tracks = data.load_tracks(folder)
-    codes = data.load_codes(folder, len(tracks))
-    model, coder = load_model(folder / "model", codes, args.device)
-    catalogue = (tracks, codes, {t["track_id"]: codes[i] for i, t in enumerate(tracks)},
-                 retrieval.build_index(codes), retrieval.build_trie(codes))
+    model, coder, catalogue = load_catalogue(folder, args.device)
+    tracks, codes = catalogue.tracks, catalogue.codes
     rng, turns = np.random.default_rng(args.seed), []
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.")
     while True:
@@ -439,6 +401,8 @@ def main():
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
+        command.add_argument("--calibration", type=float, default=1.0,
+                             help="how much of each track's prior the likelihood ranker subtracts, 0 to 1 (default 1)")
         command.add_argument("--context", type=int, default=1024, help="longest prompt in tokens; older turns are left out")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

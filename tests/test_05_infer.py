@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import K, ROOT, make_codes, make_dialogues
 
-from common import retrieval, tokens
+from common import generation, retrieval, tokens
 
 infer = importlib.import_module("05_infer")
 
@@ -25,10 +25,10 @@ def test_choose_is_nucleus_sampling():
     """By hand: p = .5, .3, .15, .05 at top-p .9 keeps the first three, renormalised."""
     logits = torch.log(torch.tensor([[0.15, 0.5, 0.05, 0.3]])).expand(6000, -1)
     rng = np.random.default_rng(0)
-    drawn = np.bincount(infer.choose(logits, [rng] * 6000).numpy(), minlength=4) / 6000
+    drawn = np.bincount(generation.choose(logits, [rng] * 6000).numpy(), minlength=4) / 6000
     assert drawn[2] == 0 and np.abs(drawn - np.array([0.15, 0.5, 0, 0.3]) / 0.95).max() < 0.025
-    assert infer.choose(logits[:2], [rng] * 2, temperature=0).tolist() == [1, 1]
-    assert infer.choose(logits[:2], [rng] * 2, top_p=0.1).tolist() == [1, 1]
+    assert generation.choose(logits[:2], [rng] * 2, temperature=0).tolist() == [1, 1]
+    assert generation.choose(logits[:2], [rng] * 2, top_p=0.1).tolist() == [1, 1]
 
 
 def test_sample_equals_transformers_generate(tiny):
@@ -37,8 +37,8 @@ def test_sample_equals_transformers_generate(tiny):
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
     prompts = prompts_for(coder, codes_of)
     with torch.inference_mode():
-        reading = infer.Reading(model, prompts)
-        ours = infer.sample(reading, reading.end, [None] * len(prompts), [10**9], 8, temperature=0)
+        reading = generation.Reading(model, prompts)
+        ours = generation.sample(reading, reading.end, [None] * len(prompts), [10**9], 8, temperature=0)
         for prompt, mine in zip(prompts, ours):
             theirs = model.generate(torch.tensor(prompt)[None].long(), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8,
                                     do_sample=False, eos_token_id=None, pad_token_id=0)[0, len(prompt):]
@@ -50,8 +50,8 @@ def test_repetition_penalty_equals_transformers(tiny):
     prompt = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))})[0]
     from transformers import RepetitionPenaltyLogitsProcessor
     with torch.inference_mode():
-        reading = infer.Reading(model, [prompt])
-        ours = infer.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=1.7)[0]
+        reading = generation.Reading(model, [prompt])
+        ours = generation.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=1.7)[0]
         penalty, ids = RepetitionPenaltyLogitsProcessor(1.7), []
         for _ in range(10):
             logits = model(torch.tensor([[*prompt, *ids]]).long()).logits[:, -1]
@@ -63,7 +63,7 @@ def test_grammar_gives_valid_blocks_only(tiny):
     model, coder = tiny
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}) * 10
     with torch.inference_mode():
-        reading = infer.Reading(model, prompts)
+        reading = generation.Reading(model, prompts)
         rngs = [np.random.default_rng(i) for i in range(len(prompts))]
         held = infer.generate_codes(reading, coder, rngs, free=False)
         free = infer.generate_codes(reading, coder, rngs, free=True)
@@ -72,23 +72,21 @@ def test_grammar_gives_valid_blocks_only(tiny):
     assert sum(c is None for c in free) > len(free) / 2   # random weights rarely keep the grammar
 
 
-def plain_score(model, coder, prompt, codes, codes_all):
-    """The ranker's score of one track, token by token without cache, trie or batch."""
-    v, total, ids = coder.vocabulary, 0.0, [*prompt, coder.vocabulary.start]
+def plain_gains(model, coder, prompt, codes):
+    """log P of each code of one track after a prompt, token by token without cache, trie or batch; (5,)."""
+    v, gains, ids = coder.vocabulary, np.zeros(5), [*prompt, coder.vocabulary.start]
     for m in range(5):
         with torch.inference_mode():
             logits = model(torch.tensor([ids]).long(), use_cache=False).logits[0, -1]
         logp = torch.log_softmax(logits[v.first + m * v.k:v.first + (m + 1) * v.k].double(), 0)
+        gains[m] = logp[codes[m]] if codes[m] >= 0 else (logp.exp() * logp).sum()
         if codes[m] >= 0:
-            total += logp[codes[m]].item()
             ids.append(v.first + m * v.k + int(codes[m]))
-        elif (codes_all[:, m] >= 0).any():
-            total += (logp.exp() * logp).sum().item()
-    return total - np.log((codes_all == codes).all(1).sum())
+    return gains
 
 
-@pytest.mark.parametrize("no_audio", [False, True])
-def test_likelihood_equals_plain_scoring(tiny, no_audio):
+@pytest.mark.parametrize("no_audio, calibration", [(False, 0.0), (False, 1.0), (True, 0.5)])
+def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
     """With a beam as wide as the trie: every track's score as computed one token at a time."""
     model, coder = tiny
     codes = make_codes(40, seed=3, missing=0.25)
@@ -96,16 +94,22 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio):
     if no_audio:
         codes[:, 4] = -1
         codes[(codes < 0).all(1), 0] = 1
+    used = (codes >= 0).any(0)
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
     prompts = prompts_for(coder, codes_of, 2)
+    nothing, _ = tokens.encode_dialogue(coder, [{"query": "Play some music."}], {}, prompt=True)
     with torch.inference_mode():
-        reading = infer.Reading(model, prompts)
+        prior = infer.track_prior(model, coder, codes, batch_size=16)
+        reading = generation.Reading(model, prompts)
         length = len(reading)
-        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), beam=1000)
+        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), prior, 1000, calibration)
         assert len(reading) == length and reading.cache.get_seq_length() == length
+    expected_prior = np.array([plain_gains(model, coder, nothing, c) for c in codes])
+    assert np.abs(prior - expected_prior).max() < 1e-3
     for row in (0, 3):
-        expected = [plain_score(model, coder, prompts[row], c, codes) for c in codes]
-        assert np.abs(scores[row] - 4000 - expected).max() < 2e-3
+        gains = np.array([plain_gains(model, coder, prompts[row], c) for c in codes]) - calibration * expected_prior
+        shared = np.log([(codes == c).all(1).sum() for c in codes])
+        assert np.abs(scores[row] - 4000 - (gains[:, used].sum(1) - shared)).max() < 2e-3
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
@@ -115,8 +119,8 @@ def test_narrow_beam_keeps_exact_scores_in_front(tiny):
     trie = retrieval.build_trie(codes)
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        full = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, trie, beam=1000)
-        narrow = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, trie, beam=6)
+        full = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=1000)
+        narrow = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=6)
     reached = narrow > 3000
     assert 5 < reached[0].sum() < 200
     assert np.abs(narrow[reached] - full[reached]).max() < 2e-3
@@ -129,7 +133,7 @@ def test_a_missing_code_is_worth_an_average_one(tiny):
     codes = np.array([[p, 1, 2, 3, 4] for p in [-1, *range(K)]], np.int16)
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        scores = infer.rank_by_likelihood(infer.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
+        scores = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
     assert (scores[:, 0] < scores[:, 1:].max(1)).all() and (scores[:, 0] > scores[:, 1:].min(1)).all()
 
 

@@ -1,0 +1,94 @@
+"""The default audio encoder of 01_extract_embeddings.py: statistics of timbre, harmony and rhythm, by librosa.
+
+Hand-made features, not learned ones: they run anywhere and can be understood, and say less than MusicFM.
+"""
+
+import os
+from pathlib import Path
+
+# librosa compiles numba functions when it is first imported on a machine. None of them is slow here, so
+# unoptimised code will do: 18 s of compiling instead of 29.
+os.environ.setdefault("NUMBA_OPT", "0")
+
+import librosa
+import numpy as np
+import soundfile
+
+AUDIO_SECONDS = 30.0                 # at most this much of a track is listened to, from its middle
+SHORTEST_SECONDS = 0.5
+SILENCE = 1e-4                       # peak amplitude, of 1.0
+HOP = 512                            # samples between two frames of the spectrogram
+TEMPI = np.geomspace(50, 220, 24)    # BPM
+KEY_PROFILES = np.array([            # Krumhansl & Kessler 1982: how well each of the 12 notes fits a key
+    [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],   # C major
+    [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17]])  # C minor
+
+
+def read_audio(path, rate, seconds=AUDIO_SECONDS):
+    """The middle of an audio file, mono: (T,) float32 at `rate` Hz, at most `seconds` s long.
+
+    Raises ValueError: the file is missing, unreadable, silent or too short (the message says which).
+    """
+    if not Path(path).is_file():
+        raise ValueError("file missing")
+    try:
+        with soundfile.SoundFile(path) as f:
+            wanted = min(f.frames, int(seconds * f.samplerate))
+            f.seek((f.frames - wanted) // 2)
+            samples, file_rate = f.read(wanted, dtype="float32", always_2d=True).mean(1), f.samplerate
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"unreadable: {str(error).replace(str(path), 'the file')}")
+    if len(samples) < SHORTEST_SECONDS * file_rate:
+        raise ValueError(f"shorter than {SHORTEST_SECONDS} s")
+    if not np.isfinite(samples).all():
+        raise ValueError("samples that are not finite")
+    if np.abs(samples).max() < SILENCE:
+        raise ValueError("silent")
+    return librosa.resample(samples, orig_sr=file_rate, target_sr=rate, res_type="soxr_hq")
+
+
+def librosa_features(samples, rate):
+    """Statistics of timbre (84), harmony (43) and rhythm (28).
+
+    samples: (T,) float32 at `rate` Hz. Returns: (155,) float32, not standardised.
+    Timbre: mean and deviation of 20 MFCCs, deviation of their slopes; mean and deviation of spectral
+    contrast (7 bands), centroid, rolloff, flatness, zero crossings and loudness.
+    Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz (6).
+    Rhythm: the tempogram at 24 tempi, log2 of the likeliest tempo, mean and deviation of the onset
+    strength, share of frames with an onset.
+    """
+
+    def stats(x):
+        return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
+
+    magnitude = np.abs(librosa.stft(samples, hop_length=HOP))  # (1025, frames)
+    thinned = magnitude[:, ::2]  # every second frame is enough for statistics
+    mel = librosa.power_to_db(librosa.feature.melspectrogram(S=magnitude**2, sr=rate))
+    mfcc = librosa.feature.mfcc(S=mel, n_mfcc=20)
+    timbre = [stats(mfcc), np.diff(mfcc).std(1),
+              stats(librosa.feature.spectral_contrast(S=thinned, sr=rate)),
+              stats(librosa.feature.spectral_centroid(S=thinned, sr=rate)),
+              stats(librosa.feature.spectral_rolloff(S=thinned, sr=rate)),
+              stats(np.log10(librosa.feature.spectral_flatness(S=thinned))),
+              stats(librosa.feature.zero_crossing_rate(samples, hop_length=4 * HOP)),
+              stats(librosa.amplitude_to_db(librosa.feature.rms(S=magnitude)))]
+
+    chroma = librosa.feature.chroma_stft(S=magnitude**2, sr=rate, tuning=0.0)  # (12, frames)
+    keys = key_strengths(chroma.mean(1))
+    harmony = [chroma.mean(1), keys, [keys[:12].max() - keys[12:].max()], librosa.feature.tonnetz(chroma=chroma).mean(1)]
+
+    onsets = librosa.onset.onset_strength(S=mel, sr=rate)  # (frames,)
+    tempogram = librosa.feature.tempogram(onset_envelope=onsets, sr=rate, hop_length=HOP).mean(1)  # (384 lags,)
+    tempo = librosa.feature.tempo(tg=tempogram[:, None], sr=rate, hop_length=HOP)
+    peaks = librosa.util.localmax(onsets) & (onsets > onsets.mean() + onsets.std())
+    rhythm = [np.interp(60 * rate / (HOP * TEMPI), np.arange(len(tempogram)), tempogram), np.log2(tempo),
+              [onsets.mean(), onsets.std(), peaks.mean()]]
+    return np.concatenate([*timbre, *harmony, *rhythm]).astype(np.float32)
+
+
+def key_strengths(chroma):
+    """Correlation of a chroma vector (12,) with the 24 keys: (24,), C to B major, then C to B minor."""
+    profiles = np.concatenate([[np.roll(p, shift) for shift in range(12)] for p in KEY_PROFILES])  # (24, 12)
+    profiles = profiles - profiles.mean(1, keepdims=True)
+    centred = chroma - chroma.mean()
+    return profiles @ centred / (np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred) + 1e-9)
