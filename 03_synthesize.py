@@ -128,7 +128,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"))
     parser.add_argument("--backend", choices=("simulate",), default="simulate", help="who writes the dialogues")
-    parser.add_argument("--n-train", type=int, default=2500, help="training dialogues (default 2500; paper 531552)")
+    parser.add_argument("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
     parser.add_argument("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
     parser.add_argument("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
     parser.add_argument("--max-tracks", type=int, default=10, help="most tracks sampled for a dialogue, 4 to 10 (default 10)")

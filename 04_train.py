@@ -38,9 +38,13 @@ from demo.tiny_llama import tiny_llama, tiny_tokenizer
 
 # The paper gives context, lr, optimiser and global batch; the rest is our choice (see README).
 RECIPES = {
-    "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05),
-    "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05),
+    "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
+                  lessons=0),
+    "tiny": dict(context=512, lr=4e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
+                 lessons=6),
 }
+LESSON_FIELDS = (("title",), ("title", "artist"), ("artist",), ("title", "artist", "album", "year", "tags"), ("tags",))
+
 
 # ---------------------------------------------------------------- the model
 
@@ -97,6 +101,25 @@ def drop_codes(codes, rate, rng):
     codes = np.array(codes)
     keep = (codes >= 0) & (rng.random(5) >= rate)
     return np.where(keep, codes, -1) if keep.any() else codes
+
+
+def name_lessons(tracks, codes_of, n, seed=0, per_dialogue=8):
+    """Dialogues that teach the model what its tracks are called: a part of a track's text, then its tokens.
+
+    The dialogues say little of titles, and five tokens do not spell one. Each track of the training playlists (it has
+    a playlist code; new tracks stay new) is named n times, by parts of its text drawn at random. This is
+    the indexing task of generative retrieval (Tay et al. 2022), not in the paper.
+    """
+    rng = np.random.default_rng([seed, 1])
+    known = [t for t in tracks if codes_of[t["track_id"]][0] >= 0]
+    turns = []
+    for track in known * n:
+        fields = LESSON_FIELDS[int(rng.integers(len(LESSON_FIELDS)))]
+        text = data.item_text(track, fields) or data.item_text(track)
+        if text:
+            turns.append({"query": text, "music": track["track_id"], "response": None})
+    turns = [turns[i] for i in rng.permutation(len(turns))]
+    return [{"turns": turns[i:i + per_dialogue]} for i in range(0, len(turns), per_dialogue)]
 
 
 def encode_all(coder, dialogues, codes_of, context, drop=0.0, seed=0):
@@ -284,9 +307,10 @@ def parse_args():
     for name, what in (("context", "tokens a sequence"), ("lr", "peak learning rate"),
                        ("batch-size", "sequences a step, over all GPUs"), ("epochs", "passes over the training dialogues"),
                        ("warmup", "share of the steps with rising learning rate"), ("weight-decay", "of AdamW"),
-                       ("drop-tokens", "share of music codes left out in training; 0 = none")):
+                       ("drop-tokens", "share of music codes left out in training; 0 = none"),
+                       ("lessons", "times each known track is named outside the dialogues; 0 = never, as in the paper")):
         values = ", ".join(f"{r}: {v[name.replace('-', '_')]:g}" for r, v in RECIPES.items())
-        add(f"--{name}", type=int if name in ("context", "batch-size") else float, help=f"{what} ({values})")
+        add(f"--{name}", type=int if name in ("context", "batch-size", "lessons") else float, help=f"{what} ({values})")
     add("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 (default) = all of a step")
     add("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (default 1); 0 = no clipping")
     add("--eval-every", type=int, default=100, help="steps between validations (default 100); 0 = only at the end")
@@ -317,14 +341,14 @@ def start_process(device):
 
 
 def load_data(folder, limit):
-    """(K, {track_id: codes}, training dialogues, validation dialogues)."""
+    """(K, tracks, {track_id: codes}, training dialogues, validation dialogues)."""
     tracks = data.load_tracks(folder)
     codes = data.load_codes(folder, len(tracks))
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     train, valid = (data.load_dialogues(folder / f"dialogues_{split}.jsonl", row_of) for split in ("train", "valid"))
     info = folder / "codebooks" / "info.json"
     k = json.loads(info.read_text())["k"] if info.is_file() else int(codes.max()) + 1
-    return k, {track_id: codes[row] for track_id, row in row_of.items()}, train[:limit or None], valid
+    return k, tracks, {track_id: codes[row] for track_id, row in row_of.items()}, train[:limit or None], valid
 
 
 def make_optimizer(model, recipe):
@@ -402,7 +426,7 @@ def main():
     args, recipe = parse_args()
     rank, world, device = start_process(args.device)
     folder, part, final = args.data_dir, args.data_dir / "model.part", args.data_dir / "model"
-    k, codes_of, train, valid = load_data(folder, args.limit)
+    k, tracks, codes_of, train, valid = load_data(folder, args.limit)
     run, state = data.begin_run(
         folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl", "dialogues_valid.jsonl"],
         writes=[f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")],
@@ -426,12 +450,13 @@ def main():
 
     # dialogues -> pieces -> bins
     context = recipe["context"]
+    train = train + name_lessons(tracks, codes_of, recipe["lessons"], args.seed)
     pieces, cut, short = encode_all(coder, train, codes_of, context, recipe["drop_tokens"], args.seed)
     valid_pieces, _, _ = encode_all(coder, valid, codes_of, context)
     bins, valid_bins = (pack([len(ids) for ids, _ in p], context) for p in (pieces, valid_pieces))
     n_tokens = sum(len(ids) for ids, _ in pieces)
     if rank == 0:
-        print(f"{len(train):,} dialogues, {n_tokens:,} tokens in {len(bins):,} packed sequences ({n_tokens / len(bins) / context:.1%} "
+        print(f"{len(train):,} dialogues (lessons on names among them), {n_tokens:,} tokens in {len(bins):,} packed sequences ({n_tokens / len(bins) / context:.1%} "
               f"full); {cut:,} dialogues cut at a turn, {short:,} turns cut short")
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {5 * k + 2:,} new tokens (K = {k})")
 
@@ -441,6 +466,7 @@ def main():
     losses = fit(args, recipe, model, pieces, bins, check, part, state == "resume", rank, world, device, pad)
     if rank == 0:  # the Hugging Face folder takes its name when it is whole
         losses = losses or check()
+        tokenizer.model_max_length = context  # 05_infer.py keeps its prompts within what the model has met
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         plot_loss(part / "log.jsonl", part / "loss.png")

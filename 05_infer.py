@@ -31,6 +31,8 @@ from common import data, retrieval, tokens
 from common.generation import Reading, music_grammar, sample
 from common.metrics import DEPTH, rank_rows
 
+ANSWER_ROOM = 64  # tokens of the context that a prompt leaves to the answer
+
 
 # ---------------------------------------------------------------- the model
 
@@ -128,8 +130,20 @@ def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
     return gains
 
 
-def rank_by_likelihood(reading, coder, trie, prior=None, beam=50, calibration=1.0):
-    """Score of each track: log P(its tokens | the prompt) - calibration x log P(its tokens), the prior.
+def prior_to_subtract(prior, codes, calibration=0.3):
+    """How much of its prior a track's ranking subtracts: (N, 5) -> (N, 5).
+
+    A known track, one with a playlist code, keeps 1 - calibration of its prior: what is often played is
+    likelier to be wanted. The prior of a new track says only that the model has not met it; it is
+    replaced by that of an average known track.
+    """
+    known = codes[:, 0] >= 0
+    average = prior[known].mean(0) if known.any() else np.zeros(5, np.float32)
+    return np.where(known[:, None], calibration * prior, prior - (1 - calibration) * average)
+
+
+def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
+    """Score of each track: log P(its tokens | the prompt), less what `prior` says.
 
     The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
     level are read in one pass, each attending to the prompt and to its own ancestors only. The
@@ -137,7 +151,7 @@ def rank_by_likelihood(reading, coder, trie, prior=None, beam=50, calibration=1.
     a modality that no track has counts nothing. Tracks with the same codes share their
     probability. Tracks that the beam has lost follow, by the level at which it lost them and their score there.
 
-    prior: (N, 5) of track_prior, or None for none.
+    prior: (N, 5) of prior_to_subtract, or None: nothing is subtracted.
     Returns: (B, N) float32 numpy; higher is better.
     """
     model, vocabulary, device = reading.model, coder.vocabulary, reading.device
@@ -160,7 +174,7 @@ def rank_by_likelihood(reading, coder, trie, prior=None, beam=50, calibration=1.
         if prior is not None:
             expected = torch.zeros(len(codes), device=device)
             expected[of_track] = torch.from_numpy(prior[:, level]).to(device)  # the same for all tracks of a node
-            gain = gain - calibration * expected
+            gain = gain - expected
         if not (codes >= 0).any():
             gain = torch.zeros_like(gain)
         node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
@@ -188,8 +202,13 @@ def rank_by_likelihood(reading, coder, trie, prior=None, beam=50, calibration=1.
 
 # ---------------------------------------------------------------- predict
 
-def prompt_of(coder, turns, codes_of, context):
-    """Ids up to where the answer to the last turn begins; the oldest turns are left out if they do not fit."""
+def prompt_of(coder, turns, codes_of, context=0):
+    """Ids up to where the answer to the last turn begins.
+
+    The oldest turns are left out if prompt and answer would not fit into `context` tokens (0: as many as
+    in training, which 04_train.py leaves in the tokenizer).
+    """
+    context = (context or coder.tokenizer.model_max_length) - ANSWER_ROOM
     for first in range(len(turns)):
         ids, _ = tokens.encode_dialogue(coder, turns[first:], codes_of, prompt=True)
         if len(ids) <= context:
@@ -210,16 +229,16 @@ class Catalogue(NamedTuple):
     codes_of: dict            # {track_id: five codes}
     index: retrieval.Index
     trie: retrieval.Trie
-    prior: np.ndarray         # (N, 5), of track_prior
+    prior: np.ndarray         # (N, 5), of prior_to_subtract
 
 
-def load_catalogue(data_dir, device):
+def load_catalogue(data_dir, device, calibration):
     """(model, coder, catalogue) of a data directory."""
     tracks = data.load_tracks(data_dir)
     codes = data.load_codes(data_dir, len(tracks))
     model, coder = load_model(data_dir / "model", codes, device)
     with torch.inference_mode():
-        prior = track_prior(model, coder, codes)
+        prior = prior_to_subtract(track_prior(model, coder, codes), codes, calibration)
     ids = [t["track_id"] for t in tracks]
     return model, coder, Catalogue(tracks, {t: i for i, t in enumerate(ids)}, codes, dict(zip(ids, codes)),
                                    retrieval.build_index(codes), retrieval.build_trie(codes), prior)
@@ -233,7 +252,7 @@ def predict_batch(model, coder, batch, catalogue, args):
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, prompts)
     sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
-    scores = rank_by_likelihood(reading, coder, trie, prior, args.beam, args.calibration)
+    scores = rank_by_likelihood(reading, coder, trie, prior, args.beam)
     likelihood = [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, rngs[1])]
     overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
     chosen = []
@@ -262,7 +281,7 @@ def predict(args):
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
-    model, coder, catalogue = load_catalogue(folder, args.device)
+    model, coder, catalogue = load_catalogue(folder, args.device, args.calibration)
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
@@ -330,7 +349,7 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
     reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
     sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows = rank_rows(rank_by_likelihood(reading, coder, trie, prior, args.beam, args.calibration)[0], rng, DEPTH)
+        rows = rank_rows(rank_by_likelihood(reading, coder, trie, prior, args.beam)[0], rng, DEPTH)
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
     played = {turn["music"] for turn in turns[:-1]}
@@ -352,7 +371,7 @@ def why(sampled, codes):
 
 def chat(args):
     folder = args.data_dir
-    model, coder, catalogue = load_catalogue(folder, args.device)
+    model, coder, catalogue = load_catalogue(folder, args.device, args.calibration)
     tracks, codes = catalogue.tracks, catalogue.codes
     rng, turns = np.random.default_rng(args.seed), []
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.")
@@ -401,9 +420,10 @@ def main():
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
-        command.add_argument("--calibration", type=float, default=1.0,
-                             help="how much of each track's prior the likelihood ranker subtracts, 0 to 1 (default 1)")
-        command.add_argument("--context", type=int, default=1024, help="longest prompt in tokens; older turns are left out")
+        command.add_argument("--calibration", type=float, default=0.3,
+                             help="share of a known track's prior that the likelihood ranker subtracts, 0 to 1 (default 0.3)")
+        command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
+                             "longer prompts (default 0: as in training)")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--seed", type=int, default=0)

@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import K, ROOT, make_codes, make_dialogues
+from conftest import K, ROOT, make_codes, make_dialogues, make_tracks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, tokens
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
 
 train = importlib.import_module("04_train")
-TINY = ["--context", "256", "--batch-size", "4", "--save-every", "2", "--eval-every", "2", "--device", "cpu"]
+TINY = ["--context", "256", "--batch-size", "4", "--lessons", "1", "--save-every", "2", "--eval-every", "2", "--device", "cpu"]
 
 
 def run_04(data_dir, *flags, processes=1, **kwargs):
@@ -103,6 +103,18 @@ def test_dropped_codes():
     assert (drawn[:, 3] == -1).all() and (drawn >= 0).any(1).all()
     assert abs((drawn[:, 0] == -1).mean() - 0.3) < 0.04
     assert train.drop_codes([-1, -1, -1, -1, 4], 1.0, rng).tolist() == [-1, -1, -1, -1, 4]
+
+
+def test_lessons_name_known_tracks_only():
+    tracks, codes = make_tracks(30), make_codes(30)
+    codes[:5, 0], codes[5:, 0] = -1, 2
+    codes_of = {t["track_id"]: c for t, c in zip(tracks, codes)}
+    turns = [turn for d in train.name_lessons(tracks, codes_of, 3, per_dialogue=8) for turn in d["turns"]]
+    named = [turn["music"] for turn in turns]
+    assert {t: named.count(t) for t in set(named)} == {f"t{i}": 3 for i in range(5, 30)}
+    title_of = {t["track_id"]: t["title"] for t in tracks}
+    assert any(turn["query"] == title_of[turn["music"]] for turn in turns)
+    assert all(turn["response"] is None for turn in turns) and train.name_lessons(tracks, codes_of, 0) == []
 
 
 def test_learning_rate():

@@ -18,7 +18,7 @@ infer = importlib.import_module("05_infer")
 
 
 def prompts_for(coder, codes_of, n=3):
-    return [infer.prompt_of(coder, d["turns"][:t], codes_of, 1024) for d in make_dialogues(n, 30) for t in (1, 3)]
+    return [infer.prompt_of(coder, d["turns"][:t], codes_of, 2048) for d in make_dialogues(n, 30) for t in (1, 3)]
 
 
 def test_choose_is_nucleus_sampling():
@@ -102,7 +102,7 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
         prior = infer.track_prior(model, coder, codes, batch_size=16)
         reading = generation.Reading(model, prompts)
         length = len(reading)
-        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), prior, 1000, calibration)
+        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), calibration * prior, 1000)
         assert len(reading) == length and reading.cache.get_seq_length() == length
     expected_prior = np.array([plain_gains(model, coder, nothing, c) for c in codes])
     assert np.abs(prior - expected_prior).max() < 1e-3
@@ -110,6 +110,13 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
         gains = np.array([plain_gains(model, coder, prompts[row], c) for c in codes]) - calibration * expected_prior
         shared = np.log([(codes == c).all(1).sum() for c in codes])
         assert np.abs(scores[row] - 4000 - (gains[:, used].sum(1) - shared)).max() < 2e-3
+
+
+def test_prior_of_new_tracks_is_that_of_an_average_known_one():
+    codes = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [-1, 1, 1, 1, 1]], np.int16)
+    prior = np.array([[-1.0] * 5, [-3.0] * 5, [-9.0] * 5], np.float32)
+    left = prior - infer.prior_to_subtract(prior, codes, 0.25)  # what stays in a score that equals the prior
+    assert np.allclose(left[:2], 0.75 * prior[:2]) and np.allclose(left[2], 0.75 * -2.0)
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
@@ -141,7 +148,7 @@ def test_a_missing_code_is_worth_an_average_one(tiny):
 def trained(tmp_path_factory):
     from conftest import small
     folder = small.__wrapped__(tmp_path_factory.mktemp("infer"))
-    run("04_train.py", folder, "--context", "256", "--epochs", "12", "--batch-size", "2", "--device", "cpu")
+    run("04_train.py", folder, "--context", "256", "--epochs", "12", "--batch-size", "2", "--lessons", "0", "--device", "cpu")
     run("05_infer.py", folder, "predict", "--device", "cpu")
     return folder
 

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 STAGES = [("00_prepare_data.py", "demo", "--n-tracks", "60", "--n-playlists", "80"), ("01_extract_embeddings.py",), ("02_quantize.py",),
           ("03_synthesize.py", "--n-train", "40", "--n-valid", "6", "--n-test", "6"),
-          ("04_train.py", "--device", "cpu", "--epochs", "1"), ("05_infer.py", "predict", "--device", "cpu", "--max-new-tokens", "8"),
+          ("04_train.py", "--device", "cpu", "--lessons", "1"), ("05_infer.py", "predict", "--device", "cpu", "--max-new-tokens", "8"),
           ("baselines/random_order.py",), ("baselines/popularity.py",), ("baselines/bm25.py",), ("06_evaluate.py",)]
 
 
@@ -64,7 +64,7 @@ def test_a_changed_input_is_refused_by_name(mini):
     before = path.read_bytes()
     try:
         path.write_bytes(before[:-1] + bytes([(before[-1] + 1) % 2]))
-        done = run("04_train.py", "--device", "cpu", "--epochs", "1", "--data-dir", str(mini))
+        done = run("04_train.py", "--device", "cpu", "--lessons", "1", "--data-dir", str(mini))
         assert done.returncode == 1 and "codes.npy" in done.stderr and "Traceback" not in done.stderr
     finally:
         path.write_bytes(before)

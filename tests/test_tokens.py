@@ -62,9 +62,9 @@ def test_training_prediction_and_chat_agree(tiny):
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
     whole, _ = tokens.encode_dialogue(coder, turns, codes_of)
     for t in range(1, len(turns) + 1):
-        predicted = infer.prompt_of(coder, turns[:t], codes_of, 1024)
+        predicted = infer.prompt_of(coder, turns[:t], codes_of, 2048)
         chatted = infer.prompt_of(coder, [*turns[:t - 1], {"query": turns[t - 1]["query"], "music": None, "response": None}],
-                                  codes_of, 1024)
+                                  codes_of, 2048)
         assert predicted.tolist() == chatted.tolist() == whole[:len(predicted)].tolist()
         assert whole[len(predicted)] == coder.vocabulary.start
 
