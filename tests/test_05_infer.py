@@ -51,8 +51,8 @@ def test_repetition_penalty_equals_transformers(tiny):
     from transformers import RepetitionPenaltyLogitsProcessor
     with torch.inference_mode():
         reading = generation.Reading(model, [prompt])
-        ours = generation.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=1.7)[0]
-        penalty, ids = RepetitionPenaltyLogitsProcessor(1.7), []
+        ours = generation.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=100.0)[0]
+        penalty, ids = RepetitionPenaltyLogitsProcessor(100.0), []
         for _ in range(10):
             logits = model(torch.tensor([[*prompt, *ids]]).long()).logits[:, -1]
             ids.append(int((penalty(torch.tensor([ids]).long(), logits) if ids else logits).argmax()))
