@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from common import data
+from encoders import librosa_features
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -151,30 +152,30 @@ def test_only_training_playlists_count(tmp_path):
 
 def test_key_strengths_of_the_profiles_themselves():
     """Golden: Krumhansl's profile of a key correlates with itself by 1, whatever the tonic."""
-    major, minor = extract.KEY_PROFILES
+    major, minor = librosa_features.KEY_PROFILES
     for tonic in range(12):
-        strengths = extract.key_strengths(np.roll(major, tonic))
+        strengths = librosa_features.key_strengths(np.roll(major, tonic))
         assert strengths.argmax() == tonic and strengths.max() == pytest.approx(1)
-        assert extract.key_strengths(np.roll(minor, tonic)).argmax() == 12 + tonic
+        assert librosa_features.key_strengths(np.roll(minor, tonic)).argmax() == 12 + tonic
 
 
 def test_features_hear_tempo_and_key():
     """Timbre has 84 columns, then come 12 of chroma, 24 of keys, 1 of mode, 6 of tonnetz, 24 of tempi and the tempo."""
     tempo_column = 84 + 43 + 24
     for bpm in (90, 140):
-        features = extract.librosa_features(clicks(bpm), RATE)
+        features = librosa_features.librosa_features(clicks(bpm), RATE)
         assert features.shape == (155,) and features.dtype == np.float32 and np.isfinite(features).all()
         assert 2 ** features[tempo_column] == pytest.approx(bpm, rel=0.04)  # a lag of 43 frames a second
     g, c, d = (tone(chord) for chord in ([196.0, 246.94, 293.66], [261.63, 329.63, 392.0], [293.66, 369.99, 440.0]))
-    assert set(extract.librosa_features(g, RATE)[84:96].argsort()[-3:]) == {7, 11, 2}  # G B D
-    cadence = extract.librosa_features(np.concatenate([g, c, d, g]), RATE)
+    assert set(librosa_features.librosa_features(g, RATE)[84:96].argsort()[-3:]) == {7, 11, 2}  # G B D
+    cadence = librosa_features.librosa_features(np.concatenate([g, c, d, g]), RATE)
     assert cadence[96:120].argmax() == 7 and cadence[120] > 0  # G major
 
 
 def test_read_audio_takes_the_middle_mono_resampled(tmp_path):
     left = np.concatenate([tone(200, 1, 44100), tone(1000, 2, 44100), tone(200, 1, 44100)])
     soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], 1), 44100)
-    samples = extract.read_audio(tmp_path / "a.wav", RATE, seconds=2)
+    samples = librosa_features.read_audio(tmp_path / "a.wav", RATE, seconds=2)
     assert samples.dtype == np.float32 and len(samples) == 2 * RATE
     assert np.abs(np.fft.rfft(samples)).argmax() / 2 == pytest.approx(1000, abs=1)  # Hz: 2 s give bins of 0.5 Hz
     assert np.abs(samples).max() == pytest.approx(0.15, abs=0.01)  # the mean of 0.3 and nothing
@@ -189,7 +190,7 @@ def test_audio_that_cannot_be_used(tmp_path, name, samples, reason):
     elif samples is not None:
         soundfile.write(tmp_path / name, samples, RATE, subtype="FLOAT")
     with pytest.raises(ValueError, match=reason):
-        extract.read_audio(tmp_path / name, RATE)
+        librosa_features.read_audio(tmp_path / name, RATE)
 
 
 def test_blocks_weigh_the_same():
@@ -213,7 +214,7 @@ def test_audio_from_files_to_embeddings(tmp_path):
     assert np.isnan(array).all(1).tolist() == [False, True, False, True, False, False]
     failed = [row for _, row in data.read_jsonl(tmp_path / "embeddings" / "audio_failed.jsonl", "")]
     assert failed == [{"track_id": "t3", "audio_path": "gone.wav", "reason": "file missing"}]
-    raw = extract.librosa_features(extract.read_audio(tmp_path / "1.wav", RATE), RATE)
+    raw = librosa_features.librosa_features(librosa_features.read_audio(tmp_path / "1.wav", RATE), RATE)
     np.testing.assert_allclose((raw - mean) / divisor, array[2], atol=1e-3)
     np.testing.assert_allclose(np.nanmean(array, 0), 0, atol=1e-3)
 
