@@ -15,41 +15,52 @@ A killed run goes on from its last checkpoint when the same command is given aga
 """
 
 import argparse
-import bisect
 import json
 import math
 import os
 import shutil
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, tokens
-from common.tokens import MUSIC, RESPONSE, USER
+from common.tokens import MUSIC, REJECTED, RESPONSE, USER
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
+from training import packing
+from training.checkpoints import (append_log, load_best, load_checkpoint, model_card, open_tensorboard, plot_loss, save_best,
+                                  save_checkpoint, truncate_log, whole_weights)
+from training.lora import add_lora, merge_lora
 
 # The paper gives context, lr, optimiser and global batch; the rest is our choice (see README).
 RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
                   lessons=0),
-    "tiny": dict(context=512, lr=4e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
-                 lessons=6),
+    "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
+                 lessons=60),
 }
-LESSON_FIELDS = (("title",), ("title", "artist"), ("artist",), ("title", "artist", "album", "year", "tags"), ("tags",))
+# parts of a dialogue on which the loss is taken
+LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}
+LOGITS_AT_ONCE = 2**28  # numbers: 1 GiB of float32
 
 
 # ---------------------------------------------------------------- the model
 
-def expand_vocabulary(model, tokenizer, k, seed=0):
+def expand_vocabulary(model, tokenizer, k, seed=0, multiple=1):
     """Add the 5 k + 2 music tokens to tokenizer and model, in place (paper, section 2.4).
+
+    multiple: the embedding gets rows up to a multiple of this; save_model takes the rest off again.
 
     New rows e ~ N(mean, covariance) of the old rows. transformers' own mean_resizing is not used: it
     scales the covariance by 1e-9, which leaves all new rows nearly the same.
@@ -59,13 +70,13 @@ def expand_vocabulary(model, tokenizer, k, seed=0):
     tied = model.config.tie_word_embeddings
     weight = model.get_input_embeddings().weight.detach()[:old].double()
     output = model.get_output_embeddings().weight.detach()[:old].double()
-    model.resize_token_embeddings(max(len(tokenizer), weight.shape[0]), mean_resizing=False)
+    rows = math.ceil(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]) / multiple) * multiple
+    model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
-        for layer, rows, stream in ((model.get_input_embeddings(), weight, 0), (model.get_output_embeddings(), output, 1)):
+        for layer, before, stream in ((model.get_input_embeddings(), weight, 0), (model.get_output_embeddings(), output, 1)):
             if stream == 1 and tied:
                 break
-            new = sample_like(rows, len(tokenizer) - old, seed + stream)
-            layer.weight[old:len(tokenizer)] = new.to(layer.weight)
+            layer.weight[old:] = sample_like(before, rows - old, seed + stream).to(layer.weight)
     if tied and model.get_input_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr():
         raise SystemExit("input and output embedding came apart when the vocabulary grew; this transformers version "
                          "does not keep them tied: install the one in requirements.txt")
@@ -79,126 +90,51 @@ def sample_like(rows, n, seed):
     return mean + noise @ torch.linalg.cholesky(covariance + jitter).T
 
 
-def load_base(name, dialogues, seed):
+def load_base(name, dialogues, seed, attention="sdpa"):
     """(model, tokenizer): the tiny Llama, or a Hugging Face id or folder."""
     if name == "tiny":
         tokenizer = tiny_tokenizer([text for d in dialogues for t in d["turns"] for text in (t["query"], t["response"] or "")])
         return tiny_llama(tokenizer, seed), tokenizer
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        return (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=attention),
+                AutoTokenizer.from_pretrained(name))
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"--base-model {name} cannot be loaded: {str(error).splitlines()[0]} Accepted: tiny, a folder with a "
                          f"model, or a Hugging Face id (log in with `hf auth login` for gated ones)")
 
 
-# ---------------------------------------------------------------- the data
-
-def drop_codes(codes, rate, rng):
-    """Leave out each code with probability `rate`, but never the last one that a track has.
-
-    So the model meets tracks without a playlist token, as all new (cold) tracks are.
-    """
-    codes = np.array(codes)
-    keep = (codes >= 0) & (rng.random(5) >= rate)
-    return np.where(keep, codes, -1) if keep.any() else codes
-
-
-def name_lessons(tracks, codes_of, n, seed=0, per_dialogue=8):
-    """Dialogues that teach the model what its tracks are called: a part of a track's text, then its tokens.
-
-    The dialogues say little of titles, and five tokens do not spell one. Each track of the training playlists (it has
-    a playlist code; new tracks stay new) is named n times, by parts of its text drawn at random. This is
-    the indexing task of generative retrieval (Tay et al. 2022), not in the paper.
-    """
-    rng = np.random.default_rng([seed, 1])
-    known = [t for t in tracks if codes_of[t["track_id"]][0] >= 0]
-    turns = []
-    for track in known * n:
-        fields = LESSON_FIELDS[int(rng.integers(len(LESSON_FIELDS)))]
-        text = data.item_text(track, fields) or data.item_text(track)
-        if text:
-            turns.append({"query": text, "music": track["track_id"], "response": None})
-    turns = [turns[i] for i in rng.permutation(len(turns))]
-    return [{"turns": turns[i:i + per_dialogue]} for i in range(0, len(turns), per_dialogue)]
-
-
-def encode_all(coder, dialogues, codes_of, context, drop=0.0, seed=0):
-    """Dialogues -> list of (ids, parts), each of at most `context` tokens.
-
-    A longer dialogue is cut at a turn, and its later turns begin a new piece. A single turn that does
-    not fit is cut at the end.
-    Returns: pieces, number of dialogues cut at a turn, number of turns cut short.
-    """
-    pieces, cut_dialogues, cut_turns = [], 0, 0
-    for d, dialogue in enumerate(tqdm(dialogues, desc="encode", leave=False)):
-        rng = np.random.default_rng([seed, d])
-        turns = dialogue["turns"]
-        # a fresh name for each turn, since the same track may lose different codes at each
-        named, dropped = [], {}
-        for t, turn in enumerate(turns):
-            named.append(turn | {"music": None if turn["music"] is None else t})
-            if turn["music"] is not None:
-                dropped[t] = drop_codes(codes_of[turn["music"]], drop, rng)
-        whole = True
-        while named:
-            n = len(named)
-            ids, parts = tokens.encode_dialogue(coder, named, dropped)
-            while len(ids) > context and n > 1:
-                n, whole = n - 1, False
-                ids, parts = tokens.encode_dialogue(coder, named[:n], dropped)
-            cut_turns += len(ids) > context
-            pieces.append((ids[:context], parts[:context]))
-            named = named[n:]
-        cut_dialogues += not whole
-    return pieces, cut_dialogues, cut_turns
-
-
-def pack(lengths, context):
-    """Best-fit decreasing: put pieces into as few bins of `context` tokens as is easy. Returns lists of indices."""
-    bins, free = [], []  # free: sorted (tokens left, bin)
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect.bisect_left(free, (lengths[i], -1))
-        left, b = free.pop(at) if at < len(free) else (context, len(bins))
-        if b == len(bins):
-            bins.append([])
-        bins[b].append(i)
-        bisect.insort(free, (left - lengths[i], b))
-    return bins
-
-
-def fill_bin(pieces, members, context, pad):
-    """Lay pieces one after another -> ids, positions, labels, parts, each (context,) int64.
-
-    Positions restart with each piece: transformers reads the borders of the dialogues from them, if
-    there is no attention mask and no cache. A piece's first token is nobody's label.
-    """
-    ids, labels = np.full(context, pad), np.full(context, -100)
-    parts, positions = np.zeros(context, np.int64), np.arange(context)
-    at = 0
-    for i in members:
-        piece, part = pieces[i]
-        end = at + len(piece)
-        ids[at:end], parts[at:end], positions[at:end] = piece, part, np.arange(len(piece))
-        labels[at + 1:end] = piece[1:]
-        at = end
-    positions[at:] = np.arange(context - at)
-    return ids, positions, labels, parts
-
-
-def stack(pieces, bins, chosen, context, pad, device):
-    """Bins -> four (B, context) tensors: ids, positions, labels, parts."""
-    rows = [fill_bin(pieces, bins[b], context, pad) for b in chosen]
-    return [torch.from_numpy(np.stack(column)).to(device) for column in zip(*rows)]
-
-
 # ---------------------------------------------------------------- the loss
 
-def token_losses(model, ids, positions, labels):
-    """Cross-entropy of each next token, (B, T - 1) float32, 0 where the label is -100."""
-    # use_cache=False: with a cache transformers would ignore the restarting positions, and dialogues leak
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100,
-                           reduction="none").view(labels.shape[0], -1)
+class LossModel(nn.Module):
+    """A causal LM whose forward gives the cross-entropy of each next token: (B, T - 1) float32, 0 where the label is -100.
+
+    It is one module, so that DistributedDataParallel and FSDP see everything that happens to a batch.
+    """
+
+    def __init__(self, lm):
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, ids, positions, labels):
+        # use_cache=False: with a cache transformers would ignore the restarting positions, and dialogues leak
+        hidden = self.lm.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, :-1]
+        losses = chunked_losses(self.lm.get_output_embeddings(), hidden.flatten(0, 1), labels[:, 1:].flatten())
+        return losses.view(len(ids), -1)
+
+
+def chunked_losses(head, hidden, labels):
+    """Cross-entropy of hidden (T, d) with labels (T,), -100 = none, never holding more than LOGITS_AT_ONCE logits.
+
+    Llama's 133,000 words make 0.5 GiB of float32 logits every thousand tokens, and their gradients as
+    much again. Where they do not fit at once, each chunk's logits are made again in the backward pass.
+    """
+    def losses(h, y):
+        return F.cross_entropy(head(h).float(), y, ignore_index=-100, reduction="none")
+
+    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    if len(hidden) <= chunk:
+        return losses(hidden, labels)
+    return torch.cat([recompute(losses, h, y, use_reentrant=False) for h, y in zip(hidden.split(chunk), labels.split(chunk))])
 
 
 def autocast(device):
@@ -207,21 +143,25 @@ def autocast(device):
 
 
 @torch.no_grad()
-def validate(model, pieces, bins, context, pad, device, size=8):
+def validate(model, packed, device, size=8, rank=0, world=1):
     """Mean loss (nats a token) of all tokens, of text (queries and answers) and of music."""
     model.eval()
-    sums = {"all": [0.0, 0], "text": [0.0, 0], "music": [0.0, 0]}
-    for i in range(0, len(bins), size):
-        ids, positions, labels, parts = stack(pieces, bins, range(i, min(i + size, len(bins))), context, pad, device)
+    sums = torch.zeros(3, 2, dtype=torch.float64, device=device)
+    n = len(packed.bins)
+    for i in range(0, n, size * world):
+        mine = list(range(i, min(i + size * world, n)))[rank::world]
+        # a rank without a sequence of its own joins in with one that counts nothing
+        ids, positions, labels, parts = packed.batch(mine or [0], device)
         with autocast(device):
-            losses = token_losses(model, ids, positions, labels)
-        known, part = labels[:, 1:] != -100, parts[:, 1:]
-        groups = {"all": known, "text": known & ((part == USER) | (part == RESPONSE)), "music": known & (part == MUSIC)}
-        for name, mask in groups.items():
-            sums[name][0] += losses[mask].sum().item()
-            sums[name][1] += mask.sum().item()
+            losses = model(ids, positions, labels)
+        known, part = (labels[:, 1:] != -100) & bool(mine), parts[:, 1:]
+        for row, mask in enumerate((known, known & ((part == USER) | (part == RESPONSE)),
+                                    known & ((part == MUSIC) | (part == REJECTED)))):
+            sums[row] += torch.stack([losses[mask].sum(), mask.sum()])
+    if world > 1:
+        dist.all_reduce(sums)
     model.train()
-    return {name: total / max(n, 1) for name, (total, n) in sums.items()}
+    return {name: total / max(n, 1) for name, (total, n) in zip(("all", "text", "music"), sums.tolist())}
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -232,67 +172,60 @@ def learning_rate(step, steps, peak, warmup):
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-# ---------------------------------------------------------------- checkpoints and the log
+# ---------------------------------------------------------------- one or more processes
 
-def save_checkpoint(path, model, optimizer, step, seconds):
-    temporary = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
-                "rng": torch.get_rng_state()}, temporary)
-    os.replace(temporary, path)
-
-
-def load_checkpoint(path, model, optimizer, device):
-    """Load what save_checkpoint saved; returns (step, seconds)."""
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise SystemExit(f"{path}: not a checkpoint of this run ({str(error).splitlines()[0]}). "
-                         f"Delete it, or start afresh with --no-resume")
-    torch.set_rng_state(saved["rng"].cpu())
-    return saved["step"], saved["seconds"]
+class Process(NamedTuple):
+    rank: int
+    world: int   # how many there are
+    device: str
 
 
-def truncate_log(path, step):
-    """Forget the lines of log.jsonl that lie after the checkpoint."""
-    if path.is_file():
-        kept = [row for _, row in data.read_jsonl(path, "python 04_train.py") if row["step"] <= step]
-        data.write_jsonl(path, kept)
+def start_process(device):
+    """This process's place among the others, with torch.distributed started where torchrun runs us."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        # the others wait while rank 0 encodes the dialogues
+        dist.init_process_group("nccl" if "cuda" in device else "gloo", timeout=timedelta(hours=2))
+    torch.set_flush_denormal(True)  # on CPU, tiny numbers would slow everything down
+    return Process(rank, world, device)
 
 
-def append_log(path, row):
-    with open(path, "a") as f:
-        f.write(json.dumps(row) + "\n")
+def distribute(model, world, device, fsdp=False):
+    """A LossModel for `world` processes: each holds it all (DDP), or a part of every layer (FSDP2)."""
+    if fsdp:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if "cuda" in device else MixedPrecisionPolicy()
+        for layer in model.lm.base_model.layers:
+            fully_shard(layer, mp_policy=policy)
+        return fully_shard(model, mp_policy=policy)
+    if world > 1:
+        return DistributedDataParallel(model, device_ids=[device] if "cuda" in device else None)
+    return model
 
 
-def plot_loss(log_path, png_path):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def accumulate(model, batches, n_labels, world, device):
+    """Add the gradients of the mean loss over the tokens of a step, over all processes; returns that loss.
 
-    rows = [row for _, row in data.read_jsonl(log_path, "python 04_train.py")]
-    train, valid = [r for r in rows if "loss" in r], [r for r in rows if "valid_all" in r]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.7", lw=0.8, label="train, all tokens")
-    for name, color in (("text", "#0072b2"), ("music", "#d55e00")):
-        axes.plot([r["step"] for r in valid], [r[f"valid_{name}"] for r in valid], "o-", ms=3, color=color,
-                  label=f"validation, {name} tokens")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats a token)")
-    axes.legend(frameon=False)
-    figure.savefig(png_path, dpi=120)
-    plt.close(figure)
-
-
-def model_card(args, recipe, n_tokens, losses):
-    lines = [f"# TalkPlay, fine-tuned from `{args.base_model}`", "",
-             "Music recommendation as token generation: the assistant's message begins with five music tokens, which are "
-             "looked up in the catalogue they were made for.", "",
-             f"- training dialogues: `{args.data_dir}/dialogues_train.jsonl`, {n_tokens:,} tokens an epoch",
-             f"- recipe: {', '.join(f'{k} {v:g}' for k, v in recipe.items())}, seed {args.seed}",
-             f"- validation loss (nats a token): {', '.join(f'{k} {v:.3f}' for k, v in losses.items())}",
-             f"- versions: {', '.join(f'{k} {v}' for k, v in data.package_versions().items())}"]
-    return "\n".join(lines) + "\n"
+    batches: this process's micro-batches, each (ids, positions, labels, counts), as many on every process; one
+        with counts 0 only keeps the others company. n_labels: of the whole step, so the mean is over tokens, and
+        however the sequences are split over processes and micro-batches, the gradients are the same.
+    """
+    total = torch.zeros((), device=device)
+    for i, (ids, positions, labels, counts) in enumerate(batches):
+        last = i == len(batches) - 1
+        if hasattr(model, "set_requires_gradient_sync"):  # FSDP
+            model.set_requires_gradient_sync(last)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+            with autocast(device):
+                loss = model(ids, positions, labels).sum() / n_labels * counts
+            (loss * world).backward()  # DDP and FSDP average over the processes, and we want their sum
+        total += loss.detach()
+    if world > 1:
+        dist.all_reduce(total)
+    return total
 
 
 # ---------------------------------------------------------------- main
@@ -311,10 +244,21 @@ def parse_args():
                        ("lessons", "times each known track is named outside the dialogues; 0 = never, as in the paper")):
         values = ", ".join(f"{r}: {v[name.replace('-', '_')]:g}" for r, v in RECIPES.items())
         add(f"--{name}", type=int if name in ("context", "batch-size", "lessons") else float, help=f"{what} ({values})")
+    add("--loss-on", choices=LOSS_ON, default="all", help="tokens that are learnt: all (paper, default), or the assistant's")
+    add("--skip-rejected", action="store_true", help="do not learn the music tokens that the listener turned down")
     add("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 (default) = all of a step")
     add("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (default 1); 0 = no clipping")
     add("--eval-every", type=int, default=100, help="steps between validations (default 100); 0 = only at the end")
     add("--save-every", type=int, default=100, help="steps between checkpoints (default 100); 0 = none")
+    add("--keep", type=int, default=2, help="checkpoints kept (default 2, the last ones)")
+    add("--fsdp", action="store_true", help="under torchrun: each GPU holds a part of every layer (FSDP2), for 3B and 8B")
+    add("--lora", type=int, default=0, help="rank of LoRA for one small GPU; 0 (default) = all weights are trained")
+    add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--attention", default="sdpa", help="transformers' attn_implementation (default sdpa; flash_attention_2, flex_attention)")
+    add("--pad-vocabulary", type=int, default=1, help="embedding rows are made a multiple of this while training (default 1)")
+    add("--tensorboard", action="store_true", help="losses also to <data-dir>/runs/tensorboard")
+    add("--workers", type=int, default=min(8, os.cpu_count()), help="processes that encode the dialogues")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
     add("--seed", type=int, default=0, help="of the model, the new rows and the order (default 0)")
@@ -325,19 +269,9 @@ def parse_args():
     recipe |= {name: getattr(args, name) for name in recipe if getattr(args, name) is not None}
     if min(recipe["context"] - 1, recipe["batch_size"], recipe["epochs"], recipe["lr"]) <= 0:
         raise SystemExit("--context must be above 1; --batch-size, --epochs and --lr above 0")
+    if args.fsdp and args.lora:
+        raise SystemExit("--fsdp spreads a model over GPUs, --lora is for one small GPU: choose one")
     return args, recipe
-
-
-def start_process(device):
-    """(rank, world size, this process's device), with torch.distributed started where torchrun runs us."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if "cuda" in device else "gloo")
-    torch.set_flush_denormal(True)  # on CPU, tiny numbers would slow everything down
-    return rank, world, device
 
 
 def load_data(folder, limit):
@@ -353,78 +287,108 @@ def load_data(folder, limit):
 
 def make_optimizer(model, recipe):
     """AdamW; matrices and embeddings decay, norms do not."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": recipe["weight_decay"]},
-              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe["lr"], betas=(0.9, 0.95), fused=True)
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learnt if p.ndim >= 2], "weight_decay": recipe["weight_decay"]},
+              {"params": [p for p in learnt if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe["lr"], betas=(0.9, 0.95), fused=True)
 
 
-def fit(args, recipe, model, pieces, bins, check, part, resuming, rank, world, device, pad):
-    """The training loop. check: function that returns the validation losses. Returns the last of them."""
-    steps = math.ceil(recipe["epochs"] * len(bins) / recipe["batch_size"])
-    optimizer = make_optimizer(model, recipe)
-    checkpoint, log = part / "checkpoint.pt", part / "log.jsonl"
-    step, seconds, losses = 0, 0.0, {}
-    if resuming and checkpoint.is_file():
-        step, seconds = load_checkpoint(checkpoint, model, optimizer, device)
-        print(f"rank {rank}: going on from step {step}")
-    if rank == 0:
-        truncate_log(log, step)
-    wrapped = DistributedDataParallel(model, device_ids=[device] if "cuda" in device else None) if world > 1 else model
+def encode_once(folder, make, process):
+    """Pieces of `folder`, memory-mapped; rank 0 makes them with `make` (-> pieces, cut, short) if they are not there."""
+    if process.rank == 0 and not (folder / "starts.npy").is_file():
+        pieces, cut, short = make()
+        print(f"{folder.name}: {len(pieces.ids):,} tokens; {cut:,} dialogues cut at a turn, {short:,} turns cut short")
+        packing.save_pieces(folder, pieces)
+    if process.world > 1:
+        dist.barrier()
+    return packing.load_pieces(folder)
 
+
+def fit(args, recipe, model, lm, train, check, folder, process):
+    """The training loop, from the last checkpoint in `folder` on. model: LossModel around lm, distributed.
+
+    check: function that returns the validation losses. Returns the losses of the best moment, whose weights lm then has.
+    """
+    rank, world, device = process
+    learnt = [part for part in LOSS_ON[args.loss_on] if not (args.skip_rejected and part == REJECTED)]
+    labels_of, size = train.count_labels(learnt), recipe["batch_size"]
+    steps = math.ceil(recipe["epochs"] * len(train.bins) / size)
     epochs = math.ceil(recipe["epochs"]) + 1  # one more, so that the last step is as full as the others
-    order = np.concatenate([np.random.default_rng([args.seed, e]).permutation(len(bins)) for e in range(epochs)])
-    started = time.time() - seconds
-    bar = tqdm(total=steps, initial=step, disable=rank != 0, desc="train", mininterval=1)
+    order = np.concatenate([np.random.default_rng([args.seed, e]).permutation(len(train.bins)) for e in range(epochs)])
+
+    optimizer = make_optimizer(lm, recipe)
+    step, facts = load_checkpoint(folder, lm, optimizer)
+    facts = facts or {"seconds": 0.0, "best_step": 0, "best": {}}
+    if rank == 0:
+        truncate_log(folder / "log.jsonl", step)
+        if step:
+            print(f"going on from step {step}")
+    board = open_tensorboard(args.data_dir / "runs" / "tensorboard", step) if args.tensorboard and rank == 0 else None
+    started = time.time() - facts["seconds"]
+    bar, begun, seen = tqdm(total=steps, initial=step, disable=rank != 0, desc="train", mininterval=1), time.time(), 0
     while step < steps:
-        batch = order[step * recipe["batch_size"]:(step + 1) * recipe["batch_size"]]
-        # every rank knows the whole batch, so the mean over its tokens needs no messages
-        n_labels = sum(len(pieces[i][0]) - 1 for b in batch for i in bins[b])
-        mine = batch[rank::world]
-        micro = args.micro_batch or max(1, len(mine))
+        chosen = order[step * size:(step + 1) * size]
+        n_labels = max(1, int(labels_of[chosen].sum()))
+        mine, each = chosen[rank::world], math.ceil(len(chosen) / world)
+        micro = args.micro_batch or each
+        batches = []
+        for s in range(0, each, micro):
+            own = mine[s:s + micro]  # where there is none, a sequence that counts nothing keeps the other ranks company
+            batches.append((*train.batch(own if len(own) else chosen[:1], device, learnt)[:3], bool(len(own))))
         lr = learning_rate(step, steps, recipe["lr"], recipe["warmup"])
         for group in optimizer.param_groups:
             group["lr"] = lr
-        total = torch.zeros((), device=device)
-        for s in range(0, max(1, len(mine)), micro):
-            # a rank without a sequence of its own in a small batch joins in with one that counts nothing
-            chosen = mine[s:s + micro] if len(mine) else batch[:1]
-            ids, positions, labels, _ = stack(pieces, bins, chosen, recipe["context"], pad, device)
-            with nullcontext() if world == 1 or s + micro >= len(mine) else wrapped.no_sync():
-                with autocast(device):
-                    loss = token_losses(wrapped, ids, positions, labels).sum() / n_labels * bool(len(mine))
-                (loss * world).backward()  # DDP averages over ranks, and we want their sum
-            total += loss.detach()
-        if world > 1:
-            dist.all_reduce(total)
-        if not torch.isfinite(total):
-            raise SystemExit(f"the loss is {total.item()} at step {step}; the last checkpoint is {checkpoint}. "
+        loss = accumulate(model, batches, n_labels, world, device).item()
+        norm = torch.nn.utils.clip_grad_norm_(lm.parameters(), args.grad_clip or float("inf"))
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(loss + norm):
+            raise SystemExit(f"step {step + 1}: loss {loss}, norm of the gradient {norm}; checkpoints of earlier steps are in {folder}. "
                              f"Try a smaller --lr (now {recipe['lr']:g}) with --no-resume")
-        if args.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if rank == 0:
-            seconds = time.time() - started
-            row = {"step": step, "loss": round(total.item(), 6), "lr": lr, "tokens": n_labels, "seconds": round(seconds, 1)}
-            if step == steps or (args.eval_every and step % args.eval_every == 0):
-                losses = check()
-                row |= {f"valid_{name}": round(value, 6) for name, value in losses.items()}
+        step, seen = step + 1, seen + n_labels
+        facts["seconds"] = time.time() - started
+        row = {"step": step, "loss": round(loss, 6), "lr": lr, "norm": round(norm, 4), "tokens": n_labels,
+               "seconds": round(facts["seconds"], 1)}
+        if step == steps or (args.eval_every and step % args.eval_every == 0):
+            losses = check()
+            row |= {f"valid_{name}": round(value, 6) for name, value in losses.items()}
+            if rank == 0:
                 bar.write(f"step {step}: validation loss {losses['all']:.3f} (text {losses['text']:.3f}, music {losses['music']:.3f})")
-            append_log(log, row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            if args.save_every and step % args.save_every == 0 and step < steps:
-                save_checkpoint(checkpoint, model, optimizer, step, seconds)
-        if world > 1:
-            dist.barrier()
+            if not facts["best"] or losses["all"] < facts["best"]["all"]:
+                facts |= {"best": losses, "best_step": step}
+                if step < steps:
+                    save_best(folder, lm, rank)
+        if rank == 0:
+            append_log(folder / "log.jsonl", row, board)
+            bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{seen / (time.time() - begun):,.0f}", refresh=False)
+        if args.save_every and step % args.save_every == 0 and step < steps:
+            save_checkpoint(folder, lm, optimizer, step, facts, args.keep, rank)
         bar.update()
     bar.close()
-    return losses
+    if facts["best_step"] != step:
+        load_best(folder, lm)
+    return facts["best"]
+
+
+def save_model(folder, lm, tokenizer, rank):
+    """The Hugging Face folder: no trace of LoRA, FSDP or a padded vocabulary. All ranks call it, rank 0 writes."""
+    merge_lora(lm)
+    weights = whole_weights(lm)
+    if rank == 0:
+        lm.config.vocab_size = len(tokenizer)
+        for name, rows in list(weights.items()):
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                weights[name] = rows[:len(tokenizer)].clone()
+        if lm.config.tie_word_embeddings:
+            weights = {name: rows for name, rows in weights.items() if not name.endswith("lm_head.weight")}
+        lm.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
 
 
 def main():
     args, recipe = parse_args()
-    rank, world, device = start_process(args.device)
+    process = rank, world, device = start_process(args.device)
     folder, part, final = args.data_dir, args.data_dir / "model.part", args.data_dir / "model"
     k, tracks, codes_of, train, valid = load_data(folder, args.limit)
     run, state = data.begin_run(
@@ -434,50 +398,57 @@ def main():
     if state == "done":
         print("04_train: already done, nothing changed")
         return
-
     # the model and its vocabulary: the same on every rank, since everything is seeded
-    model, tokenizer = load_base(args.base_model, train, args.seed)
-    expand_vocabulary(model, tokenizer, k, args.seed)
+    lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
+    expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
     coder = tokens.make_coder(tokenizer)
-    model.to(device).train()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    torch.manual_seed(args.seed)
+    if args.lora:
+        add_lora(lm, args.lora, frozen_dtype=torch.bfloat16 if "cuda" in device else torch.float32)
+    if args.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.to(device).train()
+    model = LossModel(lm)
+    if args.compile:
+        model.compile()
+    model = distribute(model, world, device, args.fsdp)
+
     if rank == 0:
         if state == "new" and part.exists():
             shutil.rmtree(part)
         part.mkdir(exist_ok=True)
-    if world > 1:
-        dist.barrier()
 
-    # dialogues -> pieces -> bins
+    # dialogues -> pieces -> sequences
     context = recipe["context"]
-    train = train + name_lessons(tracks, codes_of, recipe["lessons"], args.seed)
-    pieces, cut, short = encode_all(coder, train, codes_of, context, recipe["drop_tokens"], args.seed)
-    valid_pieces, _, _ = encode_all(coder, valid, codes_of, context)
-    bins, valid_bins = (pack([len(ids) for ids, _ in p], context) for p in (pieces, valid_pieces))
-    n_tokens = sum(len(ids) for ids, _ in pieces)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    train = train + packing.name_lessons(tracks, codes_of, recipe["lessons"], args.seed)
+    packed = []
+    for name, dialogues, drop in (("train", train, recipe["drop_tokens"]), ("valid", valid, 0.0)):
+        pieces = encode_once(part / "tokens" / name, lambda: packing.encode_all(
+            coder, dialogues, codes_of, context, drop, args.seed, args.workers), process)
+        packed.append(packing.Packed(pieces, packing.pack(pieces.lengths(), context), context, pad))
+    n_tokens, n_sequences = len(packed[0].pieces.ids), len(packed[0].bins)
     if rank == 0:
-        print(f"{len(train):,} dialogues (lessons on names among them), {n_tokens:,} tokens in {len(bins):,} packed sequences ({n_tokens / len(bins) / context:.1%} "
-              f"full); {cut:,} dialogues cut at a turn, {short:,} turns cut short")
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {5 * k + 2:,} new tokens (K = {k})")
+        print(f"{len(train):,} dialogues (lessons on names among them) in {n_sequences:,} packed sequences, "
+              f"{n_tokens / n_sequences / context:.1%} full; {sum(p.numel() for p in lm.parameters()):,} parameters, "
+              f"{5 * k + 2:,} new tokens (K = {k})")
 
-    def check():
-        return validate(model, valid_pieces, valid_bins, context, pad, device)
-
-    losses = fit(args, recipe, model, pieces, bins, check, part, state == "resume", rank, world, device, pad)
-    if rank == 0:  # the Hugging Face folder takes its name when it is whole
-        losses = losses or check()
-        tokenizer.model_max_length = context  # 05_infer.py keeps its prompts within what the model has met
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+    losses = fit(args, recipe, model, lm, packed[0], lambda: validate(model, packed[1], device, rank=rank, world=world), part, process)
+    tokenizer.model_max_length = context  # 05_infer.py keeps its prompts within what the model has met
+    save_model(part, lm, tokenizer, rank)
+    if rank == 0:  # the folder takes its name when it is whole
         plot_loss(part / "log.jsonl", part / "loss.png")
         data.write_text(part / "README.md", model_card(args, recipe, n_tokens, losses))
-        (part / "checkpoint.pt").unlink(missing_ok=True)
+        for leftover in (*part.glob("*.pt"), *part.glob("*.tmp")):
+            leftover.unlink()
+        shutil.rmtree(part / "tokens")
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
         data.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)
         print(f"wrote {final}; next: python 05_infer.py predict --data-dir {folder}")
     if world > 1:
+        dist.barrier()  # nobody leaves while another still talks to it
         dist.destroy_process_group()
 
 

@@ -130,7 +130,7 @@ def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
     return gains
 
 
-def prior_to_subtract(prior, codes, calibration=0.3):
+def prior_to_subtract(prior, codes, calibration=0.15):
     """How much of its prior a track's ranking subtracts: (N, 5) -> (N, 5).
 
     A known track, one with a playlist code, keeps 1 - calibration of its prior: what is often played is
@@ -420,8 +420,8 @@ def main():
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
-        command.add_argument("--calibration", type=float, default=0.3,
-                             help="share of a known track's prior that the likelihood ranker subtracts, 0 to 1 (default 0.3)")
+        command.add_argument("--calibration", type=float, default=0.15,
+                             help="share of a known track's prior that the likelihood ranker subtracts, 0 to 1 (default 0.15)")
         command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
                              "longer prompts (default 0: as in training)")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")

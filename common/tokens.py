@@ -17,7 +17,8 @@ from tokenizers import AddedToken
 MODALITIES = ("playlist", "semantic", "metadata", "lyrics", "audio")
 START, END = "<start_of_music>", "<end_of_music>"
 DATE = "26 Jul 2024"  # Llama-3's template prints a date; today's would change the ids from day to day
-TEMPLATE, USER, MUSIC, RESPONSE = 0, 1, 2, 3  # parts of an encoded dialogue
+TEMPLATE, USER, MUSIC, RESPONSE, REJECTED = range(5)  # parts of an encoded dialogue; REJECTED: music that is turned down
+ALL_PARTS = (TEMPLATE, USER, MUSIC, RESPONSE, REJECTED)
 
 
 def token_string(modality, code):
@@ -141,7 +142,7 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
     codes_of: {track_id: five codes}.
     prompt: stop after the query of the last turn, where the model's answer begins; nothing else of
         that turn is looked at.
-    Returns: ids (L,) int32, parts (L,) uint8 of TEMPLATE, USER, MUSIC, RESPONSE. The token that ends
+    Returns: ids (L,) int32, parts (L,) uint8 of ALL_PARTS. The token that ends
         an answer counts as RESPONSE, since the model has to learn to stop.
     """
     template, ids, parts = coder.format, [], []
@@ -158,7 +159,7 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
         if prompt and last:
             break
         if turn["music"] is not None:
-            add(codes_to_ids(coder.vocabulary, codes_of[turn["music"]]), MUSIC)
+            add(codes_to_ids(coder.vocabulary, codes_of[turn["music"]]), REJECTED if turn.get("rejected") else MUSIC)
         add(encode_text(coder.tokenizer, turn["response"] or ""), RESPONSE)
         ending = template.tail if last else template.between
         add(ending[:1], RESPONSE)

@@ -14,6 +14,7 @@ from conftest import K, ROOT, make_codes, make_dialogues, make_tracks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, tokens
+from training import packing
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
 
 train = importlib.import_module("04_train")
@@ -62,13 +63,14 @@ def test_tied_through_resize_save_and_load(tmp_path, tiny):
 def test_packed_logits_equal_separate_logits(tiny):
     model, coder = tiny
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    pieces, _, _ = train.encode_all(coder, make_dialogues(4, 30), codes_of, 512)
-    context = sum(len(ids) for ids, _ in pieces) + 7
-    ids, positions, labels, _ = train.stack(pieces, [[0, 1, 2, 3]], [0], context, 0, "cpu")
+    pieces, _, _ = packing.encode_all(coder, make_dialogues(4, 30), codes_of, 512)
+    context = len(pieces.ids) + 7
+    ids, positions, labels, _ = packing.Packed(pieces, [[0, 1, 2, 3]], context, 0).batch([0], "cpu")
     with torch.no_grad():
         packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
         at = 0
-        for piece, _ in pieces:
+        for i in range(4):
+            piece = pieces.ids[pieces.starts[i]:pieces.starts[i + 1]]
             alone = model(input_ids=torch.tensor(piece)[None].long(), use_cache=False).logits[0]
             assert (packed[at:at + len(piece)] - alone).abs().max() < 1e-4
             assert labels[0, at] == -100 and labels[0, at + 1:at + len(piece)].tolist() == piece[1:].tolist()
@@ -79,7 +81,7 @@ def test_packed_logits_equal_separate_logits(tiny):
 def test_pack_loses_nothing_and_fits():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 100, 500).tolist()
-    bins = train.pack(lengths, 100)
+    bins = packing.pack(lengths, 100)
     assert sorted(i for b in bins for i in b) == list(range(500))
     assert max(sum(lengths[i] for i in b) for b in bins) <= 100
     assert len(bins) <= 1.05 * sum(lengths) / 100 + 1
@@ -90,31 +92,30 @@ def test_long_dialogues_are_cut_at_a_turn(tiny):
     dialogue = make_dialogues(1, 30)[0]
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
     whole, _ = tokens.encode_dialogue(coder, dialogue["turns"], codes_of)
-    pieces, cut, short = train.encode_all(coder, [dialogue], codes_of, len(whole) - 1)
-    assert len(pieces) == 2 and cut == 1 and short == 0
+    pieces, cut, short = packing.encode_all(coder, [dialogue], codes_of, len(whole) - 1)
+    assert len(pieces.lengths()) == 2 and cut == 1 and short == 0
     # every turn is in exactly one piece
-    starts = sum((ids == coder.vocabulary.start).sum() for ids, _ in pieces)
-    assert starts == len(dialogue["turns"]) and all(len(ids) < len(whole) for ids, _ in pieces)
+    assert (pieces.ids == coder.vocabulary.start).sum() == len(dialogue["turns"]) and (pieces.lengths() < len(whole)).all()
 
 
 def test_dropped_codes():
     rng = np.random.default_rng(0)
-    drawn = np.array([train.drop_codes([1, 2, 3, -1, 5], 0.3, rng) for _ in range(2000)])
+    drawn = np.array([packing.drop_codes([1, 2, 3, -1, 5], 0.3, rng) for _ in range(2000)])
     assert (drawn[:, 3] == -1).all() and (drawn >= 0).any(1).all()
     assert abs((drawn[:, 0] == -1).mean() - 0.3) < 0.04
-    assert train.drop_codes([-1, -1, -1, -1, 4], 1.0, rng).tolist() == [-1, -1, -1, -1, 4]
+    assert packing.drop_codes([-1, -1, -1, -1, 4], 1.0, rng).tolist() == [-1, -1, -1, -1, 4]
 
 
 def test_lessons_name_known_tracks_only():
     tracks, codes = make_tracks(30), make_codes(30)
     codes[:5, 0], codes[5:, 0] = -1, 2
     codes_of = {t["track_id"]: c for t, c in zip(tracks, codes)}
-    turns = [turn for d in train.name_lessons(tracks, codes_of, 3, per_dialogue=8) for turn in d["turns"]]
+    turns = [turn for d in packing.name_lessons(tracks, codes_of, 3, per_dialogue=8) for turn in d["turns"]]
     named = [turn["music"] for turn in turns]
     assert {t: named.count(t) for t in set(named)} == {f"t{i}": 3 for i in range(5, 30)}
     title_of = {t["track_id"]: t["title"] for t in tracks}
     assert any(turn["query"] == title_of[turn["music"]] for turn in turns)
-    assert all(turn["response"] is None for turn in turns) and train.name_lessons(tracks, codes_of, 0) == []
+    assert all(turn["response"] is None for turn in turns) and packing.name_lessons(tracks, codes_of, 0) == []
 
 
 def test_learning_rate():
@@ -163,7 +164,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(trained, tmp_path):
         pass
     process.kill()
     process.wait()
-    assert (tmp_path / "model.part" / "checkpoint.pt").is_file(), "the run ended before it could be killed"
+    assert list((tmp_path / "model.part").glob("checkpoint-*.pt")), "the run ended before it could be killed"
     done = run_04(tmp_path, "--epochs", "3")
     assert done.returncode == 0 and "going on from step" in done.stdout, done.stderr
     resumed = [json.loads(line) for line in open(tmp_path / "model" / "log.jsonl")]
