@@ -32,6 +32,7 @@ from common.generation import Reading, music_grammar, sample
 from common.metrics import DEPTH, rank_rows
 
 ANSWER_ROOM = 64  # tokens of the context that a prompt leaves to the answer
+BAND = 1000.0     # more than any log-probability: keeps tracks that a beam search scored deeper in front
 
 
 # ---------------------------------------------------------------- the model
@@ -106,9 +107,7 @@ def music_weight(model, vocabulary):
 def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
     """What the model thinks of each track's tokens before it knows what is wanted.
 
-    The log-probability of each code after a query that says nothing. The model has learnt the code
-    sequences of the tracks that it met in training, and finds all others unlikely; rankings subtract
-    this, or new tracks would be buried whatever is asked for (contextual calibration: Zhao et al. 2021).
+    The log-probability of each code after a query that says nothing (contextual calibration: Zhao et al. 2021).
 
     codes: (N, 5). Returns: (N, 5) float32.
     """
@@ -130,20 +129,52 @@ def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
     return gains
 
 
-def prior_to_subtract(prior, codes, calibration=0.15):
-    """How much of its prior a track's ranking subtracts: (N, 5) -> (N, 5).
+class Group(NamedTuple):
+    """Tracks that the likelihood ranker compares with each other: the known ones, or the new ones."""
+    rows: np.ndarray        # (n,) rows of the catalogue
+    trie: retrieval.Trie    # of these tracks
+    prior: np.ndarray       # (n, 5) to subtract, or None
+    share: float            # of the probability, which the group has whatever the query
+    beam: float             # its part of --beam
 
-    A known track, one with a playlist code, keeps 1 - calibration of its prior: what is often played is
-    likelier to be wanted. The prior of a new track says only that the model has not met it; it is
-    replaced by that of an average known track.
+
+def group_tracks(model, coder, codes, new_share=None):
+    """The known tracks and the new ones (without a playlist code), each for itself: list of Group.
+
+    Known tracks are ordered by their probability: what is often played is likelier to be wanted. That of a new track
+    says above all that the model has not met its code sequence, so new ones are ordered by how much the
+    query raises it (`track_prior`; pointwise mutual information). Numbers of two such kinds cannot be
+    compared, so each group gets a fixed share of the probability: new_share, default the new tracks' share of the catalogue.
     """
-    known = codes[:, 0] >= 0
-    average = prior[known].mean(0) if known.any() else np.zeros(5, np.float32)
-    return np.where(known[:, None], calibration * prior, prior - (1 - calibration) * average)
+    new = codes[:, 0] < 0
+    share = new.mean() if new_share is None else new_share
+    groups = []
+    for mask, part, beam in ((~new, 1 - share, 0.8), (new, share, 0.2)):
+        if mask.any():
+            prior = track_prior(model, coder, codes[mask]) if mask is new else None
+            alone = mask.all()
+            groups.append(Group(np.flatnonzero(mask), retrieval.build_trie(codes[mask]), prior, 1.0 if alone else part,
+                                1.0 if alone else beam))
+    return groups
+
+
+def rank_tracks(reading, coder, groups, n_tracks, beam=50):
+    """Log-probability of each track after the prompts: (B, n_tracks) float32, the groups' scores each normalised to its share.
+
+    Tracks that the beam has lost lie 1000 and more lower, by the level at which it lost them.
+    """
+    scores = np.empty((reading.mask.shape[0], n_tracks), np.float32)
+    for group in groups:
+        found = rank_by_likelihood(reading, coder, group.trie, group.prior, max(1, round(beam * group.beam)))
+        reached = np.where(found > BAND * 3.5, found, -np.inf)
+        best = reached.max(1, keepdims=True)
+        total = best + np.log(np.exp(reached - best).sum(1, keepdims=True))  # log of the sum over the tracks reached
+        scores[:, group.rows] = found - total + np.log(max(group.share, 1e-9))
+    return scores
 
 
 def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
-    """Score of each track: log P(its tokens | the prompt), less what `prior` says.
+    """Score of each track of the trie: log P(its tokens | the prompt), less what `prior` says.
 
     The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
     level are read in one pass, each attending to the prompt and to its own ancestors only. The
@@ -151,8 +182,8 @@ def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
     a modality that no track has counts nothing. Tracks with the same codes share their
     probability. Tracks that the beam has lost follow, by the level at which it lost them and their score there.
 
-    prior: (N, 5) of prior_to_subtract, or None: nothing is subtracted.
-    Returns: (B, N) float32 numpy; higher is better.
+    prior: (N, 5), subtracted code by code; None: nothing is.
+    Returns: (B, N) float32 numpy; higher is better. BAND is added for each level that the beam has reached.
     """
     model, vocabulary, device = reading.model, coder.vocabulary, reading.device
     b, k, prompt, weight = reading.mask.shape[0], coder.vocabulary.k, len(reading), music_weight(reading.model, coder.vocabulary)
@@ -178,7 +209,7 @@ def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
         if not (codes >= 0).any():
             gain = torch.zeros_like(gain)
         node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
-        here = node_scores[:, of_track] + 1000.0 * level                       # tracks scored deeper come first
+        here = node_scores[:, of_track] + BAND * level                         # tracks scored deeper come first
         ranks = here if ranks is None else torch.where(here.isfinite(), here, ranks)
         if level == 4:
             break
@@ -228,31 +259,30 @@ class Catalogue(NamedTuple):
     codes: np.ndarray         # (N, 5)
     codes_of: dict            # {track_id: five codes}
     index: retrieval.Index
-    trie: retrieval.Trie
-    prior: np.ndarray         # (N, 5), of prior_to_subtract
+    groups: list              # of group_tracks
 
 
-def load_catalogue(data_dir, device, calibration):
+def load_catalogue(data_dir, device, new_share=None):
     """(model, coder, catalogue) of a data directory."""
     tracks = data.load_tracks(data_dir)
     codes = data.load_codes(data_dir, len(tracks))
     model, coder = load_model(data_dir / "model", codes, device)
     with torch.inference_mode():
-        prior = prior_to_subtract(track_prior(model, coder, codes), codes, calibration)
+        groups = group_tracks(model, coder, codes, new_share)
     ids = [t["track_id"] for t in tracks]
     return model, coder, Catalogue(tracks, {t: i for i, t in enumerate(ids)}, codes, dict(zip(ids, codes)),
-                                   retrieval.build_index(codes), retrieval.build_trie(codes), prior)
+                                   retrieval.build_index(codes), groups)
 
 
 def predict_batch(model, coder, batch, catalogue, args):
     """Rows of both prediction files for a batch of (dialogue, turn number)."""
-    tracks, row_of, codes, codes_of, index, trie, prior = catalogue
+    tracks, row_of, codes, codes_of, index, groups = catalogue
     prompts = [prompt_of(coder, d["turns"][:t], codes_of, args.context) for d, t in batch]
     rngs = [[stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch] for purpose in range(4)]
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, prompts)
     sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
-    scores = rank_by_likelihood(reading, coder, trie, prior, args.beam)
+    scores = rank_tracks(reading, coder, groups, len(tracks), args.beam)
     likelihood = [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, rngs[1])]
     overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
     chosen = []
@@ -281,7 +311,7 @@ def predict(args):
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
-    model, coder, catalogue = load_catalogue(folder, args.device, args.calibration)
+    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
@@ -344,12 +374,12 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
 
     Returns: row of the track, the five sampled codes or None, the response.
     """
-    tracks, _, codes, codes_of, index, trie, prior = catalogue
+    tracks, _, codes, codes_of, index, groups = catalogue
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
     sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows = rank_rows(rank_by_likelihood(reading, coder, trie, prior, args.beam)[0], rng, DEPTH)
+        rows = rank_rows(rank_tracks(reading, coder, groups, len(tracks), args.beam)[0], rng, DEPTH)
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
     played = {turn["music"] for turn in turns[:-1]}
@@ -371,7 +401,7 @@ def why(sampled, codes):
 
 def chat(args):
     folder = args.data_dir
-    model, coder, catalogue = load_catalogue(folder, args.device, args.calibration)
+    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     tracks, codes = catalogue.tracks, catalogue.codes
     rng, turns = np.random.default_rng(args.seed), []
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.")
@@ -420,8 +450,8 @@ def main():
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
-        command.add_argument("--calibration", type=float, default=0.15,
-                             help="share of a known track's prior that the likelihood ranker subtracts, 0 to 1 (default 0.15)")
+        command.add_argument("--new-share", type=float, default=None, help="probability that the likelihood ranker gives to all "
+                             "tracks without a playlist code, 0 to 1 (default: their share of the catalogue)")
         command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
                              "longer prompts (default 0: as in training)")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")

@@ -112,11 +112,26 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
         assert np.abs(scores[row] - 4000 - (gains[:, used].sum(1) - shared)).max() < 2e-3
 
 
-def test_prior_of_new_tracks_is_that_of_an_average_known_one():
-    codes = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [-1, 1, 1, 1, 1]], np.int16)
-    prior = np.array([[-1.0] * 5, [-3.0] * 5, [-9.0] * 5], np.float32)
-    left = prior - infer.prior_to_subtract(prior, codes, 0.25)  # what stays in a score that equals the prior
-    assert np.allclose(left[:2], 0.75 * prior[:2]) and np.allclose(left[2], 0.75 * -2.0)
+def test_known_and_new_tracks_share_the_probability(tiny):
+    """Worked with plain numpy from rank_by_likelihood's own scores: each group sums to its share, its order is kept."""
+    model, coder = tiny
+    codes = make_codes(40, seed=3, missing=0.2)
+    new = codes[:, 0] < 0
+    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    with torch.inference_mode():
+        prior = infer.track_prior(model, coder, codes)
+        reading = generation.Reading(model, prompts)
+        plain = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), None, 1000).astype(float) - 4000
+        for share in (None, 0.3):
+            groups = infer.group_tracks(model, coder, codes, share)
+            scores = infer.rank_tracks(reading, coder, groups, 40, 1000).astype(float)
+            p = np.exp(scores)
+            expected = new.mean() if share is None else share
+            assert np.allclose(p[:, new].sum(1), expected, atol=1e-3) and np.allclose(p[:, ~new].sum(1), 1 - expected, atol=1e-3)
+            assert np.allclose(np.diff(scores[:, ~new]), np.diff(plain[:, ~new]), atol=2e-3)
+            raised = plain - prior.sum(1)
+            assert np.allclose(np.diff(scores[:, new]), np.diff(raised[:, new]), atol=2e-3)
+        assert len(infer.group_tracks(model, coder, codes[~new])) == 1
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
