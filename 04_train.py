@@ -68,15 +68,13 @@ def expand_vocabulary(model, tokenizer, k, seed=0, multiple=1):
     old = len(tokenizer)
     tokens.add_music_tokens(tokenizer, k)
     tied = model.config.tie_word_embeddings
-    weight = model.get_input_embeddings().weight.detach()[:old].double()
-    output = model.get_output_embeddings().weight.detach()[:old].double()
+    getters = [model.get_input_embeddings] + [model.get_output_embeddings] * (not tied)
+    before = [get().weight.detach()[:old].double() for get in getters]
     rows = math.ceil(max(len(tokenizer), model.get_input_embeddings().weight.shape[0]) / multiple) * multiple
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
-        for layer, before, stream in ((model.get_input_embeddings(), weight, 0), (model.get_output_embeddings(), output, 1)):
-            if stream == 1 and tied:
-                break
-            layer.weight[old:] = sample_like(before, rows - old, seed + stream).to(layer.weight)
+        for i, get in enumerate(getters):
+            get().weight[old:] = sample_like(before[i], rows - old, seed + i).to(get().weight)
     if tied and model.get_input_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr():
         raise SystemExit("input and output embedding came apart when the vocabulary grew; this transformers version "
                          "does not keep them tied: install the one in requirements.txt")
@@ -94,7 +92,9 @@ def load_base(name, dialogues, seed, attention="sdpa"):
     """(model, tokenizer): the tiny Llama, or a Hugging Face id or folder."""
     if name == "tiny":
         tokenizer = tiny_tokenizer([text for d in dialogues for t in d["turns"] for text in (t["query"], t["response"] or "")])
-        return tiny_llama(tokenizer, seed), tokenizer
+        model = tiny_llama(tokenizer, seed)
+        model.set_attn_implementation(attention)
+        return model, tokenizer
     try:
         return (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=attention),
                 AutoTokenizer.from_pretrained(name))
@@ -143,15 +143,15 @@ def autocast(device):
 
 
 @torch.no_grad()
-def validate(model, packed, device, size=8, rank=0, world=1):
-    """Mean loss (nats a token) of all tokens, of text (queries and answers) and of music."""
+def validate(model, packed, device, learnt=tokens.ALL_PARTS, size=8, rank=0, world=1):
+    """Mean loss (nats a token) of all tokens in the parts `learnt`, and of those of text (queries, answers) and of music."""
     model.eval()
     sums = torch.zeros(3, 2, dtype=torch.float64, device=device)
     n = len(packed.bins)
     for i in range(0, n, size * world):
         mine = list(range(i, min(i + size * world, n)))[rank::world]
         # a rank without a sequence of its own joins in with one that counts nothing
-        ids, positions, labels, parts = packed.batch(mine or [0], device)
+        ids, positions, labels, parts = packed.batch(mine or [0], device, learnt)
         with autocast(device):
             losses = model(ids, positions, labels)
         known, part = (labels[:, 1:] != -100) & bool(mine), parts[:, 1:]
@@ -160,6 +160,8 @@ def validate(model, packed, device, size=8, rank=0, world=1):
             sums[row] += torch.stack([losses[mask].sum(), mask.sum()])
     if world > 1:
         dist.all_reduce(sums)
+    if hasattr(model, "reshard"):  # FSDP leaves the outermost weights whole after a pass without a backward
+        model.reshard()
     model.train()
     return {name: total / max(n, 1) for name, (total, n) in zip(("all", "text", "music"), sums.tolist())}
 
@@ -196,11 +198,13 @@ def start_process(device):
 def distribute(model, world, device, fsdp=False):
     """A LossModel for `world` processes: each holds it all (DDP), or a part of every layer (FSDP2)."""
     if fsdp:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        mesh = init_device_mesh(device.split(":")[0], (world,))
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if "cuda" in device else MixedPrecisionPolicy()
         for layer in model.lm.base_model.layers:
-            fully_shard(layer, mp_policy=policy)
-        return fully_shard(model, mp_policy=policy)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        return fully_shard(model, mesh=mesh, mp_policy=policy)
     if world > 1:
         return DistributedDataParallel(model, device_ids=[device] if "cuda" in device else None)
     return model
@@ -216,8 +220,6 @@ def accumulate(model, batches, n_labels, world, device):
     total = torch.zeros((), device=device)
     for i, (ids, positions, labels, counts) in enumerate(batches):
         last = i == len(batches) - 1
-        if hasattr(model, "set_requires_gradient_sync"):  # FSDP
-            model.set_requires_gradient_sync(last)
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             with autocast(device):
                 loss = model(ids, positions, labels).sum() / n_labels * counts
@@ -255,7 +257,8 @@ def parse_args():
     add("--lora", type=int, default=0, help="rank of LoRA for one small GPU; 0 (default) = all weights are trained")
     add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
     add("--compile", action="store_true", help="torch.compile the model")
-    add("--attention", default="sdpa", help="transformers' attn_implementation (default sdpa; flash_attention_2, flex_attention)")
+    add("--attention", choices=("sdpa", "eager", "flex_attention"), default="sdpa", help="transformers' attn_implementation (default "
+        "sdpa). Not flash_attention_2: it sees the borders of packed dialogues only in batches of one")
     add("--pad-vocabulary", type=int, default=1, help="embedding rows are made a multiple of this while training (default 1)")
     add("--tensorboard", action="store_true", help="losses also to <data-dir>/runs/tensorboard")
     add("--workers", type=int, default=min(8, os.cpu_count()), help="processes that encode the dialogues")
@@ -265,12 +268,17 @@ def parse_args():
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
-    recipe = dict(RECIPES[args.recipe or ("tiny" if args.base_model == "tiny" else "paper")])
-    recipe |= {name: getattr(args, name) for name in recipe if getattr(args, name) is not None}
+    args.recipe = args.recipe or ("tiny" if args.base_model == "tiny" else "paper")
+    recipe = RECIPES[args.recipe] | {name: getattr(args, name) for name in RECIPES[args.recipe] if getattr(args, name) is not None}
+    vars(args).update(recipe)  # what is used, not what was typed, goes on record
     if min(recipe["context"] - 1, recipe["batch_size"], recipe["epochs"], recipe["lr"]) <= 0:
         raise SystemExit("--context must be above 1; --batch-size, --epochs and --lr above 0")
+    if min(args.pad_vocabulary, args.keep, args.workers) < 1 or args.micro_batch < 0:
+        raise SystemExit("--pad-vocabulary, --keep and --workers must be 1 or more; --micro-batch 0 or more")
     if args.fsdp and args.lora:
         raise SystemExit("--fsdp spreads a model over GPUs, --lora is for one small GPU: choose one")
+    if args.fsdp and "WORLD_SIZE" not in os.environ:
+        raise SystemExit("--fsdp needs several processes: torchrun --nproc-per-node 8 04_train.py ... --fsdp")
     return args, recipe
 
 
@@ -282,6 +290,9 @@ def load_data(folder, limit):
     train, valid = (data.load_dialogues(folder / f"dialogues_{split}.jsonl", row_of) for split in ("train", "valid"))
     info = folder / "codebooks" / "info.json"
     k = json.loads(info.read_text())["k"] if info.is_file() else int(codes.max()) + 1
+    if codes.max() >= k:
+        raise SystemExit(f"{info} says K = {k}, but codes.npy has code {codes.max()}; make both again with: "
+                         f"python 02_quantize.py --data-dir {folder} --no-resume")
     return k, tracks, {track_id: codes[row] for track_id, row in row_of.items()}, train[:limit or None], valid
 
 
@@ -304,13 +315,13 @@ def encode_once(folder, make, process):
     return packing.load_pieces(folder)
 
 
-def fit(args, recipe, model, lm, train, check, folder, process):
+def fit(args, recipe, model, lm, train, learnt, check, folder, process):
     """The training loop, from the last checkpoint in `folder` on. model: LossModel around lm, distributed.
 
-    check: function that returns the validation losses. Returns the losses of the best moment, whose weights lm then has.
+    learnt: parts of a dialogue whose tokens count. check: function that returns the validation losses.
+    Returns the losses of the best moment, whose weights lm then has.
     """
     rank, world, device = process
-    learnt = [part for part in LOSS_ON[args.loss_on] if not (args.skip_rejected and part == REJECTED)]
     labels_of, size = train.count_labels(learnt), recipe["batch_size"]
     steps = math.ceil(recipe["epochs"] * len(train.bins) / size)
     epochs = math.ceil(recipe["epochs"]) + 1  # one more, so that the last step is as full as the others
@@ -358,16 +369,18 @@ def fit(args, recipe, model, lm, train, check, folder, process):
             if not facts["best"] or losses["all"] < facts["best"]["all"]:
                 facts |= {"best": losses, "best_step": step}
                 if step < steps:
-                    save_best(folder, lm, rank)
+                    save_best(folder, lm, step, rank)
         if rank == 0:
             append_log(folder / "log.jsonl", row, board)
             bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{seen / (time.time() - begun):,.0f}", refresh=False)
         if args.save_every and step % args.save_every == 0 and step < steps:
-            save_checkpoint(folder, lm, optimizer, step, facts, args.keep, rank)
+            save_checkpoint(folder, lm, optimizer, step, facts, args.keep, rank)  # and forgets older best weights
         bar.update()
     bar.close()
+    if board:
+        board.close()
     if facts["best_step"] != step:
-        load_best(folder, lm)
+        load_best(folder, lm, facts["best_step"])
     return facts["best"]
 
 
@@ -394,10 +407,18 @@ def main():
     run, state = data.begin_run(
         folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl", "dialogues_valid.jsonl"],
         writes=[f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")],
-        resume=args.resume, record=rank == 0)
+        resume=args.resume, record=rank == 0, ignore=("data_dir", "resume", "device", "workers", "save_every", "keep", "tensorboard",
+                                                      "micro_batch", "gradient_checkpointing"))
     if state == "done":
-        print("04_train: already done, nothing changed")
+        if rank == 0:
+            print("04_train: already done, nothing changed")
         return
+    if rank == 0:
+        if state == "new" and part.exists():
+            shutil.rmtree(part)
+        if state == "resume" and not part.exists() and (final / "tokens").exists():
+            os.replace(final, part)  # killed when the model was whole, but not yet on record
+        part.mkdir(exist_ok=True)
     # the model and its vocabulary: the same on every rank, since everything is seeded
     lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
     expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
@@ -407,16 +428,10 @@ def main():
         add_lora(lm, args.lora, frozen_dtype=torch.bfloat16 if "cuda" in device else torch.float32)
     if args.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.to(device).train()
-    model = LossModel(lm)
+    model = LossModel(lm if args.fsdp else lm.to(device)).train()  # FSDP moves each layer when it is split
     if args.compile:
         model.compile()
     model = distribute(model, world, device, args.fsdp)
-
-    if rank == 0:
-        if state == "new" and part.exists():
-            shutil.rmtree(part)
-        part.mkdir(exist_ok=True)
 
     # dialogues -> pieces -> sequences
     context = recipe["context"]
@@ -433,19 +448,22 @@ def main():
               f"{n_tokens / n_sequences / context:.1%} full; {sum(p.numel() for p in lm.parameters()):,} parameters, "
               f"{5 * k + 2:,} new tokens (K = {k})")
 
-    losses = fit(args, recipe, model, lm, packed[0], lambda: validate(model, packed[1], device, rank=rank, world=world), part, process)
+    del train, valid, dialogues
+    learnt = [p for p in LOSS_ON[args.loss_on] if not (args.skip_rejected and p == REJECTED)]
+    losses = fit(args, recipe, model, lm, packed[0], learnt,
+                 lambda: validate(model, packed[1], device, learnt, rank=rank, world=world), part, process)
     tokenizer.model_max_length = context  # 05_infer.py keeps its prompts within what the model has met
     save_model(part, lm, tokenizer, rank)
     if rank == 0:  # the folder takes its name when it is whole
         plot_loss(part / "log.jsonl", part / "loss.png")
         data.write_text(part / "README.md", model_card(args, recipe, n_tokens, losses))
-        for leftover in (*part.glob("*.pt"), *part.glob("*.tmp")):
-            leftover.unlink()
-        shutil.rmtree(part / "tokens")
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
         data.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)
+        for leftover in (*final.glob("*.pt"), *final.glob("*.tmp")):  # last, so that a kill before this loses nothing
+            leftover.unlink()
+        shutil.rmtree(final / "tokens")
         print(f"wrote {final}; next: python 05_infer.py predict --data-dir {folder}")
     if world > 1:
         dist.barrier()  # nobody leaves while another still talks to it

@@ -147,15 +147,11 @@ def group_tracks(model, coder, codes, new_share=None):
     compared, so each group gets a fixed share of the probability: new_share, default the new tracks' share of the catalogue.
     """
     new = codes[:, 0] < 0
+    if new.all() or not new.any():  # without a playlist modality, nobody can tell new from known
+        return [Group(np.arange(len(codes)), retrieval.build_trie(codes), None, 1.0, 1.0)]
     share = new.mean() if new_share is None else new_share
-    groups = []
-    for mask, part, beam in ((~new, 1 - share, 0.8), (new, share, 0.2)):
-        if mask.any():
-            prior = track_prior(model, coder, codes[mask]) if mask is new else None
-            alone = mask.all()
-            groups.append(Group(np.flatnonzero(mask), retrieval.build_trie(codes[mask]), prior, 1.0 if alone else part,
-                                1.0 if alone else beam))
-    return groups
+    return [Group(np.flatnonzero(~new), retrieval.build_trie(codes[~new]), None, 1 - share, 0.8),
+            Group(np.flatnonzero(new), retrieval.build_trie(codes[new]), track_prior(model, coder, codes[new]), share, 0.2)]
 
 
 def rank_tracks(reading, coder, groups, n_tracks, beam=50):
@@ -166,10 +162,13 @@ def rank_tracks(reading, coder, groups, n_tracks, beam=50):
     scores = np.empty((reading.mask.shape[0], n_tracks), np.float32)
     for group in groups:
         found = rank_by_likelihood(reading, coder, group.trie, group.prior, max(1, round(beam * group.beam)))
-        reached = np.where(found > BAND * 3.5, found, -np.inf)
-        best = reached.max(1, keepdims=True)
-        total = best + np.log(np.exp(reached - best).sum(1, keepdims=True))  # log of the sum over the tracks reached
-        scores[:, group.rows] = found - total + np.log(max(group.share, 1e-9))
+        level = np.round(found / BAND)  # the last one at which the beam had the track; 4: it was not lost
+        inside = found - BAND * level
+        if group.prior is None:  # the probability of a lost prefix is not that of the track
+            inside = np.where(level == 4, inside, -np.inf)
+        best = inside.max(1, keepdims=True)
+        total = best + np.log(np.exp(inside - best).sum(1, keepdims=True))
+        scores[:, group.rows] = found - 4 * BAND - total + np.log(max(group.share, 1e-9))
     return scores
 
 
@@ -307,15 +306,15 @@ def predict(args):
     paths = [out / "talkplay.jsonl", out / "talkplay-overlap.jsonl"]
     run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
                                 reads=["tracks.jsonl", "codes.npy", f"dialogues_{args.split}.jsonl", "model/model.safetensors"],
-                                writes=[p.relative_to(folder) for p in paths])
+                                writes=[p.relative_to(folder) for p in paths], ignore=("data_dir", "resume", "device", "batch_size"))
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
-    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
         part.unlink(missing_ok=True)
+    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     done = {}
     if part.is_file():
         data.keep_whole_lines(part)
@@ -356,10 +355,10 @@ def show(args):
     for t, turn in enumerate(dialogue["turns"], 1):
         print(f"\nlistener  {turn['query']}")
         if t in rows:
-            best = next(i for i in rows[t]["track_ids"] if i not in played)
-            rank = [i for i in rows[t]["track_ids"] if i not in played].index(turn["targets"][0]) + 1
-            print(f"model     {describe(tracks[row_of[best]])}\n          \"{rows[t]['response']}\"")
-            print(f"data      {describe(tracks[row_of[turn['music']]])}  (the model ranks it {rank} of {len(tracks)})")
+            ranked = [i for i in rows[t]["track_ids"] if i not in played or i in turn["targets"]]
+            rank = next((r for r, i in enumerate(ranked, 1) if i in turn["targets"]), f"below {len(ranked)}")
+            print(f"model     {describe(tracks[row_of[ranked[0]]])}\n          \"{rows[t]['response']}\"")
+            print(f"data      {describe(tracks[row_of[turn['targets'][0]]])}  (the model ranks it {rank} of {len(tracks)})")
         played.add(turn["music"])
 
 
@@ -465,6 +464,8 @@ def main():
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                                  help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
+    if not 0 <= (getattr(args, "new_share", None) or 0) <= 1:
+        raise SystemExit(f"--new-share {args.new_share}: a number from 0 to 1 is expected")
     torch.set_flush_denormal(True)
     {"chat": chat, "predict": predict, "show": show}[args.command](args)
 

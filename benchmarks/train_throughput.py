@@ -1,7 +1,7 @@
 """Training speed: 04_train.py's step against transformers' Trainer, with padding and with packing, in one run.
 
     pip install accelerate                                          (the Trainer needs it; nothing else here does)
-    python benchmarks/train_throughput.py                           (tiny Llama on two cores: about 4 minutes)
+    python benchmarks/train_throughput.py                           (tiny Llama on two cores: a minute)
     python benchmarks/train_throughput.py --size 1b --context 1024 --batch-size 16 --compile     (one GPU; random weights)
 
 Same model, same dialogues (data/demo), same optimiser, precision and tokens a step, as nearly as each allows. The
@@ -112,13 +112,14 @@ def main():
     parser.add_argument("--batch-size", type=int, default=4, help="packed sequences a step")
     parser.add_argument("--steps", type=int, default=20, help="counted steps a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lessons", type=int, default=None, help="as in 04_train.py (default: the recipe's); 0 = dialogues only")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bf16 (default 989: H100, H200)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
 
-    k, _, codes_of, dialogues, _ = train.load_data(args.data_dir, 0)
+    k, tracks, codes_of, dialogues, _ = train.load_data(args.data_dir, 0)
     _, tokenizer = train.load_base("tiny", dialogues, 0)
 
     def make_model():
@@ -129,9 +130,10 @@ def main():
         return model.to(args.device).train()
 
     tokens.add_music_tokens(tokenizer, k)
+    recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
+    dialogues += packing.name_lessons(tracks, codes_of, recipe["lessons"] if args.lessons is None else args.lessons)
     pieces, _, _ = packing.encode_all(tokens.make_coder(tokenizer), dialogues, codes_of, args.context)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), args.context), args.context, tokenizer.pad_token_id)
-    recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
     systems = {"04_train.py": lambda: ours(make_model, packed, args, recipe),
                "Trainer, padded": lambda: trainer(make_model, packed, args, recipe, flatten=False),
                "Trainer, packed": lambda: trainer(make_model, packed, args, recipe, flatten=True)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import torch
 from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict,
@@ -27,6 +28,9 @@ def save_checkpoint(folder, model, optimizer, step, facts, keep, rank=0):
     write_whole(path, {"model": states[0], "optimizer": states[1], "step": step, "facts": facts, "rng": torch.get_rng_state()})
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
+    for old in folder.glob("best-*.pt"):
+        if old.stem != f"best-{facts['best_step']}":
+            old.unlink()
 
 
 def write_whole(path, content):
@@ -59,9 +63,11 @@ def load_checkpoint(folder, model, optimizer):
         saved = torch.load(paths[-1], map_location="cpu", weights_only=True, mmap=True)
         set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"],
                        options=WHOLE)
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise SystemExit(f"{paths[-1]}: not a checkpoint of this run ({str(error).splitlines()[0]}). "
-                         f"Delete it, or start afresh with --no-resume")
+                         f"Delete it to go on from the one before, or start afresh with --no-resume")
     torch.set_rng_state(saved["rng"])
     return saved["step"], saved["facts"]
 
@@ -71,15 +77,15 @@ def whole_weights(model):
     return get_model_state_dict(model, options=WHOLE)
 
 
-def save_best(folder, model, rank=0):
-    """folder/best.pt: the weights of the moment; all ranks call it, rank 0 writes."""
+def save_best(folder, model, step, rank=0):
+    """folder/best-<step>.pt: the weights of the moment; all ranks call it, rank 0 writes."""
     weights = whole_weights(model)
     if rank == 0:
-        write_whole(folder / "best.pt", weights)
+        write_whole(folder / f"best-{step}.pt", weights)
 
 
-def load_best(folder, model):
-    set_model_state_dict(model, torch.load(folder / "best.pt", map_location="cpu", weights_only=True, mmap=True), options=WHOLE)
+def load_best(folder, model, step):
+    set_model_state_dict(model, torch.load(folder / f"best-{step}.pt", map_location="cpu", weights_only=True, mmap=True), options=WHOLE)
 
 
 # ---------------------------------------------------------------- the log
@@ -87,6 +93,7 @@ def load_best(folder, model):
 def truncate_log(path, step):
     """Forget the lines of log.jsonl that lie after the checkpoint."""
     if path.is_file():
+        data.keep_whole_lines(path)
         kept = [row for _, row in data.read_jsonl(path, "python 04_train.py") if row["step"] <= step]
         data.write_jsonl(path, kept)
 
@@ -115,9 +122,9 @@ def plot_loss(log_path, png_path):
     import matplotlib.pyplot as plt
 
     rows = [row for _, row in data.read_jsonl(log_path, "python 04_train.py")]
-    train, valid = [r for r in rows if "loss" in r], [r for r in rows if "valid_all" in r]
+    valid = [r for r in rows if "valid_all" in r]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.7", lw=0.8, label="train, all tokens")
+    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="0.7", lw=0.8, label="train")
     for name, color in (("text", "#0072b2"), ("music", "#d55e00")):
         axes.plot([r["step"] for r in valid], [r[f"valid_{name}"] for r in valid], "o-", ms=3, color=color,
                   label=f"validation, {name} tokens")

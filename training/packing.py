@@ -6,7 +6,7 @@ on one machine, half a million dialogues are in memory once.
 
 import bisect
 import multiprocessing
-from contextlib import ExitStack
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +104,8 @@ def encode_all(coder, dialogues, codes_of, context, drop=0.0, seed=0, workers=1,
     blocks = [(i, dialogues[i:i + block]) for i in range(0, len(dialogues), block)]
     _worker.update(coder=coder, codes_of=codes_of, context=context, drop=drop, seed=seed)
     ids, parts, cut, short = [], [], 0, 0
-    with ExitStack() as stack:
-        run = stack.enter_context(multiprocessing.get_context("fork").Pool(workers)).imap if workers > 1 else map
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        run = pool.map if workers > 1 else map
         for encoded in tqdm(run(_encode_block, blocks), total=len(blocks), desc="encode", leave=False):
             for pieces, n_short in encoded:
                 ids.extend(p[0] for p in pieces)
@@ -177,7 +177,9 @@ class Packed(NamedTuple):
 
     def count_labels(self, learnt=tokens.ALL_PARTS):
         """How many labels each sequence has: (n_bins,) int64."""
-        counted = np.isin(self.pieces.parts, learnt)
+        counted = np.zeros(len(self.pieces.parts), bool)
+        for part in learnt:
+            counted |= self.pieces.parts == part
         counted[self.pieces.starts[:-1]] = False
         each = np.add.reduceat(counted, self.pieces.starts[:-1], dtype=np.int64)
         return np.array([each[members].sum() for members in self.bins])
