@@ -407,22 +407,24 @@ def main():
     run, state = data.begin_run(
         folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl", "dialogues_valid.jsonl"],
         writes=[f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")],
-        resume=args.resume, record=rank == 0, ignore=("data_dir", "resume", "device", "workers", "save_every", "keep", "tensorboard",
+        resume=args.resume, record=False, ignore=("data_dir", "resume", "device", "workers", "save_every", "keep", "tensorboard",
                                                       "micro_batch", "gradient_checkpointing"))
     if state == "done":
         if rank == 0:
             print("04_train: already done, nothing changed")
         return
-    if rank == 0:
+
+    # the model and its vocabulary: the same on every rank, since everything is seeded
+    lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
+    expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
+    coder = tokens.make_coder(tokenizer)
+    if rank == 0:  # all input has proved good: from here on the run is on record, and what an old one left is replaced
+        data.record_run(run)
         if state == "new" and part.exists():
             shutil.rmtree(part)
         if state == "resume" and not part.exists() and (final / "tokens").exists():
             os.replace(final, part)  # killed when the model was whole, but not yet on record
         part.mkdir(exist_ok=True)
-    # the model and its vocabulary: the same on every rank, since everything is seeded
-    lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
-    expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
-    coder = tokens.make_coder(tokenizer)
     torch.manual_seed(args.seed)
     if args.lora:
         add_lora(lm, args.lora, frozen_dtype=torch.bfloat16 if "cuda" in device else torch.float32)

@@ -56,6 +56,10 @@ def load_model(folder, codes, device="cpu"):
     if k != coder.vocabulary.k or codes.max() >= coder.vocabulary.k:
         raise SystemExit(f"{folder} was trained with K = {coder.vocabulary.k} codes a modality, but codes.npy was made with "
                          f"K = {max(k, int(codes.max()) + 1)}. Train again with: {made_by} --no-resume")
+    record, codes_file = folder.parent / "runs" / "04_train.json", folder.parent / "codes.npy"
+    if record.is_file() and json.loads(record.read_text())["inputs"].get("codes.npy") not in (None, data.file_hash(codes_file)):
+        raise SystemExit(f"{codes_file} has changed since {folder} was trained: its tokens mean other tracks now. "
+                         f"Train again with: {made_by} --no-resume")
     return model.to(device).eval(), coder
 
 
@@ -82,7 +86,7 @@ def respond(reading, coder, chosen, rngs, max_new=96, on_token=None, **sampling)
         ids = tokens.codes_to_ids(coder.vocabulary, codes)
         blocks[row, 7 - len(ids):], keep[row, 7 - len(ids):] = ids, 1
     hidden = reading.read(blocks, keep)[:, -1]
-    texts = sample(reading, hidden, rngs, stop_ids(coder), max_new, on_token=on_token, **sampling)
+    texts = sample(reading, hidden, rngs, stop_ids(coder), max_new, on_token=on_token, may_be_empty=False, **sampling)
     reading.rewind(length)
     return [coder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts]
 
@@ -306,15 +310,17 @@ def predict(args):
     paths = [out / "talkplay.jsonl", out / "talkplay-overlap.jsonl"]
     run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
                                 reads=["tracks.jsonl", "codes.npy", f"dialogues_{args.split}.jsonl", "model/model.safetensors"],
-                                writes=[p.relative_to(folder) for p in paths], ignore=("data_dir", "resume", "device", "batch_size"))
+                                writes=[p.relative_to(folder) for p in paths], record=False,
+                                ignore=("data_dir", "resume", "device", "batch_size"))
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
+    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
+    data.record_run(run)  # only now: what it reads has proved good
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
     if state == "new":
         part.unlink(missing_ok=True)
-    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     done = {}
     if part.is_file():
         data.keep_whole_lines(part)
@@ -344,6 +350,7 @@ def show(args):
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)
+    args.dialogue = args.dialogue or dialogues[0]["dialogue_id"]
     dialogue = next((d for d in dialogues if d["dialogue_id"] == args.dialogue), None)
     if dialogue is None:
         raise SystemExit(f"--dialogue {args.dialogue} is not in {folder}/dialogues_{args.split}.jsonl; its first is "
@@ -352,13 +359,15 @@ def show(args):
     rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder}")
             if row["dialogue_id"] == args.dialogue}
     played = set()
+    print(f"{args.dialogue}: what the model would answer. The dialogue goes on with the track of the data, not with the model's.")
     for t, turn in enumerate(dialogue["turns"], 1):
         print(f"\nlistener  {turn['query']}")
         if t in rows:
             ranked = [i for i in rows[t]["track_ids"] if i not in played or i in turn["targets"]]
             rank = next((r for r, i in enumerate(ranked, 1) if i in turn["targets"]), f"below {len(ranked)}")
             print(f"model     {describe(tracks[row_of[ranked[0]]])}\n          \"{rows[t]['response']}\"")
-            print(f"data      {describe(tracks[row_of[turn['targets'][0]]])}  (the model ranks it {rank} of {len(tracks)})")
+            print(f"data      {describe(tracks[row_of[turn['targets'][0]]])}  (the model ranks it {rank} of {len(tracks)}"
+                  f"{'; the listener turns it down' if turn['rejected'] else ''})")
         played.add(turn["music"])
 
 
@@ -437,11 +446,11 @@ def main():
     for name, what in (("chat", "talk to the model"), ("predict", "rank all tracks for every turn of a file of dialogues"),
                        ("show", "print a predicted dialogue")):
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("--data-dir", type=Path, default=Path("data/demo"))
+        command.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
         if name != "chat":
-            command.add_argument("--split", choices=("test", "valid"), default="test")
+            command.add_argument("--split", choices=("test", "valid"), default="test", help="dialogues (default test)")
         if name == "show":
-            command.add_argument("--dialogue", default="test-0", help="dialogue_id (default test-0)")
+            command.add_argument("--dialogue", help="dialogue_id (default: the first of the split)")
             continue
         command.add_argument("--temperature", type=float, default=1.0, help="0 = greedy (paper and default: 1)")
         command.add_argument("--top-p", type=float, default=0.9, help="nucleus (paper and default: 0.9)")

@@ -107,7 +107,7 @@ def check_ranking(row, row_of, where):
     rows = np.array([row_of.get(t, -1) for t in track_ids], np.int64)
     if (rows < 0).any():
         unknown = track_ids[int(np.argmax(rows < 0))]
-        raise SystemExit(f"{where}: track_id {unknown} is not in tracks.jsonl. Predict again for this catalogue")
+        raise SystemExit(f"{where}: track_id {unknown} is not in tracks.jsonl. Predict again for this catalogue (05_infer.py predict, or the baseline's script)")
     if len(set(track_ids)) < len(track_ids):
         repeated = next(t for i, t in enumerate(track_ids) if t in track_ids[:i])
         raise SystemExit(f"{where}: track_id {repeated} stands twice in the ranking; each track may stand once. "
@@ -139,7 +139,8 @@ def score_predictions(path, turns, row_of, depths):
         where, key = f"{path}:{number}", (row.get("dialogue_id"), row.get("turn"))
         if not isinstance(key[0], str) or type(key[1]) is not int or key not in position:
             raise SystemExit(f"{where}: dialogue {key[0]}, turn {key[1]} is not a turn with targets of the evaluated "
-                             "dialogues; exactly their turns are accepted. Predict again for these dialogues")
+                             "dialogues; exactly their turns are accepted. Predict again for these dialogues (05_infer.py predict, or "
+                             "the baseline's script, with --no-resume)")
         if key in lines:
             raise SystemExit(f"{where}: dialogue {key[0]}, turn {key[1]} stands twice (also line {lines[key]}). "
                              "Write the file again")
@@ -157,7 +158,8 @@ def score_predictions(path, turns, row_of, depths):
     missing = [key for key in position if key not in lines]
     if missing:
         raise SystemExit(f"{path}: {len(missing)} of {len(turns)} turns are missing, the first: dialogue {missing[0][0]}, "
-                         f"turn {missing[0][1]}; every turn with targets is to be there. Predict again for these dialogues")
+                         f"turn {missing[0][1]}; every turn with targets is to be there. Predict again for these dialogues "
+                         "(05_infer.py predict, or the baseline's script, with --no-resume and without --limit)")
     return result | {"depth": depths.pop()}
 
 

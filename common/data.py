@@ -134,7 +134,9 @@ def load_tracks(data_dir):
     Raises SystemExit: missing file, a line without track_id, a duplicate track_id.
     """
     path = Path(data_dir) / "tracks.jsonl"
-    made_by = f"python 00_prepare_data.py demo --data-dir {data_dir}"
+    made_by = f"python 00_prepare_data.py demo --data-dir {data_dir} (or mpd, for real playlists)"
+    if not Path(data_dir).is_dir():
+        raise SystemExit(f"{data_dir} is no folder; is --data-dir right? A catalogue is made there with: {made_by}")
     tracks, row_of = [], {}
     for number, row in read_jsonl(path, made_by):
         track_id = row.get("track_id")
@@ -148,7 +150,7 @@ def load_tracks(data_dir):
     if not tracks:
         raise SystemExit(f"{path}: no tracks in it. Make it again with: {made_by}")
     for annotation in sorted((Path(data_dir) / "annotations").glob("*.jsonl")):
-        for number, row in read_jsonl(annotation, "the script in annotate/ that wrote it"):
+        for number, row in read_jsonl(annotation, "the script that wrote it, or remove the file"):
             if "track_id" not in row:
                 raise SystemExit(f"{annotation}:{number}: no track_id; an annotation line needs one")
             if row["track_id"] in row_of:
@@ -279,7 +281,8 @@ def begin_run(data_dir, name, args, reads, writes, resume=True, record=True,
 
     args: the argparse namespace. ignore: arguments that do not change the result.
     reads, writes: files, relative to data_dir; a read file that is missing is skipped here (its
-    reader names the mend), folders are not hashed. record: write the file (False on ranks other than 0).
+    reader names the mend), folders are not hashed. record: write the file; False on ranks other than 0, and
+        where the input has still to prove good: then `record_run` does it later.
 
     Returns: (run, state), state "new", "resume" (same arguments and inputs, begun before) or "done"
     (and every output is still as it was left).
@@ -302,6 +305,10 @@ def begin_run(data_dir, name, args, reads, writes, resume=True, record=True,
     if old is not None:
         for what, now, before in (("argument", arguments, old["arguments"]), ("input", inputs, old["inputs"])):
             changed = [k for k in sorted({*now, *before}) if now.get(k) != before.get(k)]
+            gone = [k for k in changed if what == "input" and k not in now]
+            if gone:
+                raise SystemExit(f"{data_dir / gone[0]} is missing; {name} read it when it ran here. Make it again with the script "
+                                 f"that data/README.md names")
             if changed:
                 shown = ", ".join(f"{k} (was {before.get(k)}, is {now.get(k)})" for k in changed)
                 raise SystemExit(f"{name} has been run in {data_dir} with another {what}: {shown}. Start it afresh with "
@@ -311,10 +318,15 @@ def begin_run(data_dir, name, args, reads, writes, resume=True, record=True,
         state = "done" if old["state"] == "finished" and whole else "resume"
         run["seconds"] = old.get("seconds", 0.0)
     if state != "done" and record:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_run(run)
+        record_run(run)
     run["_started"] = time.time()
     return run, state
+
+
+def record_run(run):
+    """Put on record that a run has begun; begin_run does it unless record=False."""
+    Path(run["path"]).parent.mkdir(parents=True, exist_ok=True)
+    _write_run(run)
 
 
 def finish_run(run, **facts):

@@ -61,18 +61,20 @@ def choose(logits, rngs, temperature=1.0, top_p=0.9):
 
 
 def sample(reading, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, repetition_penalty=1.0, grammar=None,
-           on_token=None):
+           on_token=None, may_be_empty=True):
     """Generate up to max_new tokens a row.
 
     hidden: (B, d) at the last token read. stop: ids that end a row (kept at its end). grammar: None, or
     (allowed, next_state): allowed (S, V) bool, next_state (V,) int, a row's state starts at 0.
-    repetition_penalty: as in transformers, over what is generated here; 1 = none.
+    may_be_empty: whether the first token may be one of `stop`. repetition_penalty: as in transformers, over what is generated here; 1 = none.
     Returns: list of B lists of ids.
     """
     out, open_rows = [[] for _ in rngs], torch.ones(len(rngs), dtype=torch.bool, device=hidden.device)
     state = torch.zeros(len(rngs), dtype=torch.long, device=hidden.device)
-    for _ in range(max_new):
+    for step in range(max_new):
         logits = reading.model.get_output_embeddings()(hidden).float()
+        if step == 0 and not may_be_empty:
+            logits[:, stop] = float("-inf")
         if repetition_penalty != 1.0:
             for row, seen in enumerate(out):
                 scores = logits[row, seen]

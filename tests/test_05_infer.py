@@ -236,6 +236,7 @@ def test_chat(trained):
     (lambda d: shutil.rmtree(d / "model"), "holds no model; make it with: python 04_train.py"),
     (lambda d: (d / "codebooks").mkdir() or (d / "codebooks" / "info.json").write_text('{"k": 16}'), "trained with K = 8 .* K = 16"),
     (lambda d: (d / "model" / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
+    (lambda d: np.save(d / "codes.npy", make_codes(30, seed=9)), "codes.npy has changed since .* was trained"),
 ])
 def test_bad_model_is_one_line(trained, tmp_path, break_it, message, monkeypatch):
     shutil.copytree(trained, tmp_path / "copy")
@@ -245,3 +246,5 @@ def test_bad_model_is_one_line(trained, tmp_path, break_it, message, monkeypatch
     with pytest.raises(SystemExit, match=message):
         infer.main()
     assert (tmp_path / "copy" / "predictions" / "talkplay.jsonl").read_bytes() == before
+    record = json.loads((tmp_path / "copy" / "runs" / "05_infer.test.json").read_text())
+    assert record["state"] == "finished"  # a run that could not begin takes nothing off the record
