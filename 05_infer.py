@@ -10,7 +10,7 @@ Writes  predict: predictions/talkplay.jsonl (likelihood), predictions/talkplay-o
         (for --split valid: predictions_valid/...)
 
 Demo        python 05_infer.py chat
-            python 05_infer.py predict                               (2 minutes on two cores)
+            python 05_infer.py predict                               (half a minute on two cores)
 Full scale  python 05_infer.py predict --data-dir data/mpd --device cuda --batch-size 16
 """
 

@@ -16,7 +16,7 @@ Writes  results/metrics.csv      system, subset, turn, metric, value, ci_low, ci
         results/comparisons.csv  margin of `talkplay` over every other system, with its interval
         results/results.md, results/mrr_per_turn.png (results_valid/ with --split valid)
 Demo    python 06_evaluate.py
-Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,062 turns: 5 s)
+Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,143 turns, N = 17,348: 4 s)
 
 It follows what lies in predictions/ and takes seconds, so it always computes everything afresh.
 """

@@ -12,7 +12,7 @@ Nothing after the query of turn t is used for turn t.
 Reads   tracks.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
 Writes  predictions/bm25.jsonl (test), predictions_valid/bm25.jsonl (valid), results/bm25_forms.csv
 Demo    python baselines/bm25.py
-Full    python baselines/bm25.py --data-dir data/mpd    (1,062 turns: N = 1,000 30 s, N = 17,000 75 s)
+Full    python baselines/bm25.py --data-dir data/mpd    (1,143 turns, N = 17,348: 60 s; the demo: 30 s)
 """
 
 import argparse
