@@ -60,10 +60,9 @@ LOGITS_AT_ONCE = 2**28  # numbers: 1 GiB of float32
 def expand_vocabulary(model, tokenizer, k, seed=0, multiple=1):
     """Add the 5 k + 2 music tokens to tokenizer and model, in place (paper, section 2.4).
 
-    multiple: the embedding gets rows up to a multiple of this; save_model takes the rest off again.
-
     New rows e ~ N(mean, covariance) of the old rows. transformers' own mean_resizing is not used: it
     scales the covariance by 1e-9, which leaves all new rows nearly the same.
+    multiple: the embedding gets rows up to a multiple of this; save_model takes the rest off again.
     """
     old = len(tokenizer)
     tokens.add_music_tokens(tokenizer, k)

@@ -66,7 +66,8 @@ def sample(reading, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, rep
 
     hidden: (B, d) at the last token read. stop: ids that end a row (kept at its end). grammar: None, or
     (allowed, next_state): allowed (S, V) bool, next_state (V,) int, a row's state starts at 0.
-    may_be_empty: whether the first token may be one of `stop`. repetition_penalty: as in transformers, over what is generated here; 1 = none.
+    repetition_penalty: as in transformers, over what is generated here; 1 = none.
+    may_be_empty: whether the first token may be one of `stop`.
     Returns: list of B lists of ids.
     """
     out, open_rows = [[] for _ in rngs], torch.ones(len(rngs), dtype=torch.bool, device=hidden.device)

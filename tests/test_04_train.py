@@ -6,12 +6,12 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import K, ROOT, make_codes, make_dialogues, make_tracks
@@ -239,8 +239,7 @@ def test_a_dead_process_ends_the_run(trained, tmp_path):
     while not (path.is_file() and path.read_text().count("\n") >= 3):
         assert process.poll() is None and time.time() < end
         time.sleep(0.1)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    psutil.Process(process.pid).children()[-1].kill()
     assert process.wait(timeout=120) != 0
     assert list((tmp_path / "model.part").glob("checkpoint-*.pt"))
 
