@@ -48,7 +48,7 @@ RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
                   lessons=0),
     "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
-                 lessons=50),
+                 lessons=35),
 }
 # parts of a dialogue on which the loss is taken
 LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}
@@ -249,7 +249,7 @@ def parse_args():
     add("--skip-rejected", action="store_true", help="do not learn the music tokens that the listener turned down")
     add("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 (default) = all of a step")
     add("--grad-clip", type=float, default=1.0, help="largest norm of the gradient (default 1); 0 = no clipping")
-    add("--eval-every", type=int, default=250, help="steps between validations (default 250); 0 = only at the end")
+    add("--eval-every", type=int, default=400, help="steps between validations (default 400); 0 = only at the end")
     add("--save-every", type=int, default=100, help="steps between checkpoints (default 100); 0 = none")
     add("--keep", type=int, default=2, help="checkpoints kept (default 2, the last ones)")
     add("--fsdp", action="store_true", help="under torchrun: each GPU holds a part of every layer (FSDP2), for 3B and 8B")

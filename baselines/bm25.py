@@ -24,9 +24,8 @@ import bm25s
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, metrics
+from common import data, turns
 
-FOLDERS = {"valid": "predictions_valid", "test": "predictions"}
 BASIC = ("title", "artist", "album", "tags", "year")
 ITEM_FORMS = {"tags": BASIC, "full": (*BASIC, "caption", "lyrics")}
 HISTORIES = ("last query", "queries", "queries + last twice more", "queries + responses",
@@ -37,22 +36,22 @@ K1, B = (0.5, 1.2, 2.5), (0.0, 0.3, 0.75)  # the grid for the best forms
 TUNED = 3                # how many forms are tuned
 
 
-def query_text(turns, t, history, texts, row_of):
-    """The query of turn t (0-based) in one form of HISTORIES, from turns[:t] and the query of turn t only.
+def query_text(turn, history, texts, row_of):
+    """The query of a turn in one form of HISTORIES, from the turns before it and its own query only.
 
     texts: (N,) list, what stands for a played track.
     """
-    past, last = turns[:t], turns[t]["query"]
-    played = [texts[row_of[turn["music"]]] for turn in past if turn["music"]]
+    past, last = turn.past, turn.query
+    played = [texts[row_of[before["music"]]] for before in past if before["music"]]
     if history == "last query":
         return last
     if history == "last query + last track":
         return " ".join([last, *played[-1:]])
-    parts = [turn["query"] for turn in past] + [last]
+    parts = [before["query"] for before in past] + [last]
     if history == "queries + last twice more":  # a word said twice counts twice: the last query weighs most
         parts += [last, last]
     if "responses" in history:
-        parts += [turn["response"] for turn in past if turn["response"]]
+        parts += [before["response"] for before in past if before["response"]]
     if "tracks" in history:
         parts += played
     return " ".join(parts)
@@ -76,35 +75,10 @@ def score_tracks(index, words):
     return index.get_scores_from_ids(index.get_tokens_ids(words))
 
 
-def collect_turns(dialogues, row_of):
-    """The turns that have targets: list of (dialogue, t 0-based, played rows, target rows)."""
-    found = []
-    for dialogue in dialogues:
-        turns = dialogue["turns"]
-        for t, turn in enumerate(turns):
-            if turn["targets"]:
-                played = [row_of[past["music"]] for past in turns[:t] if past["music"]]
-                found.append((dialogue, t, played, [row_of[track_id] for track_id in turn["targets"]]))
-    return found
-
-
-def rank_turn(index, words, dialogue, t, depth, seed):
-    """Rows of the `depth` best tracks for one turn, ties (and all tracks without a match) by a seeded draw."""
-    return metrics.rank_rows(score_tracks(index, words), metrics.turn_rng(seed, dialogue["dialogue_id"], t + 1), depth)
-
-
-def query_words(turns, history, stop_words, texts, row_of):
-    """The words of every turn's query in one form."""
-    return split_words([query_text(d["turns"], t, history, texts, row_of) for d, t, *_ in turns], stop_words)
-
-
-def form_mrr(form, index, turns, texts, row_of, depth, seed):
-    """MRR of one form over `turns`, played tracks left out. index: that of the form's item text, k1 and b."""
-    queries, ranks = query_words(turns, form["history"], form["stop_words"], texts, row_of), []
-    for words, (dialogue, t, played, targets) in zip(queries, turns):
-        ranked = rank_turn(index, words, dialogue, t, depth, seed)
-        ranks.append(metrics.rank_of_first_hit(metrics.filter_played(ranked, played, targets), targets))
-    return metrics.mrr(ranks)
+def score_turns(form, index, found, texts, row_of):
+    """Yield the scores of all tracks for every turn, in one form. index: that of the form's item text, k1 and b."""
+    for words in split_words([query_text(turn, form["history"], texts, row_of) for turn in found], form["stop_words"]):
+        yield score_tracks(index, words)
 
 
 def best_settings(tried):
@@ -115,8 +89,8 @@ def best_settings(tried):
     return list(best.values())
 
 
-def choose_forms(item_words, turns, texts, row_of, depth, seed):
-    """Try all forms on the valid turns, then tune k1 and b of the TUNED best ones.
+def choose_forms(item_words, found, texts, row_of, seed):
+    """Try all forms on the valid turns `found`, then tune k1 and b of the TUNED best ones.
 
     item_words: {(item form, stop words): words of the N tracks}; texts: see query_text.
     Returns: list of dicts item, history, stop_words, k1, b, valid_mrr, best first.
@@ -126,21 +100,13 @@ def choose_forms(item_words, turns, texts, row_of, depth, seed):
         index = build_index(item_words[item, stop_words], *DEFAULT)
         for history in HISTORIES:
             form = {"item": item, "history": history, "stop_words": stop_words, "k1": DEFAULT[0], "b": DEFAULT[1]}
-            tried.append(form | {"valid_mrr": form_mrr(form, index, turns, texts, row_of, depth, seed)})
+            tried.append(form | {"valid_mrr": turns.mrr(score_turns(form, index, found, texts, row_of), found, seed)})
     leaders = best_settings(tried)[:TUNED]
     for leader, k1, b in tqdm(list(product(leaders, K1, B)), desc="k1 and b"):
         form = leader | {"k1": k1, "b": b}
         index = build_index(item_words[form["item"], form["stop_words"]], k1, b)
-        tried.append(form | {"valid_mrr": form_mrr(form, index, turns, texts, row_of, depth, seed)})
+        tried.append(form | {"valid_mrr": turns.mrr(score_turns(form, index, found, texts, row_of), found, seed)})
     return best_settings(tried)
-
-
-def predict(form, index, turns, texts, track_ids, row_of, depth, seed):
-    """Yield one line of predictions for every turn."""
-    queries = query_words(turns, form["history"], form["stop_words"], texts, row_of)
-    for words, (dialogue, t, *_) in zip(queries, turns):
-        ranked = [track_ids[row] for row in rank_turn(index, words, dialogue, t, depth, seed)]
-        yield {"dialogue_id": dialogue["dialogue_id"], "turn": t + 1, "track_ids": ranked, "response": None}
 
 
 def main():
@@ -154,29 +120,26 @@ def main():
     tracks = data.load_tracks(args.data_dir)
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    turns = {split: collect_turns(data.load_dialogues(args.data_dir / f"dialogues_{split}.jsonl", row_of), row_of)
-             for split in FOLDERS}
+    of_split = turns.load_turns(args.data_dir, row_of)
     annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
-    reads = ["tracks.jsonl", *annotations, *(f"dialogues_{split}.jsonl" for split in FOLDERS)]
-    writes = [*(f"{folder}/bm25.jsonl" for folder in FOLDERS.values()), "results/bm25_forms.csv"]
+    reads = ["tracks.jsonl", *annotations, *turns.dialogue_files()]
+    writes = [*turns.prediction_files("bm25"), "results/bm25_forms.csv"]
     run, state = data.begin_run(args.data_dir, "bm25", args, reads, writes, resume=args.resume)
     if state == "done":
         print("bm25: already done, nothing changed")
         return
 
-    depth = metrics.ranking_depth(len(tracks))
     texts = [data.item_text(track, ITEM_FORMS["tags"]) for track in tracks]
     item_words = {(item, stop_words): split_words([data.item_text(track, fields) for track in tracks], stop_words)
                   for item, fields in ITEM_FORMS.items() for stop_words in STOP_WORDS}
-    forms = choose_forms(item_words, turns["valid"], texts, row_of, depth, args.seed)
+    forms = choose_forms(item_words, of_split["valid"], texts, row_of, args.seed)
     chosen = forms[0]
     index = build_index(item_words[chosen["item"], chosen["stop_words"]], chosen["k1"], chosen["b"])
-    for split, folder in FOLDERS.items():
-        lines = predict(chosen, index, turns[split], texts, track_ids, row_of, depth, args.seed)
-        data.write_jsonl(args.data_dir / folder / "bm25.jsonl", lines)
+    for split, found in of_split.items():
+        turns.write_predictions(args.data_dir, split, "bm25", score_turns(chosen, index, found, texts, row_of), found, track_ids, args.seed)
     for form in forms:  # the choice is made; only now the test targets are looked at
         index = build_index(item_words[form["item"], form["stop_words"]], form["k1"], form["b"])
-        form["test_mrr"] = form_mrr(form, index, turns["test"], texts, row_of, depth, args.seed)
+        form["test_mrr"] = turns.mrr(score_turns(form, index, of_split["test"], texts, row_of), of_split["test"], args.seed)
         print(f"{form['item']:5} {form['history']:29} stop words {form['stop_words']:8} k1 {form['k1']:.1f} b {form['b']:.2f}  "
               f"MRR valid {form['valid_mrr']:.4f}  test {form['test_mrr']:.4f}")
     data.write_csv(args.data_dir / "results" / "bm25_forms.csv", forms[0], [form.values() for form in forms])

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, metrics
+from common import data, turns
 
 NAME = "popularity"
-FOLDERS = {"valid": "predictions_valid", "test": "predictions"}
 
 
 def count_tracks(playlists, row_of):
@@ -29,17 +28,6 @@ def count_tracks(playlists, row_of):
         if playlist["split"] == "train":
             counts[[row_of[track_id] for track_id in set(playlist["track_ids"])]] += 1
     return counts
-
-
-def predict(dialogues, scores, track_ids, seed):
-    """Yield one line of predictions for every turn that has targets; scores: (N,), the same for all turns."""
-    depth = metrics.ranking_depth(len(track_ids))
-    for dialogue in dialogues:
-        for number, turn in enumerate(dialogue["turns"], 1):
-            if turn["targets"]:
-                rng = metrics.turn_rng(seed, dialogue["dialogue_id"], number)
-                ranked = [track_ids[row] for row in metrics.rank_rows(scores, rng, depth)]
-                yield {"dialogue_id": dialogue["dialogue_id"], "turn": number, "track_ids": ranked, "response": None}
 
 
 def main():
@@ -54,17 +42,16 @@ def main():
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     playlists = data.load_playlists(args.data_dir, row_of)
-    dialogues = {split: data.load_dialogues(args.data_dir / f"dialogues_{split}.jsonl", row_of) for split in FOLDERS}
+    of_split = turns.load_turns(args.data_dir, row_of)
 
-    reads = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{split}.jsonl" for split in FOLDERS)]
-    writes = [f"{folder}/{NAME}.jsonl" for folder in FOLDERS.values()]
+    reads, writes = ["tracks.jsonl", "playlists.jsonl", *turns.dialogue_files()], turns.prediction_files(NAME)
     run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
     counts = count_tracks(playlists, row_of)
-    for split, folder in FOLDERS.items():
-        data.write_jsonl(args.data_dir / folder / f"{NAME}.jsonl", predict(dialogues[split], counts, track_ids, args.seed))
+    for split, found in of_split.items():
+        turns.write_predictions(args.data_dir, split, NAME, [counts] * len(found), found, track_ids, args.seed)
     data.finish_run(run)
     print(f"Wrote {args.data_dir}/{writes[1]} and {writes[0]}. Next: python 06_evaluate.py --data-dir {args.data_dir}")
 

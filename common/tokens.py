@@ -17,8 +17,9 @@ from tokenizers import AddedToken
 MODALITIES = ("playlist", "semantic", "metadata", "lyrics", "audio")
 START, END = "<start_of_music>", "<end_of_music>"
 DATE = "26 Jul 2024"  # Llama-3's template prints a date; today's would change the ids from day to day
-TEMPLATE, USER, MUSIC, RESPONSE, REJECTED = range(5)  # parts of an encoded dialogue; REJECTED: music that is turned down
-ALL_PARTS = (TEMPLATE, USER, MUSIC, RESPONSE, REJECTED)
+# parts of an encoded dialogue. REJECTED: music that is turned down; UNSAID: where an answer would stand that nobody knows
+TEMPLATE, USER, MUSIC, RESPONSE, REJECTED, UNSAID = range(6)
+ALL_PARTS = (TEMPLATE, USER, MUSIC, RESPONSE, REJECTED)  # the parts to learn from
 
 
 def token_string(modality, code):
@@ -142,8 +143,8 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
     codes_of: {track_id: five codes}.
     prompt: stop after the query of the last turn, where the model's answer begins; nothing else of
         that turn is looked at.
-    Returns: ids (L,) int32, parts (L,) uint8 of ALL_PARTS. The token that ends
-        an answer counts as RESPONSE, since the model has to learn to stop.
+    Returns: ids (L,) int32, parts (L,) uint8. The token that ends an answer counts as RESPONSE, since the
+        model has to learn to stop; after a response of None it is UNSAID, or the model would learn to say nothing.
     """
     template, ids, parts = coder.format, [], []
 
@@ -162,6 +163,6 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
             add(codes_to_ids(coder.vocabulary, codes_of[turn["music"]]), REJECTED if turn.get("rejected") else MUSIC)
         add(encode_text(coder.tokenizer, turn["response"] or ""), RESPONSE)
         ending = template.tail if last else template.between
-        add(ending[:1], RESPONSE)
+        add(ending[:1], UNSAID if turn["response"] is None else RESPONSE)
         add(ending[1:], TEMPLATE)
     return np.array(ids, np.int32), np.array(parts, np.uint8)

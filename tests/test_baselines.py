@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import data
+from common import data, turns
 
 popularity = importlib.import_module("baselines.popularity")
 random_order = importlib.import_module("baselines.random_order")
@@ -137,13 +137,13 @@ def test_random_orders_differ(monkeypatch, data_dir):
 
 
 def test_query_text_forms():
-    turns = [{"query": "q1", "music": "a", "response": "r1"}, {"query": "q2", "music": None, "response": None},
-             {"query": "q3", "music": "b", "response": "r3"}]
-    texts = {form: bm25.query_text(turns, 2, form, ["A", "B"], {"a": 0, "b": 1}) for form in bm25.HISTORIES}
+    past = [{"query": "q1", "music": "a", "response": "r1"}, {"query": "q2", "music": None, "response": None}]
+    first, third = (turns.Turn("d", n, past[:n - 1], f"q{n}", [], [1]) for n in (1, 3))
+    texts = {form: bm25.query_text(third, form, ["A", "B"], {"a": 0, "b": 1}) for form in bm25.HISTORIES}
     assert texts == {"last query": "q3", "queries": "q1 q2 q3", "queries + last twice more": "q1 q2 q3 q3 q3",
                      "queries + responses": "q1 q2 q3 r1", "queries + responses + tracks": "q1 q2 q3 r1 A",
                      "last query + last track": "q3 A"}
-    assert {bm25.query_text(turns, 0, form, ["A", "B"], {"a": 0, "b": 1}) for form in bm25.HISTORIES} == {"q1", "q1 q1 q1"}
+    assert {bm25.query_text(first, form, ["A", "B"], {"a": 0, "b": 1}) for form in bm25.HISTORIES} == {"q1", "q1 q1 q1"}
 
 
 def test_bm25_scores_by_hand():
@@ -165,7 +165,7 @@ def test_stop_words():
 
 def test_a_query_without_a_known_word_is_ordered_by_the_draw():
     index = bm25.build_index(bm25.split_words(["one two", "two three", "three"], "kept"), 1.2, 0.75)
-    orders = [bm25.rank_turn(index, [], {"dialogue_id": "d"}, t, 3, 0).tolist() for t in range(30)]
+    orders = [turns.rank(bm25.score_tracks(index, []), turns.Turn("d", t, [], "", [], [0]), 0).tolist() for t in range(30)]
     assert all(sorted(order) == [0, 1, 2] for order in orders) and len({order[0] for order in orders}) == 3
 
 
