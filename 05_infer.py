@@ -327,8 +327,8 @@ def predict(args):
         done = {(rows[0]["dialogue_id"], rows[0]["turn"]): rows for _, line in data.read_jsonl(part, "") for rows in [line["rows"]]}
 
     wanted = [(d, t) for d in dialogues for t, turn in enumerate(d["turns"], 1) if turn["targets"]]
-    todo = sorted([w for w in wanted if (w[0]["dialogue_id"], w[1]) not in done],
-                  key=lambda w: sum(len(turn["query"]) for turn in w[0]["turns"][:w[1]]))  # like lengths together
+    todo = sorted([w for w in wanted if (w[0]["dialogue_id"], w[1]) not in done],  # the turns of a dialogue are read at one go
+                  key=lambda w: (sum(len(turn["query"]) for turn in w[0]["turns"]), w[0]["dialogue_id"], w[1]))
     with open(part, "a", encoding="utf-8") as f, torch.inference_mode():
         for i in tqdm(range(0, len(todo), args.batch_size), desc=f"predict {args.split}"):
             for rows in predict_batch(model, coder, todo[i:i + args.batch_size], catalogue, args):

@@ -10,21 +10,43 @@ import torch
 from transformers import DynamicCache
 
 
-class Reading:
-    """A batch of prompts that the model has read, left-padded: its cache, and which places count.
+def find_trunks(prompts):
+    """What has to be read so that all prompts have been read: a prompt that begins a longer one comes for nothing.
 
-    read() appends tokens to every prompt; rewind() forgets what was appended.
+    The turns of a dialogue are such prompts. Returns: the indices of the prompts to read (the trunks), and
+    for each prompt its place among them.
+    """
+    prompts = [list(p) for p in prompts]
+    trunks, trunk_of = [], [0] * len(prompts)
+    for i in sorted(range(len(prompts)), key=lambda i: prompts[i], reverse=True):  # a beginning comes right after its whole
+        if not trunks or prompts[trunks[-1]][:len(prompts[i])] != prompts[i]:
+            trunks.append(i)
+        trunk_of[i] = len(trunks) - 1
+    return trunks, trunk_of
+
+
+class Reading:
+    """A batch of prompts that the model has read: its cache, and which places of it count for which prompt.
+
+    A prompt that is the beginning of another is not read a second time (`find_trunks`): its row has the
+    longer one's cache, and a mask. read() appends tokens to every prompt; rewind() forgets what was appended.
     """
 
     def __init__(self, model, prompts):
         self.model, self.device = model, model.device
-        self.cache, self.mask = DynamicCache(config=model.config), torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
-        longest = max(len(p) for p in prompts)
-        ids = np.zeros((len(prompts), longest), np.int64)
+        trunks, trunk_of = find_trunks(prompts)
+        self.cache, self.mask = DynamicCache(config=model.config), torch.zeros(len(trunks), 0, dtype=torch.long, device=self.device)
+        ids = np.zeros((len(trunks), max(len(p) for p in prompts)), np.int64)
         keep = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt):], keep[row, longest - len(prompt):] = prompt, 1
-        self.end = self.read(ids, keep)[:, -1]  # (B, d) hidden state after the prompt
+        for row, i in enumerate(trunks):
+            ids[row, :len(prompts[i])], keep[row, :len(prompts[i])] = prompts[i], 1
+        hidden = self.read(ids, keep)                                          # (trunks, T, d)
+        rows = torch.tensor(trunk_of, device=self.device)
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        self.end = hidden[rows, lengths - 1]                                   # (B, d) hidden state after the prompt
+        self.mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        if trunk_of != list(range(len(prompts))):
+            self.cache.batch_select_indices(rows)
 
     def read(self, ids, keep):
         """Append ids (B, T); places with keep (B, T) = 0 are holes. Returns hidden states (B, T, d)."""

@@ -45,6 +45,31 @@ def test_sample_equals_transformers_generate(tiny):
             assert mine == theirs.tolist()
 
 
+def test_beginnings_are_read_once():
+    prompts = [[1, 2], [1, 2, 3, 4], [1, 5], [1, 2, 3], [1, 2, 3, 4], [6]]
+    trunks, trunk_of = generation.find_trunks(prompts)
+    assert len(trunks) == 3 and [prompts[trunks[t]] for t in trunk_of] == [[1, 2, 3, 4]] * 2 + [[1, 5]] + [[1, 2, 3, 4]] * 2 + [[6]]
+
+
+def test_turns_read_together_are_as_if_read_alone(tiny):
+    """All turns of two dialogues in one reading: hidden states, sampled codes and rankings equal those of each turn for itself."""
+    model, coder = tiny
+    codes = make_codes(30)
+    codes_of, trie = {f"t{i}": c for i, c in enumerate(codes)}, retrieval.build_trie(codes)
+    prompts = [infer.prompt_of(coder, d["turns"][:t], codes_of) for d in make_dialogues(2, 30) for t in range(1, len(d["turns"]) + 1)]
+    prompts = prompts[::-1]
+    rngs = [[np.random.default_rng(i) for i in range(len(prompts))] for _ in range(2)]
+    with torch.inference_mode():
+        together = generation.Reading(model, prompts)
+        assert len(generation.find_trunks(prompts)[0]) == 2 and len(prompts) > 6
+        alone = [generation.Reading(model, [prompt]) for prompt in prompts]
+        assert torch.cat([r.end for r in alone]).sub(together.end).abs().max() < 1e-4
+        sampled = infer.generate_codes(together, coder, rngs[0], free=False)
+        assert sampled == [infer.generate_codes(r, coder, [rng], free=False)[0] for r, rng in zip(alone, rngs[1])]
+        ranked = infer.rank_by_likelihood(together, coder, trie, beam=10)
+        assert np.abs(ranked - np.concatenate([infer.rank_by_likelihood(r, coder, trie, beam=10) for r in alone])).max() < 2e-3
+
+
 def test_repetition_penalty_equals_transformers(tiny):
     model, coder = tiny
     prompt = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))})[0]
