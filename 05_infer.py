@@ -1,13 +1,16 @@
 """05: answer a listener: five music tokens, a track, a sentence (paper, section 2.5).
 
-Two rankers turn the model into an order of all tracks:
-    overlap     the paper's: sample five tokens, then weighted overlap with each track's tokens
+Rankers turn the model into an order of all tracks:
     likelihood  the model's probability of each track's own tokens, found by a beam over the trie of
                 all tracks; at most 4 x --beam prefixes are looked at
+    overlap     the paper's: sample five tokens, then weighted overlap with each track's tokens
+    greedy      the same with the likeliest tokens
+    votes       the mean overlap with --samples sampled sequences
+    expected    the overlap that the model's probabilities of the codes let expect
 
 Reads   tracks.jsonl, codes.npy, model/; predict also dialogues_test.jsonl (or _valid)
-Writes  predict: predictions/talkplay.jsonl (likelihood), predictions/talkplay-overlap.jsonl
-        (for --split valid: predictions_valid/...)
+Writes  predict: a file for each of --rankers, predictions/talkplay.jsonl (likelihood),
+        predictions/talkplay-overlap.jsonl ... (for --split valid: predictions_valid/...)
 
 Demo        python 05_infer.py chat
             python 05_infer.py predict                               (half a minute on two cores)
@@ -28,11 +31,13 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, retrieval, tokens
-from common.generation import Reading, music_grammar, sample
 from common.metrics import DEPTH, rank_rows
+from inference.generation import Reading, music_grammar, sample
+from inference.likelihood import code_marginals, group_tracks, rank_tracks
 
+# predict's files; the first of --rankers chooses the track that the response is about
+SYSTEMS = {"likelihood": "talkplay"} | {ranker: f"talkplay-{ranker}" for ranker in ("overlap", "greedy", "votes", "expected")}
 ANSWER_ROOM = 64  # tokens of the context that a prompt leaves to the answer
-BAND = 1000.0     # more than any log-probability: keeps tracks that a beam search scored deeper in front
 
 
 # ---------------------------------------------------------------- the model
@@ -91,149 +96,6 @@ def respond(reading, coder, chosen, rngs, max_new=96, on_token=None, **sampling)
     return [coder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts]
 
 
-# ---------------------------------------------------------------- ranking by likelihood
-
-def code_gains(hidden, weight):
-    """Log-probability of each code of a modality, and what a missing code counts: its expectation, minus the entropy.
-
-    hidden: (..., d) where the modality's token comes next; weight: (K, d) output rows of its tokens.
-    Returns: (..., K) and (...), float32.
-    """
-    logp = torch.log_softmax(hidden.float() @ weight.float().T, -1)
-    return logp, (logp.exp() * logp).sum(-1)
-
-
-def music_weight(model, vocabulary):
-    """Output embedding of the music tokens: (5, K, d)."""
-    return model.get_output_embeddings().weight[vocabulary.first:vocabulary.first + 5 * vocabulary.k].view(5, vocabulary.k, -1)
-
-
-def track_prior(model, coder, codes, query="Play some music.", batch_size=256):
-    """What the model thinks of each track's tokens before it knows what is wanted.
-
-    The log-probability of each code after a query that says nothing (contextual calibration: Zhao et al. 2021).
-
-    codes: (N, 5). Returns: (N, 5) float32.
-    """
-    vocabulary, weight = coder.vocabulary, music_weight(model, coder.vocabulary)
-    prompt = [*tokens.encode_dialogue(coder, [{"query": query}], {}, prompt=True)[0], vocabulary.start]
-    gains = np.zeros((len(codes), 5), np.float32)
-    for first in tqdm(range(0, len(codes), batch_size), desc="prior", leave=False):
-        rows = codes[first:first + batch_size]
-        present = torch.from_numpy(rows >= 0).to(model.device)
-        reading = Reading(model, [prompt] * len(rows))
-        hidden = reading.end
-        for m in range(5):
-            code = torch.from_numpy(rows[:, m].astype(np.int64)).to(model.device).clamp(min=0)
-            logp, missing = code_gains(hidden, weight[m])
-            gains[first:first + len(rows), m] = torch.where(present[:, m], logp.gather(1, code[:, None])[:, 0], missing).cpu()
-            if m < 4:
-                read = reading.read((vocabulary.first + m * vocabulary.k + code)[:, None], present[:, m:m + 1].long())[:, -1]
-                hidden = torch.where(present[:, m:m + 1], read, hidden)
-    return gains
-
-
-class Group(NamedTuple):
-    """Tracks that the likelihood ranker compares with each other: the known ones, or the new ones."""
-    rows: np.ndarray        # (n,) rows of the catalogue
-    trie: retrieval.Trie    # of these tracks
-    prior: np.ndarray       # (n, 5) to subtract, or None
-    share: float            # of the probability, which the group has whatever the query
-    beam: float             # its part of --beam
-
-
-def group_tracks(model, coder, codes, new_share=None):
-    """The known tracks and the new ones (without a playlist code), each for itself: list of Group.
-
-    Known tracks are ordered by their probability: what is often played is likelier to be wanted. That of a new track
-    says above all that the model has not met its code sequence, so new ones are ordered by how much the
-    query raises it (`track_prior`; pointwise mutual information). Numbers of two such kinds cannot be
-    compared, so each group gets a fixed share of the probability: new_share, default the new tracks' share of the catalogue.
-    """
-    new = codes[:, 0] < 0
-    if new.all() or not new.any():  # without a playlist modality, nobody can tell new from known
-        return [Group(np.arange(len(codes)), retrieval.build_trie(codes), None, 1.0, 1.0)]
-    share = new.mean() if new_share is None else new_share
-    return [Group(np.flatnonzero(~new), retrieval.build_trie(codes[~new]), None, 1 - share, 0.8),
-            Group(np.flatnonzero(new), retrieval.build_trie(codes[new]), track_prior(model, coder, codes[new]), share, 0.2)]
-
-
-def rank_tracks(reading, coder, groups, n_tracks, beam=50):
-    """Log-probability of each track after the prompts: (B, n_tracks) float32, the groups' scores each normalised to its share.
-
-    Tracks that the beam has lost lie 1000 and more lower, by the level at which it lost them.
-    """
-    scores = np.empty((reading.mask.shape[0], n_tracks), np.float32)
-    for group in groups:
-        found = rank_by_likelihood(reading, coder, group.trie, group.prior, max(1, round(beam * group.beam)))
-        level = np.round(found / BAND)  # the last one at which the beam had the track; 4: it was not lost
-        inside = found - BAND * level
-        if group.prior is None:  # the probability of a lost prefix is not that of the track
-            inside = np.where(level == 4, inside, -np.inf)
-        best = inside.max(1, keepdims=True)
-        total = best + np.log(np.exp(inside - best).sum(1, keepdims=True))
-        scores[:, group.rows] = found - 4 * BAND - total + np.log(max(group.share, 1e-9))
-    return scores
-
-
-def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
-    """Score of each track of the trie: log P(its tokens | the prompt), less what `prior` says.
-
-    The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
-    level are read in one pass, each attending to the prompt and to its own ancestors only. The
-    probability of a code is taken among the codes of its modality; a missing code counts as an average one, and
-    a modality that no track has counts nothing. Tracks with the same codes share their
-    probability. Tracks that the beam has lost follow, by the level at which it lost them and their score there.
-
-    prior: (N, 5), subtracted code by code; None: nothing is.
-    Returns: (B, N) float32 numpy; higher is better. BAND is added for each level that the beam has reached.
-    """
-    model, vocabulary, device = reading.model, coder.vocabulary, reading.device
-    b, k, prompt, weight = reading.mask.shape[0], coder.vocabulary.k, len(reading), music_weight(reading.model, coder.vocabulary)
-    hidden = reading.read(np.full((b, 1), vocabulary.start), np.ones((b, 1)))  # (B, W = 1, d): at the root
-    start_position = reading.mask.sum(1) - 1
-    trunk = reading.mask.bool()                                                # (B, T): prompt and start token
-    ancestors = torch.zeros(b, 1, 0, dtype=torch.bool, device=device)          # (B, W, tree tokens read so far)
-    nodes, scores = torch.zeros(b, 1, dtype=torch.long, device=device), torch.zeros(b, 1, device=device)
-    ranks = None
-    for level in range(5):
-        # scores of all nodes of this level whose parent is in the beam
-        codes, parents, of_track = (torch.from_numpy(x[level]).to(device) for x in (trie.codes, trie.parents, trie.nodes))
-        logp, missing = code_gains(hidden, weight[level])                      # (B, W, K), (B, W)
-        slot = torch.full((b, int(parents.max()) + 1), -1, device=device)
-        slot.scatter_(1, nodes.clamp(min=0), torch.where(nodes >= 0, torch.arange(nodes.shape[1], device=device), -1))
-        slot = slot[:, parents]                                                # (B, n): beam place of the parent
-        place = slot.clamp(min=0)
-        gain = torch.where(codes < 0, missing.gather(1, place), logp.flatten(1).gather(1, place * k + codes.clamp(min=0)))
-        if prior is not None:
-            expected = torch.zeros(len(codes), device=device)
-            expected[of_track] = torch.from_numpy(prior[:, level]).to(device)  # the same for all tracks of a node
-            gain = gain - expected
-        if not (codes >= 0).any():
-            gain = torch.zeros_like(gain)
-        node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
-        here = node_scores[:, of_track] + BAND * level                         # tracks scored deeper come first
-        ranks = here if ranks is None else torch.where(here.isfinite(), here, ranks)
-        if level == 4:
-            break
-        # the next beam: its best nodes, read by the model in one pass
-        scores, nodes = node_scores.topk(min(beam, node_scores.shape[1]))
-        parent, code = slot.gather(1, nodes).clamp(min=0), codes[nodes]
-        nodes = nodes.masked_fill(~scores.isfinite(), -1)
-        real = (code >= 0) & (nodes >= 0)                                      # a missing code adds no token
-        parent_ancestors = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[2]))
-        ancestors = torch.cat([parent_ancestors, torch.diag_embed(real)], 2)
-        sees = torch.cat([trunk[:, None].expand(-1, nodes.shape[1], -1), ancestors], 2)
-        positions = start_position[:, None] + ancestors.sum(2)
-        mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill(~sees, torch.finfo(hidden.dtype).min)
-        read = model.base_model(input_ids=vocabulary.first + level * k + code.clamp(min=0), attention_mask=mask[:, None],
-                                position_ids=positions, past_key_values=reading.cache).last_hidden_state
-        parent_hidden = hidden.gather(1, parent[..., None].expand(-1, -1, hidden.shape[2]))
-        hidden = torch.where(real[..., None], read, parent_hidden)
-    reading.rewind(prompt)
-    return (ranks - torch.from_numpy(np.log(trie.counts)).to(device)).float().cpu().numpy()
-
-
 # ---------------------------------------------------------------- predict
 
 def prompt_of(coder, turns, codes_of, context=0):
@@ -277,29 +139,52 @@ def load_catalogue(data_dir, device, new_share=None):
                                    retrieval.build_index(codes), groups)
 
 
+def rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sampled, args):
+    """Rows of the DEPTH best tracks by one ranker, for each prompt that `reading` has read.
+
+    streams: function of a purpose -> a random stream for each prompt. sampled: the codes sampled for each prompt.
+    """
+    codes, index, sampling = catalogue.codes, catalogue.index, dict(temperature=args.temperature, top_p=args.top_p)
+    if ranker in ("overlap", "greedy"):
+        if ranker == "greedy":
+            sampled = generate_codes(reading, coder, streams(0), free=args.free, temperature=0)
+        return [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, streams(2))]
+    if ranker == "likelihood":
+        scores = rank_tracks(reading, coder, catalogue.groups, len(codes), args.beam)
+    else:
+        many = Reading(model, [prompt for prompt in prompts for _ in range(args.samples)])
+        rngs = [rng for stream in streams(4) for rng in stream.spawn(args.samples)]
+        if ranker == "votes":
+            drawn = generate_codes(many, coder, rngs, free=args.free, **sampling)
+            p = [retrieval.code_shares(drawn[i:i + args.samples], coder.vocabulary.k) for i in range(0, len(drawn), args.samples)]
+        else:
+            p = code_marginals(many, coder, rngs, args.samples)
+        scores = [retrieval.expected_overlap(codes, each) for each in p]
+    return [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, streams(1))]
+
+
 def predict_batch(model, coder, batch, catalogue, args):
-    """Rows of both prediction files for a batch of (dialogue, turn number)."""
-    tracks, row_of, codes, codes_of, index, groups = catalogue
-    prompts = [prompt_of(coder, d["turns"][:t], codes_of, args.context) for d, t in batch]
-    rngs = [[stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch] for purpose in range(4)]
+    """Rows of the prediction files, one list for each (dialogue, turn number) of the batch."""
+    tracks, row_of, codes = catalogue.tracks, catalogue.row_of, catalogue.codes
+
+    def streams(purpose):
+        return [stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch]
+
+    prompts = [prompt_of(coder, d["turns"][:t], catalogue.codes_of, args.context) for d, t in batch]
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
     reading = Reading(model, prompts)
-    sampled = generate_codes(reading, coder, rngs[0], free=args.free, **sampling)
-    scores = rank_tracks(reading, coder, groups, len(tracks), args.beam)
-    likelihood = [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, rngs[1])]
-    overlap = [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, rngs[2])]
-    chosen = []
-    for (d, t), rows in zip(batch, likelihood):
-        played = {row_of[turn["music"]] for turn in d["turns"][:t - 1] if turn["music"]}
-        chosen.append(codes[next((r for r in rows if r not in played), rows[0])])
-    responses = respond(reading, coder, chosen, rngs[3], args.max_new_tokens, **sampling)
-    rows = []
-    for i, (d, t) in enumerate(batch):
-        shared = {"dialogue_id": d["dialogue_id"], "turn": t}
-        made = {"codes": sampled[i], "codes_valid": sampled[i] is not None}
-        rows.append([shared | {"track_ids": [tracks[r]["track_id"] for r in ranked], "response": response} | made
-                     for ranked, response in ((likelihood[i], responses[i]), (overlap[i], None))])
-    return rows
+    sampled = generate_codes(reading, coder, streams(0), free=args.free, **sampling)
+    ranked = [rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sampled, args) for ranker in args.rankers]
+    responses = [None] * len(batch)
+    if args.responses:
+        chosen = []
+        for (d, t), rows in zip(batch, ranked[0]):
+            played = {row_of[turn["music"]] for turn in d["turns"][:t - 1] if turn["music"]}
+            chosen.append(codes[next((r for r in rows if r not in played), rows[0])])
+        responses = respond(reading, coder, chosen, streams(3), args.max_new_tokens, **sampling)
+    return [[{"dialogue_id": d["dialogue_id"], "turn": t, "track_ids": [tracks[r]["track_id"] for r in rows[i]],
+              "response": None if n else responses[i], "codes": sampled[i], "codes_valid": sampled[i] is not None}
+             for n, rows in enumerate(ranked)] for i, (d, t) in enumerate(batch)]
 
 
 def predict(args):
@@ -307,7 +192,7 @@ def predict(args):
     row_of = {t["track_id"]: i for i, t in enumerate(data.load_tracks(folder))}
     dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)[:args.limit or None]
     out = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}")
-    paths = [out / "talkplay.jsonl", out / "talkplay-overlap.jsonl"]
+    paths = [out / f"{SYSTEMS[ranker]}.jsonl" for ranker in args.rankers]
     run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
                                 reads=["tracks.jsonl", "codes.npy", f"dialogues_{args.split}.jsonl", "model/model.safetensors"],
                                 writes=[p.relative_to(folder) for p in paths], record=False,
@@ -318,7 +203,7 @@ def predict(args):
     model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     data.record_run(run)  # only now: what it reads has proved good
     out.mkdir(exist_ok=True)
-    part = out / "talkplay.jsonl.part"  # a line a turn: the rows of both files
+    part = out / "talkplay.jsonl.part"  # a line a turn: its rows of all files
     if state == "new":
         part.unlink(missing_ok=True)
     done = {}
@@ -341,7 +226,7 @@ def predict(args):
     valid = np.mean([rows[0]["codes_valid"] for rows in done.values()])
     print(f"{len(wanted):,} turns; {valid:.1%} of the sampled music blocks are valid")
     data.finish_run(run, valid_share=float(valid))
-    print(f"wrote {paths[0]} and {paths[1]}; next: python 06_evaluate.py --data-dir {folder} --split {args.split}")
+    print(f"wrote {', '.join(map(str, paths))}; next: python 06_evaluate.py --data-dir {folder} --split {args.split}")
 
 
 def show(args):
@@ -468,6 +353,11 @@ def main():
         if name == "chat":
             command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood")
         else:
+            command.add_argument("--rankers", nargs="+", choices=SYSTEMS, default=["likelihood", "overlap"],
+                                 help="a file of predictions each (default likelihood overlap)")
+            command.add_argument("--samples", type=int, default=20, help="sequences that votes and expected draw a turn (default 20)")
+            command.add_argument("--responses", action=argparse.BooleanOptionalAction, default=True,
+                                 help="also write what the model says (default)")
             command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time")
             command.add_argument("--limit", type=int, default=0, help="dialogues; 0 = all")
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,

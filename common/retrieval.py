@@ -84,6 +84,29 @@ def overlap(codes, query, weights=WEIGHTS):
     return ((codes == query) & (query >= 0)) @ np.asarray(weights, np.float32)
 
 
+def code_shares(sequences, k):
+    """Share of S sampled sequences that have each code: list of five codes or None (not valid) -> (5, k) float32."""
+    shares = np.zeros((5, k), np.float32)
+    for codes in sequences:
+        for m, code in enumerate(codes or ()):
+            if code >= 0:
+                shares[m, code] += 1 / len(sequences)
+    return shares
+
+
+def expected_overlap(codes, p, weights=WEIGHTS):
+    """Weighted overlap of every track, expected where code c of modality m has probability p[m, c].
+
+    codes: (N, 5), -1 where missing (never matches); p: (5, K). Returns: (N,) float32. For one sequence
+    (p 1 or 0) this is `overlap`; for several it counts their votes.
+    """
+    table = np.pad(p, ((0, 0), (0, 1))) * np.asarray(weights, np.float32)[:, None]  # code -1 finds the last column: 0
+    scores = table[0][codes[:, 0]]
+    for m in range(1, 5):
+        scores += table[m][codes[:, m]]
+    return scores
+
+
 class Trie(NamedTuple):
     """All tracks as paths of five codes. Level l = 0..4 has one node for each distinct start of l + 1 codes.
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import K, ROOT, make_codes, make_dialogues
 
-from common import generation, retrieval, tokens
+from common import retrieval, tokens
+from inference import generation, likelihood
 
 infer = importlib.import_module("05_infer")
 
@@ -66,8 +67,8 @@ def test_turns_read_together_are_as_if_read_alone(tiny):
         assert torch.cat([r.end for r in alone]).sub(together.end).abs().max() < 1e-4
         sampled = infer.generate_codes(together, coder, rngs[0], free=False)
         assert sampled == [infer.generate_codes(r, coder, [rng], free=False)[0] for r, rng in zip(alone, rngs[1])]
-        ranked = infer.rank_by_likelihood(together, coder, trie, beam=10)
-        assert np.abs(ranked - np.concatenate([infer.rank_by_likelihood(r, coder, trie, beam=10) for r in alone])).max() < 2e-3
+        ranked = likelihood.rank_by_likelihood(together, coder, trie, beam=10)
+        assert np.abs(ranked - np.concatenate([likelihood.rank_by_likelihood(r, coder, trie, beam=10) for r in alone])).max() < 2e-3
 
 
 def test_repetition_penalty_equals_transformers(tiny):
@@ -124,10 +125,10 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
     prompts = prompts_for(coder, codes_of, 2)
     nothing, _ = tokens.encode_dialogue(coder, [{"query": "Play some music."}], {}, prompt=True)
     with torch.inference_mode():
-        prior = infer.track_prior(model, coder, codes, batch_size=16)
+        prior = likelihood.track_prior(model, coder, codes, batch_size=16)
         reading = generation.Reading(model, prompts)
         length = len(reading)
-        scores = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), calibration * prior, 1000)
+        scores = likelihood.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), calibration * prior, 1000)
         assert len(reading) == length and reading.cache.get_seq_length() == length
     expected_prior = np.array([plain_gains(model, coder, nothing, c) for c in codes])
     assert np.abs(prior - expected_prior).max() < 1e-3
@@ -144,19 +145,19 @@ def test_known_and_new_tracks_share_the_probability(tiny):
     new = codes[:, 0] < 0
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        prior = infer.track_prior(model, coder, codes)
+        prior = likelihood.track_prior(model, coder, codes)
         reading = generation.Reading(model, prompts)
-        plain = infer.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), None, 1000).astype(float) - 4000
+        plain = likelihood.rank_by_likelihood(reading, coder, retrieval.build_trie(codes), None, 1000).astype(float) - 4000
         for share in (None, 0.3):
-            groups = infer.group_tracks(model, coder, codes, share)
-            scores = infer.rank_tracks(reading, coder, groups, 40, 1000).astype(float)
+            groups = likelihood.group_tracks(model, coder, codes, share)
+            scores = likelihood.rank_tracks(reading, coder, groups, 40, 1000).astype(float)
             p = np.exp(scores)
             expected = new.mean() if share is None else share
             assert np.allclose(p[:, new].sum(1), expected, atol=1e-3) and np.allclose(p[:, ~new].sum(1), 1 - expected, atol=1e-3)
             assert np.allclose(np.diff(scores[:, ~new]), np.diff(plain[:, ~new]), atol=2e-3)
             raised = plain - prior.sum(1)
             assert np.allclose(np.diff(scores[:, new]), np.diff(raised[:, new]), atol=2e-3)
-        assert len(infer.group_tracks(model, coder, codes[~new])) == 1
+        assert len(likelihood.group_tracks(model, coder, codes[~new])) == 1
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
@@ -166,8 +167,8 @@ def test_narrow_beam_keeps_exact_scores_in_front(tiny):
     trie = retrieval.build_trie(codes)
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        full = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=1000)
-        narrow = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=6)
+        full = likelihood.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=1000)
+        narrow = likelihood.rank_by_likelihood(generation.Reading(model, prompts), coder, trie, beam=6)
     reached = narrow > 3000
     assert 5 < reached[0].sum() < 200
     assert np.abs(narrow[reached] - full[reached]).max() < 2e-3
@@ -180,8 +181,30 @@ def test_a_missing_code_is_worth_an_average_one(tiny):
     codes = np.array([[p, 1, 2, 3, 4] for p in [-1, *range(K)]], np.int16)
     prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        scores = infer.rank_by_likelihood(generation.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
+        scores = likelihood.rank_by_likelihood(generation.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
     assert (scores[:, 0] < scores[:, 1:].max(1)).all() and (scores[:, 0] > scores[:, 1:].min(1)).all()
+
+
+def test_marginals_of_the_codes(tiny):
+    """Playlist: the softmax itself. Semantic: sum over playlist codes of P(playlist) P(semantic | playlist), all K worked out."""
+    model, coder = tiny
+    v = coder.vocabulary
+    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    samples = 300
+
+    def next_p(ids, m):
+        logits = model(torch.tensor([ids]).long(), use_cache=False).logits[0, -1]
+        return torch.softmax(logits[v.first + m * v.k:v.first + (m + 1) * v.k].double(), 0).numpy()
+
+    with torch.inference_mode():
+        reading = generation.Reading(model, [p for p in prompts for _ in range(samples)])
+        found = likelihood.code_marginals(reading, coder, [np.random.default_rng(i) for i in range(len(prompts) * samples)], samples)
+        assert found.shape == (2, 5, v.k) and np.abs(found.sum(2) - 1).max() < 1e-4
+        for prompt, each in zip(prompts, found):
+            playlist = next_p([*prompt, v.start], 0)
+            semantic = sum(p * next_p([*prompt, v.start, v.first + c], 1) for c, p in enumerate(playlist))
+            assert np.abs(each[0] - playlist).max() < 1e-5 and np.abs(each[1] - semantic).max() < 0.02
+            assert np.abs(each[1] - next_p([*prompt, v.start, v.first + int(playlist.argmin())], 1)).max() > 0.02  # the average counts
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +269,20 @@ def test_cut_prediction_goes_on(trained, tmp_path):
         (folder / "predictions" / f"{name}.jsonl").unlink()
     run("05_infer.py", folder, "predict", "--device", "cpu")
     assert [predictions(folder, n) for n in ("talkplay", "talkplay-overlap")] == both
+
+
+def test_other_rankers(trained, tmp_path):
+    """One file each; votes of one sample are the paper's overlap, but for the order of equal scores."""
+    shutil.copytree(trained, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    run("05_infer.py", folder, "predict", "--device", "cpu", "--no-resume", "--rankers", "expected", "votes", "greedy", "--no-responses")
+    both = list(predictions(trained))
+    found = [predictions(folder, f"talkplay-{name}") for name in ("expected", "votes", "greedy")]
+    for rows in found:
+        assert list(rows) == both and all(sorted(row["track_ids"]) == sorted(f"t{i}" for i in range(30)) for row in rows.values())
+        assert all(row["response"] is None for row in rows.values())
+    assert len({json.dumps([row["track_ids"][:5] for row in rows.values()]) for rows in found}) == 3
+    assert "--no-resume" in run("05_infer.py", folder, "predict", "--device", "cpu", ok=False).stderr
 
 
 def test_chat(trained):

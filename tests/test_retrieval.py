@@ -70,3 +70,13 @@ def test_trie_has_every_track_once():
             node = trie.parents[level][node]
         assert path[::-1] == codes[track].tolist() and node == 0
     assert trie.counts.tolist() == [(codes == c).all(1).sum() for c in codes]
+
+
+def test_expected_overlap_by_hand():
+    """Two sampled sequences and one that is not valid, each a third of the votes."""
+    codes = np.array([[0, 1, -1, 2, 0], [1, 1, 0, -1, 0], [2, 2, 2, 2, 2]], np.int16)
+    shares = retrieval.code_shares([[0, 1, -1, 2, 1], [1, 1, 1, -1, 0], None], 3)
+    assert np.allclose(shares[0], [1 / 3, 1 / 3, 0]) and np.allclose(shares[1], [0, 2 / 3, 0]) and np.allclose(shares[2], [0, 1 / 3, 0])
+    assert np.allclose(retrieval.expected_overlap(codes, shares), [(25 + 2 * 16 + 4 + 1) / 3, (25 + 2 * 16 + 1) / 3, 4 / 3])
+    one = retrieval.code_shares([[0, 1, -1, 2, 1]], 3)
+    assert np.allclose(retrieval.expected_overlap(codes, one), retrieval.overlap(codes, [0, 1, -1, 2, 1]))
