@@ -215,7 +215,8 @@ def prepare_cpcd(args):
     if min(args.n_test, args.n_valid) < 1:
         raise SystemExit("--n-test and --n-valid must be at least 1")
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; --cpcd-file takes a file of the dataset's conversations, such as dialogs.dev.train.jsonl")
+        raise SystemExit(f"{path} is missing; --cpcd-file takes a file of the dataset's conversations, such as "
+                         f"dialogs.dev.train.jsonl")
     args.conversations = data.file_hash(path)
     writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS)]
     run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
@@ -230,7 +231,7 @@ def prepare_cpcd(args):
     mpd.print_problems(problems)
     if len(dialogues) <= args.n_test + args.n_valid:
         raise SystemExit(f"{path}: {len(dialogues)} conversations can be used, not more than --n-test {args.n_test} and --n-valid "
-                         f"{args.n_valid} take together. Lower them, or give the file of the dataset's conversations. Nothing was written")
+                         f"{args.n_valid} take together. Lower them, or give another file. Nothing was written")
     split = cpcd.split_dialogues(len(dialogues), args.n_valid, args.n_test, args.seed)
     playlists = [{"playlist_id": dialogue["dialogue_id"], "title": None, "modified_at": None, "split": s, "track_ids": goal}
                  for dialogue, goal, s in zip(dialogues, goals, split) if goal]

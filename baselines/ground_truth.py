@@ -26,7 +26,8 @@ def truth_rows(dialogues):
         for number, turn in enumerate(dialogue["turns"], 1):
             if turn["targets"]:
                 track_ids = dict.fromkeys([turn["music"] or turn["targets"][0], *turn["targets"]])  # each once, in order
-                yield {"dialogue_id": dialogue["dialogue_id"], "turn": number, "track_ids": list(track_ids), "response": turn["response"]}
+                yield {"dialogue_id": dialogue["dialogue_id"], "turn": number, "track_ids": list(track_ids),
+                       "response": turn["response"]}
 
 
 def main():

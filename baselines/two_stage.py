@@ -58,7 +58,8 @@ def read_rankings(path, found, row_of):
     for number, row in data.read_jsonl(path, made_by):
         rankings[row.get("dialogue_id"), row.get("turn")] = track_ids = row.get("track_ids")
         if not isinstance(track_ids, list) or not track_ids or any(t not in row_of for t in track_ids):
-            raise SystemExit(f"{path}:{number}: track_ids is to be a list of ids of tracks.jsonl. Make the file again with: {made_by}")
+            raise SystemExit(f"{path}:{number}: track_ids is to be a list of ids of tracks.jsonl. "
+                             f"Make the file again with: {made_by}")
     missing = [turn for turn in found if (turn.dialogue_id, turn.number) not in rankings]
     if missing:
         raise SystemExit(f"{path}: dialogue {missing[0].dialogue_id}, turn {missing[0].number} is missing ({len(missing)} in all). "
@@ -124,12 +125,13 @@ def load_model(name, device):
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if "cuda" in device else torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
-        raise SystemExit(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]} A Hugging Face name or a folder with "
-                         f"an instruct model is expected, for instance meta-llama/Llama-3.2-1B-Instruct")
+        raise SystemExit(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]} A Hugging Face name or a "
+                         f"folder with an instruct model is expected, for instance meta-llama/Llama-3.2-1B-Instruct")
     model = model.to(device).eval()
     ids = torch.arange(8, device=device)[None]
     with torch.inference_mode():
-        own, plain = model(input_ids=ids).logits, model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
+        own = model(input_ids=ids).logits
+        plain = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(own.float(), plain.float(), rtol=1e-3, atol=1e-3):  # Granite, Cohere, Gemma 2
         raise SystemExit(f"--model {name} scales its logits after the output layer, which common/generation.py leaves out, so its "
                          f"answers would be sampled wrongly. Models that do not are accepted: Llama, Qwen, Mistral, Phi")
@@ -146,7 +148,8 @@ def stop_ids(model, tokenizer):
 def answer_batch(model, tokenizer, prompts, rngs, max_new, temperature, top_p):
     """Answers to a batch of prompts: list of strings. rngs: a random generator a prompt."""
     reading = Reading(model, prompts)
-    ids = sample(reading, reading.end, rngs, stop_ids(model, tokenizer), max_new, temperature=temperature, top_p=top_p, may_be_empty=False)
+    ids = sample(reading, reading.end, rngs, stop_ids(model, tokenizer), max_new, temperature=temperature, top_p=top_p,
+                 may_be_empty=False)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 
@@ -170,7 +173,8 @@ def read_answers(part):
 def parse_args():
     parser = argparse.ArgumentParser(description="A stored ranking's best track, presented by an instruct model.")
     parser.add_argument("--model", required=True, help="an instruct model: a Hugging Face name or a folder")
-    parser.add_argument("--retrieval", default="bm25", help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
+    parser.add_argument("--retrieval", default="bm25", 
+                        help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=16, help="turns answered at a time (default 16)")
@@ -190,7 +194,8 @@ def main():
     args = parse_args()
     tracks = data.load_tracks(args.data_dir)
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    found = turns.collect_turns(data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of), row_of)[:args.limit or None]
+    dialogues = data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of)
+    found = turns.collect_turns(dialogues, row_of)[:args.limit or None]
     rankings = read_rankings(args.data_dir / "predictions" / f"{args.retrieval}.jsonl", found, row_of)
 
     annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
@@ -204,11 +209,11 @@ def main():
         return
     model, tokenizer = load_model(args.model, args.device)
     pieces = chat_pieces(tokenizer)
-    room = min(args.context, getattr(model.config, "max_position_embeddings", args.context)) - args.max_new_tokens
-    if room < sum(map(len, pieces)) + LEAST:
-        raise SystemExit(f"--context {args.context} and --max-new-tokens {args.max_new_tokens} leave {max(0, room)} tokens to the prompt; "
-                         f"{sum(map(len, pieces)) + LEAST} are needed. Give a longer context (this model: at most "
-                         f"{getattr(model.config, 'max_position_embeddings', args.context)})")
+    context = min(args.context, getattr(model.config, "max_position_embeddings", args.context))
+    room, needed = context - args.max_new_tokens, sum(map(len, pieces)) + LEAST
+    if room < needed:
+        raise SystemExit(f"a context of {context} tokens and --max-new-tokens {args.max_new_tokens} leave {max(0, room)} to the prompt; "
+                         f"{needed} are needed. Give a longer --context, a lower --max-new-tokens or a model with a longer context")
     data.record_run(run)  # only now: what it reads has proved good
 
     part = path.with_name(path.name + ".part")
@@ -228,11 +233,12 @@ def main():
 
     write_answers(part, jobs, answer, args.batch_size)
     done = read_answers(part)
-    data.write_jsonl(path, ({"dialogue_id": turn.dialogue_id, "turn": turn.number, "track_ids": rankings[turn.dialogue_id, turn.number],
-                             "response": done[turn.dialogue_id, turn.number]} for turn in found))
+    data.write_jsonl(path, ({"dialogue_id": key[0], "turn": key[1], "track_ids": rankings[key], "response": done[key]}
+                            for key in [(turn.dialogue_id, turn.number) for turn in found]))
     part.unlink()
     data.finish_run(run)
-    print(f"Wrote {path}: {len(found):,} answers to the ranking of {args.retrieval}. Next: python 06_evaluate.py --data-dir {args.data_dir}")
+    print(f"Wrote {path}: {len(found):,} answers to the ranking of {args.retrieval}. "
+          f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch, data_dir, model_folder
     assert "\n" not in str(caught.value)
     with pytest.raises(SystemExit, match=f"--model {data_dir}/codebooks cannot be loaded"):
         run(monkeypatch, data_dir, data_dir / "codebooks")
-    with pytest.raises(SystemExit, match="--context 200 and --max-new-tokens 8 leave 192 tokens to the prompt; .* are needed"):
+    with pytest.raises(SystemExit, match="a context of 200 tokens and --max-new-tokens 8 leave 192 to the prompt; .* are needed"):
         run(monkeypatch, data_dir, model_folder, "--context", 200)
     base = tmp_path_factory.mktemp("base")
     shutil.copytree(model_folder, base, dirs_exist_ok=True)
