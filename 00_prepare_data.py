@@ -15,7 +15,7 @@ Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl 
 
 Demo        python 00_prepare_data.py demo
 Full scale  python 00_prepare_data.py mpd --mpd-dir ~/mpd/data --min-count 5 --data-dir data/mpd
-Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.jsonl --data-dir data/cpcd    (0.5 s)
+Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.jsonl --data-dir data/cpcd    (1 s)
 
 Another source is a file like sources/mpd.py, a function like prepare_mpd here that calls it, its flags
 in parse_args, a line in SOURCES.
