@@ -1,18 +1,21 @@
 """Raw data -> tracks.jsonl and playlists.jsonl, with the split (the paper's Table 1).
 
-Two sources:
+Three sources:
   demo  a fictional catalogue, made here: tracks of which everything is known, audio, playlists
   mpd   the Million Playlist Dataset's slices, whole or with fewer fields, and what you have besides:
         annotations (JSONL by track_id) and audio files (named by track_id)
+  cpcd  the Conversational Playlist Curation Dataset: tracks, playlists and dialogues between people,
+        so that 03_synthesize.py is left out
 
 Ids, row order and split come from this script alone. Test playlists are those modified last, as in
 the paper; a track that is in no training playlist is "cold". data/README.md describes the files.
 
-Reads   demo: nothing. mpd: mpd.slice.*.json of --mpd-dir, --annotations, the names in --audio-dir
-Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl (mpd)
+Reads   demo: nothing. mpd: mpd.slice.*.json of --mpd-dir, --annotations, the names in --audio-dir. cpcd: --cpcd-file
+Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl (mpd), dialogues_*.jsonl (cpcd)
 
 Demo        python 00_prepare_data.py demo
 Full scale  python 00_prepare_data.py mpd --mpd-dir ~/mpd/data --min-count 5 --data-dir data/mpd
+Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.jsonl --data-dir data/cpcd    (1 s)
 
 Another source is a file like sources/mpd.py, a function like prepare_mpd here that calls it, its flags
 in parse_args, a line in SOURCES.
@@ -31,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data
-from sources import mpd
+from sources import cpcd, mpd
 
 NAME = "00_prepare_data"
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
@@ -60,6 +63,15 @@ def table_1(items, lengths, split, n_tracks):
         rows.append({"split": name, "playlists": len(members), "mean_length": float(members.sum() / max(1, len(members))),
                      "tracks": int(used.sum()), "warm": int((used & warm).sum()), "cold": int((used & ~warm).sum())})
     return rows + [{"split": "pool", "tracks": n_tracks, "warm": int(warm.sum()), "cold": int((~warm).sum())}]
+
+
+def table_1_of(playlists, tracks):
+    """table_1 of the lines of playlists.jsonl and tracks.jsonl."""
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    items = np.array([row_of[t] for p in playlists for t in p["track_ids"]], np.int32)
+    lengths = np.array([len(p["track_ids"]) for p in playlists], np.int32)
+    split = np.array([data.SPLITS.index(p["split"]) for p in playlists], np.int8)
+    return table_1(items, lengths, split, len(tracks))
 
 
 def print_table_1(rows):
@@ -139,11 +151,7 @@ def prepare_demo(args):
 
     (data_dir / "audio").mkdir(exist_ok=True)
     render_all(jobs, args.workers)
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    items = np.array([row_of[t] for p in playlists for t in p["track_ids"]], np.int32)
-    lengths = np.array([len(p["track_ids"]) for p in playlists], np.int32)
-    split = np.array([data.SPLITS.index(p["split"]) for p in playlists], np.int8)
-    table = table_1(items, lengths, split, len(tracks))
+    table = table_1_of(playlists, tracks)
     print_table_1(table)
     data.write_jsonl(data_dir / "tracks.jsonl", ({f: t.get(f) for f in data.TRACK_FIELDS} for t in tracks))
     data.write_jsonl(data_dir / "playlists.jsonl", playlists)
@@ -199,9 +207,53 @@ def prepare_mpd(args):
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
 
+# ---------------------------------------------------------------- cpcd
+
+def prepare_cpcd(args):
+    """Turn CPCD's conversations into tracks.jsonl, playlists.jsonl and the dialogues of the three splits."""
+    data_dir, path, problems = Path(args.data_dir), Path(args.cpcd_file), {}
+    if min(args.n_test, args.n_valid) < 1:
+        raise SystemExit("--n-test and --n-valid must be at least 1")
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing; --cpcd-file takes a file of the dataset's conversations, such as "
+                         f"dialogs.dev.train.jsonl")
+    args.conversations = data.file_hash(path)
+    writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS)]
+    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
+    if state == "done":
+        print(f"{NAME}: already done, nothing changed")
+        return
+
+    conversations = cpcd.read_conversations(path, problems)
+    tracks = cpcd.read_tracks(conversations, problems)
+    cpcd.note_unknown(conversations, tracks, problems)
+    dialogues, goals = cpcd.make_dialogues(conversations, tracks, problems)
+    mpd.print_problems(problems)
+    if len(dialogues) <= args.n_test + args.n_valid:
+        raise SystemExit(f"{path}: {len(dialogues)} conversations can be used, not more than --n-test {args.n_test} and --n-valid "
+                         f"{args.n_valid} take together. Lower them, or give another file. Nothing was written")
+    split = cpcd.split_dialogues(len(dialogues), args.n_valid, args.n_test, args.seed)
+    playlists = [{"playlist_id": dialogue["dialogue_id"], "title": None, "modified_at": None, "split": s, "track_ids": goal}
+                 for dialogue, goal, s in zip(dialogues, goals, split) if goal]
+    table_of_dialogues, table = cpcd.table(dialogues, split), table_1_of(playlists, list(tracks.values()))
+    print_table_1(table)
+    cpcd.print_table(table_of_dialogues, tracks.values())
+
+    remove_stale(data_dir, writes)
+    data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
+    data.write_jsonl(data_dir / "tracks.jsonl", tracks.values())
+    data.write_jsonl(data_dir / "playlists.jsonl", playlists)
+    for name in data.SPLITS:
+        data.write_jsonl(data_dir / f"dialogues_{name}.jsonl", (d for d, s in zip(dialogues, split) if s == name))
+    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems)
+    print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists and {len(dialogues):,} dialogues to {data_dir}; leave out "
+          f"03_synthesize.py, which would replace these dialogues. Next: python 01_extract_embeddings.py --data-dir {data_dir}, "
+          f"or at once python baselines/bm25.py --data-dir {data_dir}")
+
+
 # ---------------------------------------------------------------- command line
 
-SOURCES = {"demo": prepare_demo, "mpd": prepare_mpd}
+SOURCES = {"demo": prepare_demo, "mpd": prepare_mpd, "cpcd": prepare_cpcd}
 
 
 def parse_args(argv=None):
@@ -230,6 +282,11 @@ def parse_args(argv=None):
                      help="drop playlists with fewer than N tracks left (default 5)")
     for_mpd.add_argument("--n-test", type=int, default=1000, help="test playlists, at most a tenth (default 1000, 0: none)")
     for_mpd.add_argument("--n-valid", type=int, default=1000, help="validation playlists, at most a tenth (default 1000, 0: none)")
+
+    for_cpcd = sources.add_parser("cpcd", parents=[shared], help="the Conversational Playlist Curation Dataset")
+    for_cpcd.add_argument("--cpcd-file", required=True, metavar="FILE", help="its conversations: dialogs.dev.train.jsonl")
+    for_cpcd.add_argument("--n-test", type=int, default=40, help="test conversations (default 40)")
+    for_cpcd.add_argument("--n-valid", type=int, default=40, help="validation conversations (default 40)")
     return parser.parse_args(argv)
 
 
