@@ -1,10 +1,9 @@
 """The data's own track and answer for every test turn, for the listening survey to set beside the systems' ones.
 
-This is no system and is never to be scored: its track is the target, so every metric would be 1. That is
-why it goes to a folder of its own: 06_evaluate.py scores whatever lies in predictions/.
+This is no system: its track is the target, so every metric would be 1. 06_evaluate.py leaves this file out.
 
 Reads   tracks.jsonl, dialogues_test.jsonl
-Writes  predictions_survey/ground_truth.jsonl, a line a turn with targets: dialogue_id, turn, track_ids (the track that the
+Writes  predictions/ground_truth.jsonl, a line a turn with targets: dialogue_id, turn, track_ids (the track that the
         data play, then the other targets, if any: no ranking of the catalogue), response (null where the data have none)
 Demo    python baselines/ground_truth.py
 Full    python baselines/ground_truth.py --data-dir data/mpd
@@ -39,7 +38,7 @@ def main():
 
     row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(args.data_dir))}
     dialogues = data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of)
-    written = f"predictions_survey/{NAME}.jsonl"
+    written = f"predictions/{NAME}.jsonl"
     run, state = data.begin_run(args.data_dir, NAME, args, ["tracks.jsonl", "dialogues_test.jsonl"], [written], resume=args.resume)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")

@@ -14,7 +14,7 @@ whole path, on a small Llama with random weights (tests/test_two_stage.py).
 Reads   tracks.jsonl, dialogues_test.jsonl, predictions/<retrieval>.jsonl; the model
 Writes  predictions/two_stage.jsonl
 Demo    python baselines/two_stage.py --model data/demo/model      (a trial of the path: that model follows no instructions)
-Full    python baselines/two_stage.py --model meta-llama/Llama-3.2-1B-Instruct --data-dir data/mpd --device cuda    TODO-TIME
+Full    python baselines/two_stage.py --model meta-llama/Llama-3.2-1B-Instruct --data-dir data/mpd --device cuda
 
 A killed run goes on where it stopped when the same command is given again.
 """
@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, metrics, turns
-from common.generation import Reading, sample
+from inference.generation import Reading, sample
 from common.tokens import DATE, encode_text
 
 NAME = "two_stage"
@@ -133,7 +133,7 @@ def load_model(name, device):
         own = model(input_ids=ids).logits
         plain = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(own.float(), plain.float(), rtol=1e-3, atol=1e-3):  # Granite, Cohere, Gemma 2
-        raise SystemExit(f"--model {name} scales its logits after the output layer, which common/generation.py leaves out, so its "
+        raise SystemExit(f"--model {name} scales its logits after the output layer, which inference/generation.py leaves out, so its "
                          f"answers would be sampled wrongly. Models that do not are accepted: Llama, Qwen, Mistral, Phi")
     return model, tokenizer
 
@@ -173,7 +173,7 @@ def read_answers(part):
 def parse_args():
     parser = argparse.ArgumentParser(description="A stored ranking's best track, presented by an instruct model.")
     parser.add_argument("--model", required=True, help="an instruct model: a Hugging Face name or a folder")
-    parser.add_argument("--retrieval", default="bm25", 
+    parser.add_argument("--retrieval", default="bm25",
                         help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
