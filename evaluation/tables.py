@@ -11,7 +11,8 @@ HITS = ("hit@1", "hit@10", "hit@100")
 PASTS = ("in training dialogues", "in training playlists only", "cold")  # where a turn's targets have been before
 
 # The blocks of the paper's Table 2, and the families of systems, by how their file names begin. A name with "tuned" in it
-# is fine-tuned, whatever its family.
+# is fine-tuned, whatever its family. The paper's dense row is NV-Embed-v2: what baselines/dense.py writes with that encoder fills it
+# under the name nv-embed-v2.jsonl (nv-embed-v2-tuned.jsonl).
 ZERO_SHOT, TUNED, NO_TEXT, OTHER = BLOCKS = ("zero-shot", "fine-tuned", "not trained on text", "other")
 FAMILIES = {"bm25": ZERO_SHOT, "dense": ZERO_SHOT, "nv-embed-v2": ZERO_SHOT, "clap": ZERO_SHOT, "two_stage": ZERO_SHOT,
             "talkplay": TUNED, "sasrec": NO_TEXT, "tiger": NO_TEXT, "popularity": NO_TEXT, "random_order": NO_TEXT}
