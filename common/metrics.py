@@ -22,9 +22,12 @@ def ranking_depth(n_tracks):
 
 # ---------------------------------------------------------------- rankings
 
-def turn_rng(seed, dialogue_id, turn):
-    """A random generator of its own for each turn (1-based) of each dialogue, the same on every run."""
-    return np.random.default_rng([seed, zlib.crc32(dialogue_id.encode()), turn])
+def turn_rng(seed, dialogue_id, turn, *purpose):
+    """A random generator of its own for each turn (1-based) of each dialogue, the same on every run.
+
+    purpose: an int, where a turn needs several generators.
+    """
+    return np.random.default_rng([seed, zlib.crc32(dialogue_id.encode()), turn, *purpose])
 
 
 def rank_rows(scores, rng, depth):
@@ -84,6 +87,30 @@ def ndcg_at(ranks, k):
     The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's metric.
     """
     return hit_at(ranks, k) / np.log2(1 + np.maximum(ranks, 1))
+
+
+# ---------------------------------------------------------------- one value a system
+
+def coverage(shown, n_tracks):
+    """Catalogue coverage: the share of the N tracks that a system shows to anyone. Not in the paper.
+
+    shown: rows, such as those of the first 20 tracks of every turn; repeats count once.
+    """
+    return len(set(shown)) / n_tracks
+
+
+def distinct_2(texts):
+    """Distinct-2: different pairs of neighbouring words / all pairs, over all texts. Not in the paper; the Music-CRS challenge's.
+
+    Words are what white space parts, lower-cased; no pair goes from one text to the next. The more text, the lower, so
+    only systems with about as many responses compare.
+    Returns: 0 to 1; nan where no text has two words.
+    """
+    pairs = []
+    for text in texts:
+        words = text.lower().split()
+        pairs += zip(words, words[1:])
+    return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
 # ---------------------------------------------------------------- intervals

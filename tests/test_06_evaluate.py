@@ -3,12 +3,14 @@
 import csv
 import importlib
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
 
-from common import data, metrics
+from common import data, metrics, retrieval
+from evaluation import predictions
 
 evaluate = importlib.import_module("06_evaluate")
 
@@ -75,6 +77,9 @@ def test_metrics_by_hand(monkeypatch, data_dir):
     assert found["all", "all", "mrr"] == (0.74, 5)                         # (1 + 1/2 + 1 + 1/5 + 1) / 5
     assert found["all, played tracks kept", "all", "mrr"] == (0.506667, 5)  # (1 + 1/3 + 1/2 + 1/5 + 1/2) / 5
     assert found["all", "all", "hit@1"] == (0.6, 5) and found["all", "all", "hit@10"] == (1, 5)
+    ndcg = (1 + 1 / math.log2(3) + 1 + 1 / math.log2(6) + 1) / 5
+    assert found["all", "all", "ndcg@10"] == found["all", "all", "ndcg@20"] == (round(ndcg, 6), 5)
+    assert found["kind: title", "all", "ndcg@10"] == (round((1 / math.log2(3) + 1 / math.log2(6)) / 2, 6), 2)
     assert found["all", "1", "mrr"] == (0.6, 2) and found["all", "2", "mrr"] == (0.75, 2)
     assert found["all", "4", "mrr"] == (1, 1) and ("all", "3", "mrr") not in found
     assert found["accepted", "all", "mrr"] == (0.8, 4) and found["rejected", "all", "mrr"] == (0.5, 1)
@@ -136,6 +141,90 @@ def test_shares_of_generated_codes(monkeypatch, data_dir):
     assert "| talkplay | 0.800 |       0.400 |" in (data_dir / "results/results.md").read_text()
 
 
+def systems_csv(data_dir):
+    return {(r["system"], r["measure"]): float(r["value"]) for r in read_csv(data_dir / "results/systems.csv")}
+
+
+def test_measures_of_a_system_by_hand(monkeypatch, data_dir):
+    """First tracks once played ones are left out: a b a f f, so 3 of 6; pairs: play it, play it, it again."""
+    rows = lines([r for *_, r in TURNS])
+    for row, response in zip(rows, ["Play it", None, "play IT again", "", None]):
+        row["response"] = response
+    write_predictions(data_dir / "predictions", "talkplay", rows)
+    write_predictions(data_dir / "predictions", "silent", lines(["abcdef"] * 5))
+    monkeypatch.setattr(predictions, "COVERED", 1)
+    run(monkeypatch, data_dir)
+    found = systems_csv(data_dir)
+    assert found["talkplay", "coverage@20"] == 0.5 and found["talkplay", "responses"] == 3
+    assert found["talkplay", "distinct-2"] == 0.666667
+    assert found["silent", "responses"] == 0 and ("silent", "distinct-2") not in found and ("silent", "valid") not in found
+
+
+def write_overlap(data_dir, seed):
+    """talkplay-overlap as 05_infer.py writes it: search with the default weights, ties by the turn's third stream."""
+    infer, index = importlib.import_module("05_infer"), retrieval.build_index(CODES)
+    generated = [[0, 0, 0, -1, 0], [1, 1, 2, 2, 2], [2] * 5, None, [5, 5, 1, 1, 1]]
+    found = [retrieval.search(index, codes or [-1] * 5, 1000, infer.stream(seed, d, t, 2))[0]
+             for (d, t, _, _), codes in zip(TURNS, generated)]
+    rows = lines(["".join("abcdef"[r] for r in rows) for rows in found])
+    write_predictions(data_dir / "predictions", "talkplay-overlap",
+                      [row | {"codes": codes, "codes_valid": codes is not None} for row, codes in zip(rows, generated)])
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_ablations_give_back_the_stored_ranking(monkeypatch, data_dir, seed):
+    write_overlap(data_dir, seed)
+    (data_dir / "runs").mkdir()
+    (data_dir / "runs/05_infer.test.json").write_text(json.dumps({"arguments": {"seed": seed}}))
+    run(monkeypatch, data_dir)
+    rows = {(r["table"], r["weights"], r["metric"]): r for r in read_csv(data_dir / "results/ablations.csv")}
+    stored = values(data_dir, "talkplay-overlap")
+    for metric in ("mrr", "hit@1", "hit@10", "hit@100"):
+        assert float(rows["3", "25/16/9/4/1", metric]["value"]) == stored["all", "all", metric][0]
+    assert {weights for table, weights, _ in rows if table == "4"} == {"1/1/1/1/1", "0/1/1/1/1", "1/0/1/1/1", "1/1/0/1/1",
+                                                                       "1/1/1/0/1", "1/1/1/1/0"}
+    page = (data_dir / "results/results.md").read_text()
+    assert "100.0% of the turns" in page and "| 25/9/16/4/1 | paper, order of Table 3" in page and "| 1/1/1/0/1 | lyrics" in page
+
+
+def test_without_codes_there_are_no_ablations(monkeypatch, data_dir):
+    write_overlap(data_dir, 0)
+    run(monkeypatch, data_dir)
+    (data_dir / "predictions/talkplay-overlap.jsonl").unlink()
+    run(monkeypatch, data_dir)
+    assert read_csv(data_dir / "results/ablations.csv") == []  # nothing of the run before is left
+    assert "Table 3" not in (data_dir / "results/results.md").read_text()
+
+
+def test_further_runs_are_a_spread_and_no_rows(monkeypatch, data_dir):
+    """MRR .74 and (1/6 + 1/4 + 1/5 + 1/5 + 1) / 5 = .363333."""
+    write_predictions(data_dir / "predictions", "talkplay@seed1", lines(["fedcba"] * 5))
+    run(monkeypatch, data_dir)
+    found = systems_csv(data_dir)
+    assert found["talkplay", "runs"] == 2 and found["talkplay", "mrr, mean of runs"] == 0.551667
+    assert found["talkplay", "mrr, sd of runs"] == pytest.approx((0.74 - 0.363333) / math.sqrt(2), abs=1e-6)
+    assert {r["system"] for r in read_csv(data_dir / "results/metrics.csv")} == {"talkplay"}
+    assert values(data_dir)["all", "all", "mrr"] == (0.74, 5)
+    page = (data_dir / "results/results.md").read_text()
+    assert "| talkplay |    2 | 0.552 ± 0.266 |" in page and "@seed1" not in page
+
+
+def test_a_run_without_its_system_is_refused(monkeypatch, data_dir):
+    write_predictions(data_dir / "predictions", "bm25@seed1", lines(["fedcba"] * 5))
+    with pytest.raises(SystemExit, match=r"bm25@seed1\.jsonl is a further run of bm25, whose own file bm25\.jsonl is missing"):
+        run(monkeypatch, data_dir)
+
+
+def test_another_system_may_be_compared(monkeypatch, data_dir, capsys):
+    write_predictions(data_dir / "predictions", "bm25", lines(["bacdef", "abcdef", "bacdef", "abcdef", "bafcde"]))
+    run(monkeypatch, data_dir, "--compare", "bm25")
+    rows = read_csv(data_dir / "results/comparisons.csv")
+    assert {(r["system"], r["against"]) for r in rows} == {("bm25", "talkplay")} and float(rows[0]["margin"]) == -0.24
+    assert "## Margins of bm25 over talkplay" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--compare dense: .*has no such system; it has bm25, talkplay"):
+        run(monkeypatch, data_dir, "--compare", "dense")
+
+
 def test_valid_split_has_its_own_folders(monkeypatch, data_dir):
     write_predictions(data_dir / "predictions_valid", "talkplay", lines([r for *_, r in TURNS]))
     run(monkeypatch, data_dir, "--split", "valid")
@@ -179,6 +268,8 @@ def broken(name):
         rows[1]["track_ids"] = "abcdef"
     elif name == "codes":
         rows[1]["codes"] = [1, 2, 3]
+    elif name == "response":
+        rows[1]["response"] = ["here"]
     return rows
 
 
@@ -192,6 +283,7 @@ def broken(name):
     ("shallow", r"mine\.jsonl:2: 5 tracks are ranked; 6 are accepted"),
     ("no list", r"mine\.jsonl:2: track_ids is to be a list"),
     ("codes", r"mine\.jsonl:2: codes is to be null or five integers"),
+    ("response", r"mine\.jsonl:2: response is to be null or a string"),
 ])
 def test_bad_predictions_are_refused_and_nothing_is_written(monkeypatch, data_dir, name, message):
     run(monkeypatch, data_dir)

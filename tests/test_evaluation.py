@@ -1,0 +1,126 @@
+"""evaluation/ piece by piece, on values worked by hand; tests/test_06_evaluate.py runs the whole script."""
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+
+from common import metrics, retrieval
+from evaluation import ablations, measures, tables
+
+CODES = np.array([[1, 1, 9, 9, 9],   # a: playlist, semantic           25 + 16 = 41
+                  [1, 9, 1, 1, 9],   # b: playlist, metadata, lyrics   25 + 9 + 4 = 38
+                  [9, 1, 1, 1, 1],   # c: all but playlist             16 + 9 + 4 + 1 = 30
+                  [9, 9, 9, 1, 1],   # d: lyrics, audio                4 + 1 = 5
+                  [9, 9, 9, 9, 1]],  # e: audio                        1
+                 np.int16)
+
+
+def make_turns(targets, played=()):
+    return [{"key": (f"d{i}", 1), "turn": 1, "group": f"p{i % 3}", "targets": [target], "played": list(played)}
+            for i, target in enumerate(targets)]
+
+
+def rerank(weights, codes=CODES, query=(1, 1, 1, 1, 1), **more):
+    """The rank of each track for the generated codes 1 1 1 1 1. Each is found in a turn of its own, with its own draw of ties."""
+    turns = make_turns(range(len(codes)), **more)
+    return ablations.rerank(codes, [list(query)] * len(turns), turns, weights, depth=len(codes), seed=0).tolist()
+
+
+def test_distinct_2_by_hand():
+    """play it, it again, play it: two different ones of three; "hello" has no pair, and none crosses texts."""
+    assert metrics.distinct_2(["Play  it again", "play it", "hello"]) == pytest.approx(2 / 3)
+    assert metrics.distinct_2(["a b a b"]) == pytest.approx(2 / 3)  # a b, b a, a b
+    assert metrics.distinct_2(["a b", "b c"]) == 1
+    assert math.isnan(metrics.distinct_2(["hello", ""]))
+
+
+def test_coverage_by_hand():
+    assert metrics.coverage([0, 3, 3, 0], 8) == 0.25 and metrics.coverage([], 8) == 0
+
+
+def test_weightings_by_hand():
+    assert rerank((25, 16, 9, 4, 1)) == [1, 2, 3, 4, 5]
+    assert rerank((25, 9, 16, 4, 1)) == [2, 1, 3, 4, 5]   # a 34, b 45, c 30
+    assert rerank((1, 4, 9, 16, 25)) == [5, 3, 1, 2, 4]   # a 5, b 26, c 54, d 41, e 25
+    a, b, c, d, e = rerank((5, 4, 3, 2, 1))               # a 9, b 10, c 10, d 3, e 1
+    assert {b, c} <= {1, 2} and (a, d, e) == (3, 4, 5)
+
+
+@pytest.mark.parametrize("without, scores", [(None, [2, 3, 4, 2, 1]), (0, [1, 2, 4, 2, 1]), (1, [1, 3, 3, 2, 1]),
+                                             (2, [2, 2, 3, 2, 1]), (3, [2, 2, 3, 1, 1]), (4, [2, 3, 3, 1, 0])])
+def test_leave_one_out_by_hand(without, scores):
+    """scores: how many of the codes left a, b, c, d, e share with 1 1 1 1 1; equal ones may stand in any order."""
+    for rank, score in zip(rerank(tuple(int(m != without) for m in range(5))), scores):
+        better = sum(other > score for other in scores)
+        assert better < rank <= better + scores.count(score)
+
+
+def test_a_modality_left_out_breaks_no_tie():
+    """Tracks that differ in nothing but the modality left out are equal: each comes first in some turns."""
+    codes = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 2], [1, 1, 1, 1, -1]], np.int16)
+    turns = make_turns([0, 1, 2] * 20)
+    ranks = ablations.rerank(codes, [[1, 1, 1, 1, 1]] * 60, turns, (1, 1, 1, 1, 0), depth=3, seed=0)
+    for track in range(3):
+        assert set(ranks[track::3]) == {1, 2, 3}
+    assert set(ablations.rerank(codes, [[1, 1, 1, 1, 1]] * 60, turns, (1, 1, 1, 1, 1), depth=3, seed=0)[::3]) == {1}
+
+
+def test_reranking_leaves_played_tracks_out_and_knows_no_valid_codes():
+    assert rerank((25, 16, 9, 4, 1), played=[0, 2]) == [1, 1, 2, 2, 3]  # a and c are targets of their own turns
+    turns = make_turns([0] * 200)
+    ranks = ablations.rerank(CODES, [None] * 200, turns, (1, 1, 1, 1, 1), depth=5, seed=0)
+    assert np.bincount(ranks, minlength=6)[1:].min() > 15  # all tie: 40 expected at each rank
+
+
+def test_ties_are_drawn_as_05_infer_draws_them():
+    infer = importlib.import_module("05_infer")
+    rng = np.random.default_rng(1)
+    codes = rng.integers(-1, 3, (300, 5)).astype(np.int16)
+    turns, generated = make_turns(rng.integers(300, size=50)), codes[rng.integers(300, size=50)].tolist()
+    index = retrieval.build_index(codes)
+    stored = [retrieval.search(index, query, 100, infer.stream(7, *turn["key"], 2))[0] for turn, query in zip(turns, generated)]
+    expected = [metrics.rank_of_first_hit(ranked, turn["targets"]) for ranked, turn in zip(stored, turns)]
+    again = {seed: ablations.rerank(codes, generated, turns, retrieval.WEIGHTS, 100, seed).tolist() for seed in (7, 8)}
+    assert again[7] == expected and again[8] != expected
+
+
+def test_ablation_rows_by_hand():
+    """Reciprocal ranks 1, 1/2 with the default weights and 1/2, 1/2 with others: the margin is -1/4."""
+    turns = make_turns([0, 1])
+    ranks = {weights: np.array([1, 2]) for weights in [*ablations.WEIGHTINGS, *ablations.LEAVE_ONE_OUT]}
+    ranks[1, 4, 9, 16, 25] = np.array([2, 2])
+    ranks[1, 1, 1, 1, 0] = np.array([2, 0])
+    rows = {(r[0], r[1], r[2]): r[3:] for r in ablations.ablation_rows(ranks, turns, seed=0)}
+    assert len(rows) == (5 + 6) * 4
+    assert rows[3, "25/16/9/4/1", "mrr"] == (0.75, 0.5, 1.0, "25/16/9/4/1", 0, 0, 0, 2)
+    assert rows[3, "1/4/9/16/25", "mrr"] == (0.5, 0.5, 0.5, "25/16/9/4/1", -0.25, -0.5, 0, 2)
+    assert rows[4, "1/1/1/1/0", "hit@10"] == (0.5, 0, 1, "1/1/1/1/1", -0.5, -1, 0, 2)
+    shown = tables.ablation_table(4, ablations.ablation_rows(ranks, turns, seed=0))
+    assert "| 1/1/1/1/0 | audio    | 0.250 [0.000, 0.500] | 0.000 |  0.500 |   0.500 | -0.500 [-0.500, -0.500] |" in shown
+
+
+def test_spread_by_hand():
+    """Reciprocal ranks 1, 1/2 and 1/2, 1/4: means 3/4 and 3/8; their standard deviation is 3/8 / sqrt 2."""
+    found = measures.spread([{"ranks": np.array([1, 2])}, {"ranks": np.array([2, 4])}])
+    assert found["runs"] == 2 and found["mrr, mean of runs"] == 0.5625
+    assert found["mrr, sd of runs"] == pytest.approx(0.375 / math.sqrt(2))
+    assert found["hit@1, mean of runs"] == 0.25 and found["hit@100, sd of runs"] == 0
+
+
+@pytest.mark.parametrize("system, block", [("bm25", "zero-shot"), ("dense", "zero-shot"), ("dense-tuned", "fine-tuned"),
+                                           ("talkplay-overlap", "fine-tuned"), ("sasrec-ce", "not trained on text"),
+                                           ("mine", "other")])
+def test_blocks_of_table_2(system, block):
+    assert tables.block_of(system)[0] == block
+
+
+def test_table_2_says_what_was_not_run():
+    found = {(system, "all", "all", m): (0.5, 0.4, 0.6, 9) for system in ("clap-tuned", "mine") for m in measures.METRICS}
+    lines = tables.paper_table(["mine", "clap-tuned"], found).splitlines()[2:]
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines]
+    assert rows == [("zero-shot", "bm25", "not run"), ("zero-shot", "nv-embed-v2", "not run"), ("zero-shot", "clap", "not run"),
+                    ("fine-tuned", "clap-tuned", "measured"), ("fine-tuned", "nv-embed-v2", "not run"),
+                    ("fine-tuned", "talkplay", "not run"), ("not trained on text", "sasrec", "not run"),
+                    ("not trained on text", "tiger", "not run"), ("other", "mine", "measured")]
