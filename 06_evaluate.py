@@ -22,7 +22,7 @@ Writes  results/metrics.csv      system, subset, turn, metric, value, ci_low, ci
         results/ablations.csv    the weighted overlap with other weights, and without one modality
         results/results.md, results/mrr_per_turn.png (results_valid/ with --split valid)
 Demo    python 06_evaluate.py
-Full    python 06_evaluate.py --data-dir data/mpd    (TODO-TIME)
+Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,143 turns, N = 17,348: 10 s)
 
 It follows what lies in predictions/ and takes seconds, so it always computes everything afresh. The parts are in
 evaluation/: predictions.py reads, measures.py and ablations.py count, tables.py and figures.py show.

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from common import data, metrics
 
 COVERED = 20  # the first tracks of a ranking, which count as shown to the listener
+NO_SYSTEM = "ground_truth"  # baselines/ground_truth.py writes it for the listening survey
 
 
 def check_ranking(row, row_of, where):
@@ -91,13 +92,13 @@ def score_predictions(path, turns, row_of, depths):
 
 
 def score_all(folder, turns, row_of):
-    """Score every file of a folder, the same depth for all.
+    """Score every file of a folder but NO_SYSTEM's, the same depth for all.
 
     Returns: {system: scores}, and {system: {run: scores}} of the files <system>@<run>.jsonl: the same system
     trained with another seed, or sampled again.
     Raises SystemExit: no file, or a further run of a system that has none of its own.
     """
-    paths = sorted(folder.glob("*.jsonl"))
+    paths = sorted(path for path in folder.glob("*.jsonl") if path.stem != NO_SYSTEM)
     if not paths:
         raise SystemExit(f"{folder} has no predictions (*.jsonl); make some with: python 05_infer.py predict, "
                          "or python baselines/popularity.py")

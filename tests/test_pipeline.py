@@ -39,7 +39,7 @@ def test_chain_ends_in_results(mini):
     rows = list(csv.DictReader(open(mini / "results" / "metrics.csv")))
     assert list(rows[0]) == ["system", "subset", "turn", "metric", "value", "ci_low", "ci_high", "n"]
     assert {r["system"] for r in rows} == {"talkplay", "talkplay-overlap", "random_order", "popularity", "bm25"}
-    assert {r["metric"] for r in rows} == {"mrr", "hit@1", "hit@10", "hit@100"}
+    assert {r["metric"] for r in rows} == {"mrr", "hit@1", "hit@10", "hit@100", "ndcg@10", "ndcg@20"}
     turns = sum(len(json.loads(line)["turns"]) for line in open(mini / "dialogues_test.jsonl"))
     assert all(int(r["n"]) == turns for r in rows if r["subset"] == "all" and r["turn"] == "all")
     assert all(float(r["value"]) == 1 for r in rows if r["metric"] == "hit@100" and r["subset"] == "all")  # 60 tracks in all

@@ -225,14 +225,14 @@ def test_a_model_that_scales_its_logits_is_refused(model_folder, tmp_path):
         two_stage.load_model(str(tmp_path), "cpu")
 
 
-def test_ground_truth_goes_to_the_survey_and_is_never_scored(monkeypatch, data_dir, capsys):
+def test_ground_truth_is_never_scored(monkeypatch, data_dir, capsys):
     dialogues = make_dialogues(4, 30, "test")
     dialogues[0]["turns"][0] |= {"music": "t5", "targets": ["t1", "t5"], "response": None}
     dialogues[0]["turns"][1] |= {"music": None, "targets": []}
     data.write_jsonl(data_dir / "dialogues_test.jsonl", dialogues)
     monkeypatch.setattr(sys, "argv", ["ground_truth.py", "--data-dir", str(data_dir)])
     ground_truth.main()
-    rows = read(data_dir / "predictions_survey/ground_truth.jsonl")
+    rows = read(data_dir / "predictions/ground_truth.jsonl")
     assert len(rows) == 15 and ("test-0", 2) not in rows
     assert rows["test-0", 1] == {"dialogue_id": "test-0", "turn": 1, "track_ids": ["t5", "t1"], "response": None}
     third = dialogues[3]["turns"][2]
