@@ -111,10 +111,12 @@ def test_query_forms():
     past = [{"query": "q1", "music": "x"}, {"query": "q2", "music": None}, {"query": "q3", "music": "y"}]
     turn = turns.Turn("d", 4, past, "q4", [0, 1], [2])
     forms = {form: dense.query_parts(turn, form, ["X", "Y", "Z"], lambda text: True) for form in dense.HISTORIES}
-    assert forms == {"last query": (["q4"], []), "last query + last track": (["q4"], [1]), "mean of queries": (["q4", "q3", "q2", "q1"], []),
-                     "mean of queries and tracks": (["q4", "q3", "q2", "q1"], [0, 1]), "queries joined": (["q4 | q3 | q2 | q1"], []),
+    queries = ["q4", "q3", "q2", "q1"]
+    assert forms == {"last query": (["q4"], []), "last query + last track": (["q4"], [1]), "mean of queries": (queries, []),
+                     "mean of queries and tracks": (queries, [0, 1]), "queries joined": (["q4 | q3 | q2 | q1"], []),
                      "turns joined": (["q4 | Y | q3 | q2 | X | q1"], [])}
-    assert dense.query_parts(turn, "queries joined", None, lambda text: short(text, 5)) == (["q4 | q3 | q2"], [])  # the oldest goes
+    cut = dense.query_parts(turn, "queries joined", None, lambda text: short(text, 5))
+    assert cut == (["q4 | q3 | q2"], [])  # the oldest goes
     assert dense.query_parts(turn, "queries joined", None, lambda text: False) == (["q4"], [])
     first = turns.Turn("d", 1, [], "q", [], [2])
     assert all(dense.query_parts(first, form, ["X"], short) == (["q"], []) for form in dense.HISTORIES)
@@ -143,7 +145,8 @@ def test_scores_are_cosines_and_tracks_of_one_text_tie():
 
 @pytest.mark.parametrize("name, instruction, prefix", [
     ("minilm", None, ""), ("nvidia/NV-Embed-v2", None, f"Instruct: {dense.TASK}\nQuery: "), ("nvidia/NV-Embed-v2", "", ""),
-    ("Qwen/Qwen3-Embedding-0.6B", None, f"Instruct: {dense.TASK}\nQuery:"), ("Qwen/Qwen3-Embedding-8B", "Find {it}", "Instruct: Find {it}\nQuery:"),
+    ("Qwen/Qwen3-Embedding-0.6B", None, f"Instruct: {dense.TASK}\nQuery:"),
+    ("Qwen/Qwen3-Embedding-8B", "Find {it}", "Instruct: Find {it}\nQuery:"),
     ("minilm", "Find it", "Instruct: Find it\nQuery: ")])
 def test_only_encoders_that_want_an_instruction_get_it(name, instruction, prefix):
     assert dense.query_prefix(name, instruction) == prefix
@@ -275,8 +278,9 @@ def test_kill_and_resume_gives_the_same_bits(monkeypatch, data_dir, bert, tmp_pa
     flags = "--steps", 7, "--eval-every", 2
     whole = tmp_path / "whole"
     subprocess.run(["cp", "-r", str(data_dir), str(whole)], check=True)
-    ran = subprocess.run([sys.executable, "-c", KILLED.format(root=str(ROOT)), "--data-dir", str(data_dir), "--text-encoder", str(bert),
-                          "--device", "cpu", *map(str, flags)], env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    ran = subprocess.run([sys.executable, "-c", KILLED.format(root=str(ROOT)), "--data-dir", str(data_dir), "--text-encoder",
+                          str(bert), "--device", "cpu", *map(str, flags)], capture_output=True,
+                         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     assert ran.returncode == -signal.SIGKILL
     assert [path.name for path in (data_dir / "dense.part").glob("checkpoint-*")] == ["checkpoint-4.pt"]
     draw, steps = dense.draw_batch, []
