@@ -48,7 +48,7 @@ RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
                   lessons=0),
     "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
-                 lessons=35),
+                 lessons=40),
 }
 # parts of a dialogue on which the loss is taken
 LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}

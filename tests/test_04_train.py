@@ -117,7 +117,9 @@ def test_lessons_name_known_tracks_only():
     tracks, codes = make_tracks(30), make_codes(30)
     codes[:5, 0], codes[5:, 0] = -1, 2
     codes_of = {t["track_id"]: c for t, c in zip(tracks, codes)}
-    turns = [turn for d in packing.name_lessons(tracks, codes_of, 3, per_dialogue=8) for turn in d["turns"]]
+    lessons = packing.name_lessons(tracks, codes_of, 3, longest=8)
+    assert len({len(d["turns"]) for d in lessons}) > 3 and max(len(d["turns"]) for d in lessons) <= 8  # some fill small gaps
+    turns = [turn for d in lessons for turn in d["turns"]]
     named = [turn["music"] for turn in turns]
     assert {t: named.count(t) for t in set(named)} == {f"t{i}": 3 for i in range(5, 30)}
     title_of = {t["track_id"]: t["title"] for t in tracks}
@@ -332,6 +334,18 @@ def test_loss_on_chosen_parts(tiny):
                              ((tokens.MUSIC, tokens.RESPONSE), sum(words) + 6)):
         labels = packed.batch([0], "cpu", learnt)[2]
         assert (labels != -100).sum() == packed.count_labels(learnt)[0] == expected
+
+
+def test_a_missing_answer_teaches_no_silence(tiny):
+    """A lesson has no answer: the token that would end one is no label, while a real answer's end is."""
+    _, coder = tiny
+    turns = [{"query": "Some Title", "music": "t0", "response": None}, {"query": "more", "music": "t0", "response": "Here."}]
+    pieces, _, _ = packing.encode_all(coder, [{"turns": turns}], {"t0": [1, 2, 3, -1, 4]}, 512)
+    labels = packing.Packed(pieces, [[0]], 512, 0).batch([0], "cpu")[2][0]
+    ends = [i for i, token in enumerate(pieces.ids) if token == coder.vocabulary.end]
+    assert labels[ends[0] + 1] == -100 and labels[ends[0]] == coder.vocabulary.end and labels[ends[1] + 1] != -100
+    answered = ends[1] + 1 + len(tokens.encode_text(coder.tokenizer, "Here."))
+    assert labels[answered] == coder.format.tail[0]
 
 
 def test_encoding_in_processes_is_the_same(tiny):

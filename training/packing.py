@@ -41,7 +41,7 @@ def drop_codes(codes, rate, rng):
     return np.where(keep, codes, -1) if keep.any() else codes
 
 
-def name_lessons(tracks, codes_of, n, seed=0, per_dialogue=6):
+def name_lessons(tracks, codes_of, n, seed=0, longest=11):
     """Dialogues that teach the model what its tracks are called: title, artist or both, then the track's tokens.
 
     The dialogues say little of names, and five tokens do not spell one. Each track of the training playlists (it has
@@ -57,7 +57,13 @@ def name_lessons(tracks, codes_of, n, seed=0, per_dialogue=6):
         if text:
             turns.append({"query": text, "music": track["track_id"], "response": None})
     turns = [turns[i] for i in rng.permutation(len(turns))]
-    return [{"turns": turns[i:i + per_dialogue]} for i in range(0, len(turns), per_dialogue)]
+    # dialogues of 1 to `longest` lessons: what packing leaves free after the real ones is filled by some of them
+    dialogues, at = [], 0
+    while at < len(turns):
+        size = int(rng.integers(1, longest + 1))
+        dialogues.append({"turns": turns[at:at + size]})
+        at += size
+    return dialogues
 
 
 def encode_cut(coder, dialogue, codes_of, context, drop, rng):
