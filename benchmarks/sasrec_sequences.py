@@ -1,8 +1,8 @@
 """SASRec (baselines/sasrec.py) on public sequences of users, next to published figures: is our baseline a fair one?
 
-    python benchmarks/sasrec_sequences.py --sequences Beauty.txt --loss ce                 (TODO-TIME)
-    python benchmarks/sasrec_sequences.py --sequences Beauty.txt --loss bce                (TODO-TIME)
-    python benchmarks/sasrec_sequences.py --sequences LastFM.txt --loss bce --epochs 200   (TODO-TIME)
+    python benchmarks/sasrec_sequences.py --sequences Beauty.txt --loss ce
+    python benchmarks/sasrec_sequences.py --sequences Beauty.txt --loss bce
+    python benchmarks/sasrec_sequences.py --sequences LastFM.txt --loss bce --epochs 200
 
 The files are those of S3-Rec (github.com/aHuiWang/CIKM2020-S3Rec, folder data): a user a line, the user's id and
 then item ids in the order of time. Leave-one-out: the last item of each user is the test, the one before it

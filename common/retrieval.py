@@ -22,7 +22,7 @@ class Index(NamedTuple):
 
 
 def build_index(codes):
-    """Index (N, 5) codes for `search`. N = 1.7 million takes about a second."""
+    """Index (N, 5) codes for `search`. N = 1.7 million takes a fraction of a second."""
     rows, starts = [], []
     k = int(codes.max(initial=0)) + 1
     for column in codes.T:
