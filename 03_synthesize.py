@@ -45,8 +45,8 @@ from synthesis import asking, audit, parse, prompt, simulate
 
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
 ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
-NO_EFFECT = ("task", "file", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint", "price_in", "price_out",
-             "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
+NO_EFFECT = ("task", "file", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint", "price_in",
+             "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
 
 
 # ---------------------------------------------------------------- what a dialogue is made from
@@ -183,7 +183,8 @@ def parse_args():
     add = parser.add_argument
     add("task", nargs="?", choices=("write", "audit"), default="write", help="write dialogues (default), or audit those that are there")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    add("--file", type=Path, nargs="+", help="audit: dialogue files (default: the three of --data-dir); train is the one with train in its name")
+    add("--file", type=Path, nargs="+", help="audit: dialogue files (default: the three of --data-dir); train is the one with train "
+        "in its name")
     add("--backend", choices=("simulate", "gemini", "local"), default="simulate", help="who writes the dialogues (default simulate)")
     add("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
     add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
@@ -219,7 +220,8 @@ def parse_args():
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
     if args.backend == "local" and not args.model:
-        raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance Qwen/Qwen3-4B-Instruct-2507")
+        raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
+                         "Qwen/Qwen3-4B-Instruct-2507")
     if args.show_prompt and args.backend == "simulate":
         raise SystemExit("--show-prompt: the simulated listener has no prompt; give --backend gemini or local")
     args.model = args.model or "gemini-flash-latest"
@@ -252,10 +254,14 @@ def main():
     if state == "done":
         print("03_synthesize: already done, nothing changed")
         return
+    parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
+    changed = [path for split, path in paths.items() if llm and state == "resume" and path.is_file() and not parts[split].is_file()]
+    if changed:
+        raise SystemExit(f"{changed[0]} is not as 03_synthesize left it. Going on would ask, and pay, for all dialogues anew: put the "
+                         f"file back, or say so with --no-resume")
     limiter = asking.RateLimit(args.requests_per_minute)
     backend = make_backend(args, limiter) if llm else None
     data.record_run(run)  # only now: the backend is there
-    parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
     if state == "new":
         for path in [*parts.values(), *paths.values(), folder / "dialogues_rejected.jsonl"]:
             path.unlink(missing_ok=True)
@@ -282,7 +288,8 @@ def main():
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
     for name in rows["train"]:
-        print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}" for split, row in rows.items()))
+        print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
+                                        for split, row in rows.items()))
     data.finish_run(run, table=rows, **facts)
     for part in parts.values():  # only now: until here the journals are all that was paid for
         part.unlink(missing_ok=True)

@@ -160,7 +160,8 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name):
                         settled += 1
                         bar.update()
     if trouble:
-        raise SystemExit(f"{trouble}. What was answered is kept in {journal}; the same command goes on from there, and asks for nothing twice")
+        raise SystemExit(f"{trouble}. What was answered is kept in {journal}; the same command goes on from there, and asks for nothing "
+                         f"twice")
     return settled
 
 
@@ -171,8 +172,10 @@ def summarise(journals, price_in, price_out):
     """
     lines = [line for found in journals for of_one in found.values() for line in of_one]
     count = Counter(line["verdict"] for line in lines)
-    kinds = {state: dict(Counter(note.partition(":")[0] for line in lines if line["verdict"] == state for note in line["notes"]).most_common())
-             for state in ("repaired", "ask again", "rejected")}
+    kinds = {}
+    for state in ("repaired", "ask again", "rejected"):
+        notes = [note for line in lines if line["verdict"] == state for note in line["notes"]]
+        kinds[state] = dict(Counter(note.partition(":")[0] for note in notes).most_common())
     tokens_in, tokens_out = sum(line["in"] for line in lines), sum(line["out"] for line in lines)
     return {"made": count["ok"] + count["repaired"], "repaired": count["repaired"], "asked_twice": count["ask again"],
             "rejected": count["rejected"], "repairs": kinds["repaired"], "first_answers_refused": kinds["ask again"],
@@ -204,10 +207,12 @@ def collect(journals, jobs_of, model, backend):
 
 
 def print_summary(summary, settled, seconds):
-    print(f"made {summary['made']:,} (repaired {summary['repaired']:,}), rejected {summary['rejected']:,}, asked twice {summary['asked_twice']:,}; "
-          f"{summary['tokens_in']:,} tokens in, {summary['tokens_out']:,} out"
+    """summary: of summarise; settled: dialogues of this try, in so many seconds."""
+    print(f"made {summary['made']:,} (repaired {summary['repaired']:,}), rejected {summary['rejected']:,}, "
+          f"asked twice {summary['asked_twice']:,}; {summary['tokens_in']:,} tokens in, {summary['tokens_out']:,} out"
           + (f", ${summary['cost']:,.4f}" if summary["cost"] is not None else "")
           + (f"; {60 * settled / seconds:.1f} dialogues a minute" if settled else ""))
-    for name, counts in (("repaired", summary["repairs"]), ("first answer refused", summary["first_answers_refused"]), ("rejected", summary["reasons"])):
+    for name, counts in (("repaired", summary["repairs"]), ("first answer refused", summary["first_answers_refused"]),
+                         ("rejected", summary["reasons"])):
         if counts:
             print(f"  {name}: " + ", ".join(f"{kind} {n}" for kind, n in counts.items()))

@@ -17,19 +17,24 @@ from synthesis.parse import speaks, words_of
 LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
 SHINGLE = 5          # words in a row that count as the same text
 NEAR = 0.5           # share of a dialogue's shingles (or tracks) that makes another one its near-duplicate
-CHANCE = 300         # random tracks, and instances of a rule at most, from which the share by chance is estimated
+CHANCE = 200         # random tracks, and instances of a rule at most, from which the share by chance is estimated
 
-# What a request speaks of. The lexicon's phrases, and words that lexicons do not list.
-SPEAKS = {
-    "audio": "tempo|bpm|beats?|rhythm|groove|pace|fast|faster|slow|slower|quick|quicker|loud|louder|quiet|quieter|soft|softer|bass|voices?|"
-             "vocals?|singing|sung|guitars?|drums?|piano|strings|key|chords?|melody|production|acoustic|instrumental|instruments?|sound",
-    "lyrics": r"lyrics?|words|story|stories|verses?|chorus|subject|(?<!what )(?<!how )(?<!sorry )about",
-    "metadata": "artist|artists|band|bands|album|albums|title|called|named|released|years?|decade|older|newer|earlier|recent|popular|"
-                r"famous|hits?|underground|(?:19|20)\d\ds?|'?\d0s|sixties|seventies|eighties|nineties",
-    "tags": "genres?|moods?|vibes?|style|atmosphere"}
+# What a request speaks of: the lexicon's phrases of these kinds, these words besides, and what a pattern finds.
 FIELDS = {"audio": ("instrument", "vocal", "tempo", "mode"), "lyrics": ("theme",), "metadata": ("decade",), "tags": ("genre", "mood")}
-CHANGE = re.compile(r"\b(something else|something (?:very |quite |totally |completely )?different|change of|time for a change|change direction|"
-                    r"switch|switching|different idea|new chapter|done with this|somewhere new|enough of that|instead|let's move)\b", re.IGNORECASE)
+WORDS = {
+    "audio": "tempo bpm beat beats rhythm groove pace fast faster slow slower quick quicker loud louder quiet quieter soft softer bass "
+             "voice voices vocal vocals singing sung guitar guitars drum drums piano strings key chord chords melody production "
+             "acoustic instrumental instrument instruments sound",
+    "lyrics": "lyric lyrics words story stories verse verses chorus subject",
+    "metadata": "artist artists band bands album albums title called named released year years decade older newer earlier recent "
+                "popular famous hit hits underground sixties seventies eighties nineties",
+    "tags": "genre genres mood moods vibe vibes style atmosphere"}
+PATTERNS = {"lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.IGNORECASE),
+            "metadata": re.compile(r"\b(?:(?:19|20)\d\ds?|\d0s)\b")}
+LONGEST = 5          # words of a phrase
+CHANGE = re.compile(r"\b(something else|something (?:very |quite |totally |completely )?different|change of|time for a change|"
+                    r"change direction|switch|switching|different idea|new chapter|done with this|somewhere new|enough of that|"
+                    r"instead|let's move)\b", re.IGNORECASE)
 
 
 def year(track):
@@ -47,9 +52,11 @@ def compare(field, holds):
 ARTIST = "\ue000"  # stands for the name of the artist before
 # name: (what is said, whether the next track obeys, given the track before). Not counted after "not", "no" and the like.
 RULES = {
-    "another artist": (r"(?:another|different|other|new) (?:artist|band|singer|act)s?|(?:someone|somebody) else|(?:enough|tired|sick) of " + ARTIST,
-                       compare("artist", lambda a, b: a != b)),
-    "the same artist": (r"(?:same|this) (?:artist|band|singer)|(?:more|another|another one|something else|anything else) (?:by|from) (?:them|him|her)", compare("artist", lambda a, b: a == b)),
+    "another artist": (r"(?:another|different|other|new) (?:artist|band|singer|act)s?|(?:someone|somebody) else|"
+                       r"(?:enough|tired|sick) of " + ARTIST, compare("artist", lambda a, b: a != b)),
+    "the same artist": (r"(?:same|this) (?:artist|band|singer)|"
+                        r"(?:more|another|another one|something else|anything else) (?:by|from) (?:them|him|her)",
+                        compare("artist", lambda a, b: a == b)),
     "another album": (r"(?:another|different|other) (?:album|record)", compare("album", lambda a, b: a != b)),
     "the same album": (r"same (?:album|record)", compare("album", lambda a, b: a == b)),
     "slower": (r"slower|slow (?:it|things) down|calmer in pace|too fast", compare("tempo", lambda a, b: b < a)),
@@ -61,23 +68,25 @@ RULES = {
 NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
 
 
-def side_patterns():
-    """{side: compiled pattern} of the words that speak of audio, lyrics, metadata or tags."""
-    patterns = {}
-    for side, words in SPEAKS.items():
+def side_phrases():
+    """{phrase: sides} of the words and phrases that speak of audio, lyrics, metadata or tags."""
+    found = {}
+    for side, words in WORDS.items():
         phrases = {p for kind in FIELDS[side] for concept, entry in LEXICON[kind].items()
                    for p in (concept, *(x for name in ("tags", "noun", "adj", "use", "with", "about") for x in entry.get(name, ())))}
-        listed = "|".join(re.escape(p) for p in sorted(phrases, key=len, reverse=True))
-        patterns[side] = re.compile(rf"(?<!\w)(?:{listed}|{words})(?!\w)", re.IGNORECASE)
-    return patterns
+        for phrase in {*map(words_of, phrases), *words.split()}:
+            found.setdefault(phrase, set()).add(side)
+    return found
 
 
-def sides(query, target, patterns):
-    """The sides of the music that a request speaks of: a set. target: the track it asks for, or None."""
-    found = {side for side, pattern in patterns.items() if pattern.search(query)}
+def sides(query, target, phrases):
+    """The sides of the music that a request speaks of: a set. target: the track it asks for, or None; phrases: side_phrases()."""
+    words = words_of(query).split()
+    spoken = {" ".join(words[i:i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}
+    found = {side for side, pattern in PATTERNS.items() if pattern.search(query)}.union(*(phrases[p] for p in spoken if p in phrases))
     if target and any(speaks(query, target[f]) for f in ("title", "artist", "album")):
         found.add("metadata")
-    if target and any(f" {words_of(tag)} " in f" {words_of(query)} " for tag in target["tags"]):
+    if target and any(words_of(tag) in spoken for tag in target["tags"]):
         found.add("tags")
     return found
 
@@ -98,7 +107,8 @@ def schema_faults(dialogues, row_of):
             faults["turn without a query"] += not str(turn.get("query") or "").strip()
             faults["turn without a track"] += not turn.get("music")
             faults["turn without an answer"] += not str(turn.get("response") or "").strip()
-            faults["track that the catalogue does not have"] += sum(t not in row_of for t in {turn.get("music"), *(turn.get("targets") or [])} - {None})
+            named = {turn.get("music"), *(turn.get("targets") or [])} - {None}
+            faults["track that the catalogue does not have"] += sum(t not in row_of for t in named)
             faults["two rejections in a row"] += bool(turn.get("rejected") and after.get("rejected"))
     ids = Counter(d.get("dialogue_id") for d in dialogues)
     faults["dialogue id that stands twice"] = sum(n > 1 for n in ids.values())
@@ -106,14 +116,14 @@ def schema_faults(dialogues, row_of):
 
 
 def usable(dialogues, row_of):
-    """The dialogues whose turns can be measured: [{dialogue_id, playlist_id, turns: [(query, track_id or None, response, rejected)]}]."""
+    """The dialogues that can be measured: [{playlist_id, turns: [(query, track_id or None, response, rejected, kind)]}]."""
     kept = []
     for d in dialogues:
         turns = [t for t in d.get("turns") or [] if isinstance(t, dict) and str(t.get("query") or "").strip()]
-        turns = [(str(t["query"]), t.get("music") if t.get("music") in row_of else None, str(t.get("response") or ""), bool(t.get("rejected")),
-                  t.get("kind")) for t in turns]
+        turns = [(str(t["query"]), t.get("music") if t.get("music") in row_of else None, str(t.get("response") or ""),
+                  bool(t.get("rejected")), t.get("kind")) for t in turns]
         if turns:
-            kept.append({"dialogue_id": d.get("dialogue_id"), "playlist_id": d.get("playlist_id"), "turns": turns})
+            kept.append({"playlist_id": d.get("playlist_id"), "turns": turns})
     return kept
 
 
@@ -123,7 +133,8 @@ def describe(dialogues):
     words = {w for query, _, response, _, _ in turns for w in f"{query} {response}".lower().split()}
     return {"dialogues": len(dialogues), "tracks": len({t[1] for t in turns} - {None}), "vocabulary": len(words),
             "turns": len(turns), "turns a dialogue": len(turns) / len(dialogues),
-            "words a query": float(np.mean([len(t[0].split()) for t in turns])), "words an answer": float(np.mean([len(t[2].split()) for t in turns])),
+            "words a query": float(np.mean([len(t[0].split()) for t in turns])),
+            "words an answer": float(np.mean([len(t[2].split()) for t in turns])),
             "queries that are said once only": sum(n == 1 for n in Counter(words_of(t[0]) for t in turns).values()) / len(turns)}
 
 
@@ -139,10 +150,10 @@ def give_away(dialogues, track_of):
 
 def coverage(dialogues, track_of):
     """Shares of the requests that speak of each side of the music, of none, and of dialogues that have all four."""
-    patterns = side_patterns()
-    per_dialogue = [[sides(query, track_of.get(music), patterns) for query, music, *_ in d["turns"]] for d in dialogues]
+    phrases = side_phrases()
+    per_dialogue = [[sides(query, track_of.get(music), phrases) for query, music, *_ in d["turns"]] for d in dialogues]
     flat = [found for dialogue in per_dialogue for found in dialogue]
-    shares = {side: sum(side in found for found in flat) / len(flat) for side in SPEAKS}
+    shares = {side: sum(side in found for found in flat) / len(flat) for side in WORDS}
     kinds = Counter(t[4] or "not known" for d in dialogues for t in d["turns"])
     return shares | {"none of them": sum(not found for found in flat) / len(flat),
                      "dialogues with all four": sum(len(set().union(*dialogue)) == 4 for dialogue in per_dialogue) / len(per_dialogue),
@@ -176,15 +187,17 @@ def obedience(dialogues, track_of, tracks):
     return found
 
 
-def turns_of_the_road(dialogues, track_of):
+def directions(dialogues, track_of):
     """Rejections and changes of direction: how many, and whether the next track is of another kind."""
     turns = [t for d in dialogues for t in d["turns"]]
     other = {True: [], False: []}
     for d in dialogues:
         for (_, before, _, rejected, _), (query, now, *_) in zip(d["turns"], d["turns"][1:]):
-            if not rejected and before and now and track_of[before]["tags"] and track_of[now]["tags"]:
-                other[bool(CHANGE.search(query))].append(not {t.lower() for t in track_of[before]["tags"]} & {t.lower() for t in track_of[now]["tags"]})
-    return {"turns rejected": sum(t[3] for t in turns) / len(turns), "dialogues with a rejection": sum(any(t[3] for t in d["turns"]) for d in dialogues) / len(dialogues),
+            tags, tags_now = ({t.lower() for t in track_of[x]["tags"]} if x else set() for x in (before, now))
+            if not rejected and tags and tags_now:
+                other[bool(CHANGE.search(query))].append(not tags & tags_now)
+    return {"turns rejected": sum(t[3] for t in turns) / len(turns),
+            "dialogues with a rejection": sum(any(t[3] for t in d["turns"]) for d in dialogues) / len(dialogues),
             "requests that change direction": sum(bool(CHANGE.search(t[0])) for t in turns) / len(turns),
             "no tag in common, after a change (rejections left out)": float(np.mean(other[True])) if other[True] else None,
             "no tag in common, after other requests": float(np.mean(other[False])) if other[False] else None}
@@ -236,6 +249,11 @@ def cold(dialogues, warm):
 
 # ---------------------------------------------------------------- the page
 
+SECTIONS = {"What there is": "table_1", "Schema and order: faults": "schema",
+            "Requests that name the track before it is played": "give_away", "What requests speak of": "coverage", "Rejections and changes of direction": "directions",
+            "Tracks that no training playlist has": "cold", "Repeated from train": "duplicates"}
+
+
 def shown(value):
     """A cell: shares as per cent, counts as they are."""
     if value is None:
@@ -245,11 +263,11 @@ def shown(value):
 
 def markdown(report):
     """The report as a Markdown page, files side by side."""
-    names, lines = list(report), ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted from words (the rules stand in `synthesis/audit.py`)."]
-    for title, section in (("What there is", "table_1"), ("Schema and order: faults", "schema"), ("Requests that name the track before it is played", "give_away"),
-                           ("What requests speak of", "coverage"), ("Rejections and changes of direction", "directions"),
-                           ("Tracks that no training playlist has", "cold"), ("Repeated from train", "duplicates")):
-        keys = list(dict.fromkeys(key for name in names for key in report[name].get(section, {}) if not isinstance(report[name][section][key], dict)))
+    names, lines = list(report), ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted from words "
+                                  "(the rules stand in `synthesis/audit.py`)."]
+    for title, section in SECTIONS.items():
+        keys = list(dict.fromkeys(key for name in names for key, value in report[name].get(section, {}).items()
+                                  if not isinstance(value, dict)))
         if not keys:
             continue
         lines += ["", f"## {title}", "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
@@ -257,14 +275,17 @@ def markdown(report):
             cells = [report[name].get(section, {}).get(key) for name in names]
             plain = section == "table_1" and not key.startswith("queries that")
             lines.append(f"| {key} | " + " | ".join(f"{c:.1f}" if plain and isinstance(c, float) else shown(c) for c in cells) + " |")
-    lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed ones among those where both tracks' fields are known; the share by chance.", "",
-              "| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed ones among those where both tracks' fields "
+              "are known; the share by chance.", "", "| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for rule in RULES:
         cells = [report[name].get("obedience", {}).get(rule) for name in names]
         if any(cells):
-            lines.append(f"| {rule} | " + " | ".join(f"{shown(c['obeyed'])} of {c['checked']} (chance {shown(c['chance'])})" if c else "-" for c in cells) + " |")
-    kinds = [(name, report[name].get("coverage", {}).get("kinds, as the file names them", {})) for name in names]
-    lines += ["", "Kinds, as the files name them:", ""] + [f"- {name}: " + ", ".join(f"{k} {share:.0%}" for k, share in of_file.items()) for name, of_file in kinds if of_file]
+            lines.append(f"| {rule} | " + " | ".join(f"{shown(c['obeyed'])} of {c['checked']} (chance {shown(c['chance'])})" if c else "-"
+                                                     for c in cells) + " |")
+    lines += ["", "Kinds, as the files name them:", ""]
+    for name in names:
+        kinds = report[name].get("coverage", {}).get("kinds, as the file names them", {})
+        lines += [f"- {name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())] if kinds else []
     return "\n".join(lines) + "\n"
 
 
@@ -285,8 +306,9 @@ def run(folder, files):
         report[name] = {"schema": schema_faults(rows[name], track_of)}
         if not dialogues:
             continue
-        report[name] |= {"table_1": describe(dialogues), "give_away": give_away(dialogues, track_of), "coverage": coverage(dialogues, track_of),
-                         "directions": turns_of_the_road(dialogues, track_of), "obedience": obedience(dialogues, track_of, tracks)}
+        report[name] |= {"table_1": describe(dialogues), "give_away": give_away(dialogues, track_of),
+                         "coverage": coverage(dialogues, track_of), "directions": directions(dialogues, track_of),
+                         "obedience": obedience(dialogues, track_of, tracks)}
         if has_playlists:
             report[name]["cold"] = cold(dialogues, warm)
         if train and name != train:

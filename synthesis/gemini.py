@@ -13,7 +13,12 @@ from synthesis.asking import Answer, NoAnswer, Stop
 
 LONGEST_WAIT = 300  # s; a server that asks for more means a quota, not a rush
 BACK_OFF = 60       # s, the longest wait between two tries when the server names none
-PASSING = (408, 425, 429, 499)  # client errors that another try may mend; besides 5xx and what has no code (timeouts, lost connections)
+PASSING = (408, 425, 429, 499)  # client errors that another try may mend, as it may 5xx and what has no code (timeouts)
+# A dict, since of a TypedDict the package forgets which fields are required
+MESSAGE = {"type": "object", "required": ["role", "content"], "properties": {
+    "role": {"type": "string", "format": "enum", "enum": ["user", "music", "assistant"]},
+    "content": {"type": "string"}, "rejected": {"type": "boolean"}}}
+SCHEMA = {"type": "array", "items": MESSAGE}
 
 
 class Trouble(Exception):
@@ -60,19 +65,13 @@ def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
             from google.api_core.retry import Retry
             from google.auth.exceptions import GoogleAuthError
             from google.protobuf.json_format import ParseError
-            from typing_extensions import NotRequired, TypedDict
     except ImportError as error:
         raise SystemExit(f"--backend gemini needs a package that is not installed ({error.name}): pip install google-generativeai==0.8.6")
-
-    class Message(TypedDict):  # of typing_extensions: the package turns no other into a schema
-        role: str
-        content: str
-        rejected: NotRequired[bool]
 
     genai.configure(api_key=key, transport="rest", client_options={"api_endpoint": endpoint.rstrip("/")} if endpoint else None)
     served = genai.GenerativeModel(model, generation_config={
         "temperature": temperature, "top_p": top_p, "max_output_tokens": max_tokens,
-        "response_mime_type": "application/json", "response_schema": list[Message]})
+        "response_mime_type": "application/json", "response_schema": SCHEMA})
     once = Retry(predicate=lambda error: False)  # without it the package retries 503 by itself, as long as it likes
 
     def call(prompt):

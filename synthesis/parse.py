@@ -8,6 +8,7 @@ for dialogues of every backend.
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 ROLES = {"user": "user", "listener": "user", "human": "user", "music": "music", "track": "music", "song": "music",
          "assistant": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant", "recommender": "assistant"}
@@ -159,11 +160,13 @@ def to_turns(messages, cut, shown, notes):
 
 # ---------------------------------------------------------------- what is spoken
 
+@lru_cache(maxsize=2**16)
 def words_of(text):
     """Lower-case words with single spaces, nothing else."""
     return " ".join(re.findall(r"\w+", text.casefold().replace("'", "").replace("’", "")))
 
 
+@lru_cache(maxsize=2**16)
 def bare(name):
     """A title without brackets and without what stands after " - ": "Home (Live)" and "Home - Remastered" are "Home"."""
     return re.sub(r"\([^)]*\)|\[[^]]*\]|\s-\s.*$", " ", name or "").strip() or (name or "")

@@ -80,7 +80,7 @@ def test_by_hand(folder, monkeypatch, capsys):
     ("a jazz tune", {"tags"}), ("from the 80s, or 1975", {"metadata"}), ("Night Ferry", {"metadata"}), ("more from odile marsh", {"metadata"}),
     ("anything really Folk-ish, folk", {"tags"}), ("sad words over a slow beat, from their first album", {"audio", "lyrics", "metadata", "tags"})])
 def test_sides(query, found):
-    assert audit.sides(query, TRACKS[1], audit.side_patterns()) == found
+    assert audit.sides(query, TRACKS[1], audit.side_phrases()) == found
 
 
 def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):

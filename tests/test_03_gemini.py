@@ -391,6 +391,20 @@ def test_killed_between_the_first_and_the_second_answer(transport, serve, folder
     assert summary(folder)["tokens_in"] == 7 + 4000 and summary(folder)["asked_twice"] == 1
 
 
+def test_a_changed_file_is_not_paid_for_again(transport, serve, folder, monkeypatch):
+    server = serve()
+    run(monkeypatch, flags(folder, server, n=2))
+    whole = (folder / "dialogues_train.jsonl").read_bytes()
+    data.write_jsonl(folder / "dialogues_train.jsonl", rows(folder, "dialogues_train.jsonl")[:1])
+    with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*--no-resume"):
+        run(monkeypatch, flags(folder, server, n=2))
+    (folder / "dialogues_train.jsonl").write_bytes(whole)
+    run(monkeypatch, flags(folder, server, n=2))
+    assert len(server.log) == 4
+    run(monkeypatch, [*flags(folder, server, n=2), "--no-resume"])
+    assert len(server.log) == 8 and len(rows(folder, "dialogues_train.jsonl")) == 2
+
+
 def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
     server = serve()
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
