@@ -103,11 +103,19 @@ def test_examples_by_hand():
 
 
 def test_batches_shuffle_all_and_go_on_anywhere():
-    stream = tiger.batches(7, 3, 0, 0)
-    seen = [next(stream) for _ in range(14)]
-    assert all(sorted(np.concatenate(seen)[7 * e:7 * e + 7]) == list(range(7)) for e in range(6))
-    later = tiger.batches(7, 3, 0, 5)
-    assert all(np.array_equal(next(later), batch) for batch in seen[5:])
+    examples = tiger.make_examples([range(length) for length in (2, 5, 3, 30, 4, 8, 2, 12)])
+    n, size = len(examples.places), 5
+    assert n == 58  # 12 batches a pass, two places left over
+    stream = tiger.batches(examples, size, 0, 0)
+    seen = [next(stream) for _ in range(48)]
+    passes = [np.concatenate(seen[12 * e:12 * e + 12]) for e in range(4)]
+    assert all(len(rows) == 60 and set(rows) == set(range(n)) for rows in passes) and len({tuple(rows) for rows in passes}) == 4
+    lengths = np.minimum(examples.places - examples.begin[examples.places], tiger.HISTORY)
+    assert np.mean([np.ptp(lengths[rows]) for rows in seen]) < 3 < np.ptp(lengths) / 2  # like lengths share a batch
+    later = tiger.batches(examples, size, 0, 17)
+    assert all(np.array_equal(next(later), rows) for rows in seen[17:])
+    few = next(tiger.batches(tiger.make_examples([[1, 2, 3]]), 5, 0, 0))
+    assert len(few) == 5 and set(few) == {0, 1}
 
 
 # ---------------------------------------------------------------- the search
