@@ -344,7 +344,8 @@ def beam_search(model, levels, ids, width):
 
     A history is encoded once, and so are the keys and values that the decoder takes from it; beams branch from there.
     levels: of build_trie; ids: (B, T) tokens of encode_histories.
-    Returns: leaves (B, W) int64, and log-probabilities of their IDs (B, W), best first; -inf: no leaf.
+    Returns: leaves (B, W) int64, and log-probabilities of their IDs (B, W), best first; W = width, or all leaves where they
+    are fewer: every node has a child, so no beam ever dies.
     """
     n, mask = len(ids), (ids != PAD).long()
     encoded = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, d)
@@ -365,7 +366,7 @@ def beam_search(model, levels, ids, width):
         children = children.clamp(max=len(level.token) - 1)
         found = scores[..., None] + log_p.gather(2, level.token[children])
         found = found.masked_fill(~real, -torch.inf).flatten(1)
-        scores, best = found.topk(min(width, len(level.token), found.shape[1]))
+        scores, best = found.topk(min(width, len(level.token)))
         rows = (best // level.most + torch.arange(n, device=ids.device)[:, None] * nodes.shape[1]).flatten()  # whence they come
         nodes = children.flatten(1).gather(1, best)
         tokens = level.token[nodes]
@@ -403,8 +404,7 @@ def search_turns(model, table, trie, found, width, beams_at_once=1600):
     for part in tqdm(parts, desc="beam search", unit="batch"):
         ids = encode_histories(np.array([found[i].played[-HISTORY:] for i in part]), table, model.device)
         for i, leaves, scores in zip(part, *(x.cpu().numpy() for x in beam_search(model, levels, ids, width))):
-            real = np.isfinite(scores)
-            results[i] = row_of_leaf[leaves[real]], scores[real].astype(np.float64)
+            results[i] = row_of_leaf[leaves], scores.astype(np.float64)
     return results
 
 
