@@ -52,7 +52,7 @@ RECIPES = {  # lr falls as 1 / sqrt(step) after `warmup` steps; paper: section 4
     "paper": dict(layers=4, width=128, heads=6, head_width=64, ff=1024, dropout=0.1,
                   steps=200_000, batch_size=256, lr=0.01, warmup=10_000),
     "demo": dict(layers=2, width=64, heads=4, head_width=16, ff=256, dropout=0.1,
-                 steps=600, batch_size=64, lr=0.01, warmup=200),
+                 steps=500, batch_size=64, lr=0.01, warmup=200),
 }
 # T5X, in which TIGER was made, trains with Adafactor: steps relative to each weight's size, lr min(0.01, 1 / sqrt(step)), which
 # is the paper's schedule. AdamW at 0.01 was less steady: eight toy sequences were learnt by heart with one of two seeds.
