@@ -52,7 +52,7 @@ RECIPES = {  # lr falls as 1 / sqrt(step) after `warmup` steps; paper: section 4
     "paper": dict(layers=4, width=128, heads=6, head_width=64, ff=1024, dropout=0.1,
                   steps=200_000, batch_size=256, lr=0.01, warmup=10_000),
     "demo": dict(layers=2, width=64, heads=4, head_width=16, ff=256, dropout=0.1,
-                 steps=600, batch_size=64, lr=0.01, warmup=200),
+                 steps=500, batch_size=64, lr=0.01, warmup=200),
 }
 # T5X, in which TIGER was made, trains with Adafactor: steps relative to each weight's size, lr min(0.01, 1 / sqrt(step)), which
 # is the paper's schedule. AdamW at 0.01 was less steady: eight toy sequences were learnt by heart with one of two seeds.
@@ -211,16 +211,22 @@ def encode_histories(histories, table, device="cpu"):
     return torch.from_numpy(np.column_stack([ids, np.full(len(ids), EOS)])).to(device)
 
 
-def batches(n, size, seed, step):
-    """Yield rows (size,) below n, for ever, from batch `step` on: one shuffled pass after another, none cut short."""
-    epoch, skip = divmod(step * size, n)
-    rest = np.random.default_rng([seed, epoch]).permutation(n)[skip:]
+def batches(examples, size, seed, step):
+    """Yield (size,) numbers of examples, for ever, from batch `step` on: one shuffled pass over all of them after another.
+
+    A batch has histories of like length: 2 to 3% of it is padding in the demo, else it would be half. To fill the last batch of
+    a pass, its first examples are taken once more.
+    """
+    lengths = np.minimum(examples.places - examples.begin[examples.places], HISTORY)
+    n_batches = -(-len(lengths) // size)
+    epoch, skip = divmod(step, n_batches)
     while True:
-        while len(rest) < size:
-            epoch += 1
-            rest = np.concatenate([rest, np.random.default_rng([seed, epoch]).permutation(n)])
-        yield rest[:size]
-        rest = rest[size:]
+        rng = np.random.default_rng([seed, epoch])
+        order = np.resize(rng.permutation(len(lengths)), n_batches * size)  # repeats its beginning where it is too short
+        pool = np.arange(len(order)) // (50 * size)
+        order = order[np.lexsort((lengths[order], pool))].reshape(n_batches, size)
+        yield from order[rng.permutation(n_batches)[skip:]]
+        epoch, skip = epoch + 1, 0
 
 
 # ---------------------------------------------------------------- the model and its training
@@ -278,7 +284,7 @@ def fit(model, table, examples, check, recipe, path, seed=0, every=100, optimize
     """
     optimizer = OPTIMIZERS[optimizer](model.parameters())
     step, best, best_weights = load_checkpoint(path, model, optimizer)
-    order = batches(len(examples.places), recipe["batch_size"], seed, step)
+    order = batches(examples, recipe["batch_size"], seed, step)
     with tqdm(total=recipe["steps"], initial=step, desc=f"train on {path.stem}", unit="step") as bar:
         while step < recipe["steps"]:
             model.train()
@@ -338,7 +344,8 @@ def beam_search(model, levels, ids, width):
 
     A history is encoded once, and so are the keys and values that the decoder takes from it; beams branch from there.
     levels: of build_trie; ids: (B, T) tokens of encode_histories.
-    Returns: leaves (B, W) int64, and log-probabilities of their IDs (B, W), best first; -inf: no leaf.
+    Returns: leaves (B, W) int64, and log-probabilities of their IDs (B, W), best first; W = width, or all leaves where they
+    are fewer: every node has a child, so no beam ever dies.
     """
     n, mask = len(ids), (ids != PAD).long()
     encoded = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, d)
@@ -359,7 +366,7 @@ def beam_search(model, levels, ids, width):
         children = children.clamp(max=len(level.token) - 1)
         found = scores[..., None] + log_p.gather(2, level.token[children])
         found = found.masked_fill(~real, -torch.inf).flatten(1)
-        scores, best = found.topk(min(width, len(level.token), found.shape[1]))
+        scores, best = found.topk(min(width, len(level.token)))
         rows = (best // level.most + torch.arange(n, device=ids.device)[:, None] * nodes.shape[1]).flatten()  # whence they come
         nodes = children.flatten(1).gather(1, best)
         tokens = level.token[nodes]
@@ -397,8 +404,7 @@ def search_turns(model, table, trie, found, width, beams_at_once=1600):
     for part in tqdm(parts, desc="beam search", unit="batch"):
         ids = encode_histories(np.array([found[i].played[-HISTORY:] for i in part]), table, model.device)
         for i, leaves, scores in zip(part, *(x.cpu().numpy() for x in beam_search(model, levels, ids, width))):
-            real = np.isfinite(scores)
-            results[i] = row_of_leaf[leaves[real]], scores[real].astype(np.float64)
+            results[i] = row_of_leaf[leaves], scores.astype(np.float64)
     return results
 
 

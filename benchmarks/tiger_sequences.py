@@ -5,11 +5,11 @@
     python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --overfit 64   (check)
 
 Sequences: one user a line, user id, then item ids in order of time, from 1 (aHuiWang/CIKM2020-S3Rec). IDs: {item id - 1: codes
-like "<a_183>"} (HonghuiBao2000/LETTER's, since TIGER's own are not published). Leave-one-out: each user's last item is the test,
-the one before it decides between checkpoints (Recall@10 of 1,000 users), the rest is learnt. All items are ranked, by beam
-search over all IDs. Where items share an ID, the one with more learnt occurrences stands first, then the lower number, and only
-the true item is a hit. Figures are given with the user's earlier items kept in the ranking, and left out; which of the two the
-published ones are is not said. TIGER's user token is left out. `--recipe demo` has a smaller model. A run that was cut goes on
+like "<a_183>"} (HonghuiBao2000/LETTER's, not TIGER's own). Leave-one-out: each user's last item is the test, the one before it
+decides between checkpoints (Recall@10 of 1,000 users), the rest is learnt. All items are ranked, by beam search over all IDs.
+Where items share an ID, the one with more learnt occurrences stands first, then the lower number, and only the true item is a
+hit. Figures are given with the user's earlier items kept in the ranking, and left out (no user of Beauty has an item twice, so
+the second can only be higher). TIGER's user token is left out. `--recipe demo` has a smaller model. A run that was cut goes on
 from its checkpoint in --out.
 """
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import tiger
 from common import data, metrics
 
-PUBLISHED = {"Beauty": (0.0454, 0.0321, 0.0648, 0.0384)}  # TIGER, Rajput et al. 2023, table 1: quoted
+PUBLISHED = {"Beauty": (0.0454, 0.0321, 0.0648, 0.0384)}  # TIGER, Rajput et al. 2023: quoted
 METRICS = (("R@5", metrics.hit_at, 5), ("N@5", metrics.ndcg_at, 5), ("R@10", metrics.hit_at, 10), ("N@10", metrics.ndcg_at, 10))
 
 
@@ -77,9 +77,9 @@ def find_ranks(model, table, levels, items_of_leaf, examples, beam, size=64):
     for first in tqdm(range(0, len(examples.places), size), desc="beam search", unit="batch", leave=False):
         places = examples.places[first:first + size]
         histories, targets = tiger.take(examples, np.arange(first, first + len(places)))
-        leaves, scores = tiger.beam_search(model, levels, tiger.encode_histories(histories, table, model.device), beam)
-        for place, target, row, score in zip(places, targets, leaves.tolist(), scores.tolist()):
-            ranked = np.concatenate([items_of_leaf[leaf] for leaf, s in zip(row, score) if s > -np.inf])
+        leaves = tiger.beam_search(model, levels, tiger.encode_histories(histories, table, model.device), beam)[0].tolist()
+        for place, target, row in zip(places, targets, leaves):
+            ranked = np.concatenate([items_of_leaf[leaf] for leaf in row])
             earlier = examples.items[examples.begin[place]:place]
             kept.append(metrics.rank_of_first_hit(ranked, [target]))
             filtered.append(metrics.rank_of_first_hit(metrics.filter_played(ranked, earlier, [target]), [target]))
