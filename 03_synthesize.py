@@ -1,31 +1,55 @@
 """03: dialogues from playlists (paper, section 2.3).
 
-A dialogue is a journey through tracks sampled from one playlist: a query, a track, an answer, and so on.
-A track that the listener turns down comes from the negative set: tracks by artists of the playlist that
-are not in it. Every dialogue passes `problems`, whatever backend wrote it.
+A dialogue is a journey through tracks of one playlist: a query, a track, an answer, and so on. A track that the listener
+turns down comes from the negative set: tracks by artists of the playlist that are not in it. Who writes it
+is --backend:
 
-Reads   tracks.jsonl, playlists.jsonl
-Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
+simulate  a simulated listener, offline (synthesis/simulate.py)
+gemini    Google's models, as the paper; the key in GEMINI_API_KEY or GOOGLE_API_KEY (synthesis/gemini.py)
+local     any chat model of Hugging Face's, on this machine (synthesis/local.py)
+
+The last two fill synthesis/prompt.txt with a chunk of a playlist (--chunk, --chunk-test, --lyrics-words, --negatives), and
+synthesis/parse.py makes a dialogue of the answer. What it cannot repair with certainty is asked for once more, then set
+aside in dialogues_rejected.jsonl; so there may be fewer dialogues than were asked for. --show-prompt prints one prompt and
+what the whole run would cost (--price-in, --price-out), and calls nobody. --concurrency calls are made at a time,
+--requests-per-minute at most, each tried up to --tries times. Try a few first, in a folder of its own, and read them:
+--n-train 20 --n-valid 5 --n-test 5.
+
+`audit` looks at dialogues instead, from whatever source: schema, queries that give the target away, what they speak of,
+whether "slower" brings something slower, duplicates between train and test (synthesis/audit.py).
+
+Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues
+Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl; audit:
+        results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py                                  (10 s)
+            python 03_synthesize.py audit                            (TODO-TIME)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
+            python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
+            python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
 
-A killed run goes on where it stopped when the same command is given again.
+A killed run goes on where it stopped when the same command is given again, and pays for nothing twice.
 """
 
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import data
-from synthesis import simulate
+from synthesis import asking, audit, parse, prompt, simulate
 
-MIN_TURNS, MAX_TURNS = 4, 14
+MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
+ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
+NO_EFFECT = ("task", "file", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint", "price_in",
+             "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
 
+
+# ---------------------------------------------------------------- what a dialogue is made from
 
 def sample_tracks(playlist, rng, most):
     """4 to `most` tracks of a playlist, a stretch of neighbours with gaps, in the playlist's order."""
@@ -47,31 +71,24 @@ def negative_set(playlist, tracks_by_artist, artist_of):
     return sorted({t for a in artists for t in tracks_by_artist.get(a, [])} - inside)
 
 
-def problems(dialogue, sampled, negatives):
-    """What is wrong with a dialogue, as a list of sentences; empty if it is fine.
+def artists_tracks(split, playlists, tracks):
+    """({artist: track ids that a negative set of this split may hold}, {track_id: artist})."""
+    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
+    tracks_by_artist = {}
+    for track in tracks if split != "train" else [t for t in tracks if t["track_id"] in warm]:
+        tracks_by_artist.setdefault(track["artist"], []).append(track["track_id"])
+    return tracks_by_artist, {t["track_id"]: t["artist"] for t in tracks}
 
-    sampled: the tracks that the backend was given; at least half of them have to be played.
-    negatives: track ids that may be played and rejected.
-    """
-    turns, found = dialogue["turns"], []
-    if not MIN_TURNS <= len(turns) <= MAX_TURNS:
-        found.append(f"{len(turns)} turns, not {MIN_TURNS} to {MAX_TURNS}")
-    played = [t["music"] for t in turns]
-    if len(set(played)) < len(played):
-        found.append("a track is played twice")
-    for number, turn in enumerate(turns, 1):
-        if not (turn["query"] or "").strip() or not (turn["response"] or "").strip():
-            found.append(f"turn {number} has no query or no answer")
-        if turn["rejected"] and turn["music"] not in negatives:
-            found.append(f"turn {number} rejects {turn['music']}, which is not in the negative set")
-        if not turn["rejected"] and turn["music"] not in sampled:
-            found.append(f"turn {number} plays {turn['music']}, which is not in the playlist")
-        if turn["rejected"] and (number == len(turns) or turns[number]["rejected"]):
-            found.append(f"turn {number} is rejected and no accepted track follows")
-    if 2 * len(set(played) & set(sampled)) < len(sampled):
-        found.append(f"only {len(set(played) & set(sampled))} of {len(sampled)} tracks are played")
-    return found
 
+def playlists_in_turn(split, playlists, seed):
+    """The playlists of a split that are long enough, in a seeded order. Raises SystemExit: none."""
+    chosen = [p for p in playlists if p["split"] == split and len(p["track_ids"]) >= MIN_TURNS]
+    if not chosen:
+        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks or more; make more playlists with 00_prepare_data.py")
+    return [chosen[i] for i in np.random.default_rng([seed, data.SPLITS.index(split)]).permutation(len(chosen))]
+
+
+# ---------------------------------------------------------------- the simulated listener
 
 def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
     """Write n dialogues over the playlists of one split, in turn; several for each where n is larger.
@@ -79,22 +96,15 @@ def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
     Lines go to `path`.part one by one; whole lines that are there already are kept. Each dialogue has
     its own random stream, so a resumed run ends in the same file.
     """
-    artist_of = {t["track_id"]: t["artist"] for t in tracks}
-    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
-    tracks_by_artist = {}
-    for track in tracks if split != "train" else [t for t in tracks if t["track_id"] in warm]:
-        tracks_by_artist.setdefault(track["artist"], []).append(track["track_id"])
+    tracks_by_artist, artist_of = artists_tracks(split, playlists, tracks)
     facets_of = {t["track_id"]: simulate.track_facets(t) for t in tracks}
-    chosen = [p for p in playlists if p["split"] == split and len(p["track_ids"]) >= MIN_TURNS]
-    if not chosen:
-        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks or more; make more playlists with 00_prepare_data.py")
-    order = np.random.default_rng([seed, data.SPLITS.index(split)]).permutation(len(chosen))
+    chosen = playlists_in_turn(split, playlists, seed)
 
     part = path.with_name(path.name + ".part")
     done = data.keep_whole_lines(part)
     with open(part, "a", encoding="utf-8") as f:
         for i in tqdm(range(done, n), initial=done, total=n, desc=split):
-            playlist = chosen[order[i % len(chosen)]]
+            playlist = chosen[i % len(chosen)]
             rng = np.random.default_rng([seed, data.SPLITS.index(split), i])
             sampled = sample_tracks(playlist, rng, most)
             negatives = negative_set(playlist, tracks_by_artist, artist_of)
@@ -102,7 +112,7 @@ def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
                                       [tracks[row_of[t]] for t in negatives], facets_of, split, rng, MAX_TURNS)
             dialogue = {"dialogue_id": f"{split}-{i}", "playlist_id": playlist["playlist_id"],
                         "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
-            wrong = problems(dialogue, sampled, set(negatives))
+            wrong = parse.problems(dialogue, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
             if wrong:
                 raise SystemExit(f"dialogue {dialogue['dialogue_id']} of playlist {playlist['playlist_id']}: {'; '.join(wrong)}")
             f.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
@@ -110,59 +120,179 @@ def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
     os.replace(part, path)
 
 
+# ---------------------------------------------------------------- language models
+
+def job_maker(split, playlists, tracks, row_of, seed, size, most_negatives):
+    """A function of a dialogue's number -> prompt.Job: a chunk of a playlist, and some of its negative set."""
+    tracks_by_artist, artist_of = artists_tracks(split, playlists, tracks)
+    chosen = playlists_in_turn(split, playlists, seed)
+
+    def make_job(number):
+        playlist = chosen[number % len(chosen)]
+        rng = np.random.default_rng([seed, data.SPLITS.index(split), number])
+        ids = prompt.chunk(playlist["track_ids"], number // len(chosen), size, rng)
+        negatives = negative_set(playlist, tracks_by_artist, artist_of)
+        negatives = [negatives[i] for i in rng.permutation(len(negatives))[:most_negatives]]
+        return prompt.Job(number, f"{split}-{number}", playlist["playlist_id"], [tracks[row_of[t]] for t in ids],
+                          [tracks[row_of[t]] for t in negatives], prompt.OPENINGS[int(rng.integers(len(prompt.OPENINGS)))])
+    return make_job
+
+
+def make_backend(args, limiter):
+    """A function of prompts and seeds -> Answers, by --backend. Raises SystemExit: no key, no package, no model."""
+    if args.backend == "gemini":
+        from synthesis import gemini
+        call = gemini.make_call(args.model, gemini.read_key(), args.api_endpoint, args.temperature, args.top_p, args.max_new_tokens,
+                                args.timeout)
+        return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries) for text in prompts]
+    from synthesis import local
+    model, tokenizer = local.load_model(args.model, args.device)
+    return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
+
+
+def converse(split, make_job, n, backend, limiter, journal, args):
+    """Ask for the n dialogues of a split. Returns: how many were settled now; the journal has them."""
+    def ask(tasks):
+        prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
+        seeds = [np.random.SeedSequence([args.seed, data.SPLITS.index(split), task.number, task.attempt]) for task in tasks]
+        return backend(prompts, [int(seed.generate_state(1)[0]) for seed in seeds])
+
+    return asking.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
+                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split)
+
+
+# ---------------------------------------------------------------- the script
+
 def describe_split(dialogues, warm):
     """One row of the paper's Table 1. warm: ids of the tracks in training playlists."""
     turns = [t for d in dialogues for t in d["turns"]]
     music = {t["music"] for t in turns}
     words = {w for t in turns for text in (t["query"], t["response"]) for w in text.lower().split()}
-    kinds = {k: sum(t["kind"] == k for t in turns) / len(turns) for k in sorted({t["kind"] for t in turns})}
+    kinds = [t["kind"] or "not known" for t in turns]
+    kinds = {k: kinds.count(k) / len(turns) for k in sorted(set(kinds))}
     return {"dialogues": len(dialogues), "turns": len(turns), "turns per dialogue": round(len(turns) / len(dialogues), 2),
             "tracks": len(music), "cold tracks": len(music - warm), "words": len(words),
             "words per query": round(np.mean([len(t["query"].split()) for t in turns]), 1),
             "rejected": f"{np.mean([t['rejected'] for t in turns]):.1%}",
-            "unseen frames": f"{np.mean([t['frame'] == 'unseen' for t in turns]):.1%}",
+            "unseen frames": f"{np.mean([t.get('frame') == 'unseen' for t in turns]):.1%}",
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"))
-    parser.add_argument("--backend", choices=("simulate",), default="simulate", help="who writes the dialogues")
-    parser.add_argument("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
-    parser.add_argument("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
-    parser.add_argument("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
-    parser.add_argument("--max-tracks", type=int, default=10, help="most tracks sampled for a dialogue, 4 to 10 (default 10)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                        help="go on with a run that was cut (default); --no-resume starts afresh")
+def parse_args():
+    parser = argparse.ArgumentParser(description="Dialogues from playlists, or (audit) a look at dialogues.")
+    add = parser.add_argument
+    add("task", nargs="?", choices=("write", "audit"), default="write", help="write dialogues (default), or audit those that are there")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
+    add("--file", type=Path, nargs="+", help="audit: dialogue files (default: the three of --data-dir); train is the one with train "
+        "in its name")
+    add("--backend", choices=("simulate", "gemini", "local"), default="simulate", help="who writes the dialogues (default simulate)")
+    add("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
+    add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
+    add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
+    add("--max-tracks", type=int, default=10, help="simulate: most tracks sampled for a dialogue, 4 to 10 (default 10)")
+    add("--model", help="gemini: its name (default gemini-flash-latest; the paper's, gemini-1.5-flash-002, is retired); local: a "
+        "Hugging Face name or a folder")
+    add("--chunk", type=int, default=7, help="gemini, local: about so many tracks for a training dialogue (default 7)")
+    add("--chunk-test", type=int, default=13, help="the same for valid and test (default 13)")
+    add("--lyrics-words", type=int, default=60, help="most words of a track's lyrics in the prompt (default 60; 0 = none)")
+    add("--negatives", type=int, default=4, help="most tracks of the negative set in the prompt (default 4; 0 = nothing is turned down)")
+    add("--temperature", type=float, default=1.0, help="gemini, local: of the sampling, 0 = greedy (default 1)")
+    add("--top-p", type=float, default=0.95, help="gemini, local: nucleus (default 0.95)")
+    add("--max-new-tokens", type=int, default=8192, help="longest answer in tokens, what a model thinks included (default 8192)")
+    add("--show-prompt", action="store_true", help="print one prompt and the tokens and cost of the whole run, and call nobody")
+    add("--price-in", type=float, help="dollars a million tokens of the prompts, to tell the cost")
+    add("--price-out", type=float, help="dollars a million tokens of the answers")
+    add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
+    add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
+    add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
+    add("--timeout", type=float, default=120, help="gemini: longest wait for an answer in s (default 120)")
+    add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
+    add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
+    add("--device", default="cpu", help="local: cpu (default) or cuda")
+    add("--seed", type=int, default=0)
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with a run that was cut (default); --no-resume starts afresh and throws away what has been paid for")
     args = parser.parse_args()
     if not MIN_TURNS <= args.max_tracks <= 10:
         raise SystemExit(f"--max-tracks {args.max_tracks}: {MIN_TURNS} to 10 are accepted")
+    for name, least in (("chunk", MIN_TURNS), ("chunk_test", MIN_TURNS), ("n_train", 1), ("n_valid", 1), ("n_test", 1), ("concurrency", 1),
+                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0)):
+        if getattr(args, name) < least:
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
+    if args.backend == "local" and not args.model:
+        raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
+                         "Qwen/Qwen3-4B-Instruct-2507")
+    if args.show_prompt and args.backend == "simulate":
+        raise SystemExit("--show-prompt: the simulated listener has no prompt; give --backend gemini or local")
+    args.model = args.model or "gemini-flash-latest"
+    return args
 
+
+def main():
+    args = parse_args()
     folder = args.data_dir
+    paths = {split: folder / f"dialogues_{split}.jsonl" for split in data.SPLITS}
+    if args.task == "audit":
+        audit.run(folder, args.file or list(paths.values()))
+        return
+    llm = args.backend != "simulate"
+    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     playlists = data.load_playlists(folder, row_of)
-    paths = {split: folder / f"dialogues_{split}.jsonl" for split in data.SPLITS}
+    if llm:
+        sizes = {split: args.chunk if split == "train" else args.chunk_test for split in data.SPLITS}
+        jobs_of = {split: job_maker(split, playlists, tracks, row_of, args.seed, sizes[split], args.negatives) for split in data.SPLITS}
+        prompt.show_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out, args.show_prompt)
+        if args.show_prompt:
+            return
+        args.prompt = data.file_hash(prompt.TEMPLATE)  # another prompt is another run
     annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
-    run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations],
-                                writes=[p.name for p in paths.values()], resume=args.resume)
+    writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
+    run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,
+                                resume=args.resume, record=False, ignore=NO_EFFECT + (("max_tracks",) if llm else ONLY_LLM))
     if state == "done":
         print("03_synthesize: already done, nothing changed")
         return
+    parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
+    changed = [path for split, path in paths.items() if llm and state == "resume" and path.is_file() and not parts[split].is_file()]
+    if changed:
+        raise SystemExit(f"{changed[0]} is not as 03_synthesize left it. Going on would ask, and pay, for all dialogues anew: put the "
+                         f"file back, or say so with --no-resume")
+    limiter = asking.RateLimit(args.requests_per_minute)
+    backend = make_backend(args, limiter) if llm else None
+    data.record_run(run)  # only now: the backend is there
+    if state == "new":
+        for path in [*parts.values(), *paths.values(), folder / "dialogues_rejected.jsonl"]:
+            path.unlink(missing_ok=True)
+
+    facts, start, settled = {}, time.time(), 0
+    for split, path in paths.items():
+        if llm:
+            settled += converse(split, jobs_of[split], counts[split], backend, limiter, parts[split], args)
+        elif not path.is_file():
+            synthesize(split, playlists, tracks, row_of, counts[split], args.seed, path, args.max_tracks)
+    if llm:
+        journals = {split: asking.read_journal(part) for split, part in parts.items()}
+        facts["summary"] = asking.summarise(journals.values(), args.price_in, args.price_out)
+        asking.print_summary(facts["summary"], settled, time.time() - start)
+        dialogues, rejected = asking.collect(journals, jobs_of, args.model, args.backend)
+        data.write_jsonl(folder / "dialogues_rejected.jsonl", rejected)
+        for split, path in paths.items():
+            if not dialogues[split]:
+                raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are in {folder}/dialogues_rejected.jsonl. "
+                                 f"Take another --model, or another --n-{split}, with --no-resume")
+        for split, path in paths.items():
+            data.write_jsonl(path, dialogues[split])
 
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
-    rows = {}
-    for split, path in paths.items():
-        if state == "new":
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        if not path.is_file():
-            synthesize(split, playlists, tracks, row_of, getattr(args, f"n_{split}"), args.seed, path, args.max_tracks)
-        rows[split] = describe_split(data.load_dialogues(path, row_of), warm)
+    rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
     for name in rows["train"]:
-        print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}" for split, row in rows.items()))
-    data.finish_run(run, table=rows)
+        print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
+                                        for split, row in rows.items()))
+    data.finish_run(run, table=rows, **facts)
+    for part in parts.values():  # only now: until here the journals are all that was paid for
+        part.unlink(missing_ok=True)
     print(f"wrote {', '.join(str(p) for p in paths.values())}; next: python 04_train.py --data-dir {folder}")
 
 

@@ -7,7 +7,7 @@ is taken on every token. Weights that are tied stay tied.
 Reads   tracks.jsonl, codes.npy, dialogues_train.jsonl, dialogues_valid.jsonl
 Writes  model/ (a Hugging Face folder, log.jsonl, loss.png, README.md); while it runs, model.part/
 
-Demo        python 04_train.py                                       (5 to 7 minutes on two cores)
+Demo        python 04_train.py                                       (5 minutes on two cores)
 Full scale  torchrun --nproc-per-node 8 04_train.py --data-dir data/mpd \
                 --base-model meta-llama/Llama-3.2-1B-Instruct        (recipe: paper)
 
@@ -274,6 +274,9 @@ def parse_args():
         raise SystemExit("--context must be above 1; --batch-size, --epochs and --lr above 0")
     if min(args.pad_vocabulary, args.keep, args.workers) < 1 or args.micro_batch < 0:
         raise SystemExit("--pad-vocabulary, --keep and --workers must be 1 or more; --micro-batch 0 or more")
+    if "cuda" in args.device and not torch.cuda.is_available():
+        raise SystemExit(f"--device {args.device}: torch {torch.__version__} sees no GPU here. Leave --device out to train on the CPU, "
+                         f"or install a CUDA build of torch")
     if args.fsdp and args.lora:
         raise SystemExit("--fsdp spreads a model over GPUs, --lora is for one small GPU: choose one")
     if args.fsdp and "WORLD_SIZE" not in os.environ:

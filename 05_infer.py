@@ -365,6 +365,9 @@ def main():
     args = parser.parse_args()
     if not 0 <= (getattr(args, "new_share", None) or 0) <= 1:
         raise SystemExit(f"--new-share {args.new_share}: a number from 0 to 1 is expected")
+    if "cuda" in getattr(args, "device", "") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {args.device}: torch {torch.__version__} sees no GPU here. Leave --device out to use the CPU, "
+                         f"or install a CUDA build of torch")
     torch.set_flush_denormal(True)
     {"chat": chat, "predict": predict, "show": show}[args.command](args)
 

@@ -12,7 +12,7 @@ frames seen / unseen (whether training dialogues use the sentence frame of the q
 several targets belongs to the first of the three pasts that any of its targets has.
 
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is the same system trained or sampled once more: it has no row of its
-own, but goes into the spread of its system over runs.
+own, but goes into the spread of its system over runs, and into the margins, which are then those of the runs' mean.
 
 Reads   tracks.jsonl, playlists.jsonl, dialogues_<split>.jsonl, dialogues_train.jsonl,
         predictions/*.jsonl (predictions_valid/ with --split valid), codes.npy where a file has codes
@@ -137,7 +137,7 @@ def main():
     generating = any(map(measures.generates, systems.values()))
     codes = data.load_codes(args.data_dir, len(tracks)) if generating else None
     metric_rows = measures.metric_rows(systems, turns, masks, args.seed)
-    comparison_rows = measures.comparison_rows(systems, turns, masks, args.seed, args.compare)
+    comparison_rows = measures.comparison_rows(systems, runs, turns, masks, args.seed, args.compare)
     system_rows = measures.system_rows(systems, runs, len(tracks), codes)
     ablation_rows, same_rank = ablations.ablate(systems, codes, turns, prediction_seed(args.data_dir, args.split), args.seed)
     found = {row[:4]: row[4:] for row in metric_rows}

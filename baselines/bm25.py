@@ -102,7 +102,8 @@ def choose_forms(item_words, found, texts, row_of, seed):
             form = {"item": item, "history": history, "stop_words": stop_words, "k1": DEFAULT[0], "b": DEFAULT[1]}
             tried.append(form | {"valid_mrr": turns.mrr(score_turns(form, index, found, texts, row_of), found, seed)})
     leaders = best_settings(tried)[:TUNED]
-    for leader, k1, b in tqdm(list(product(leaders, K1, B)), desc="k1 and b"):
+    for leader, k1, b in tqdm([(leader, *setting) for leader in leaders for setting in product(K1, B) if setting != DEFAULT],
+                              desc="k1 and b"):
         form = leader | {"k1": k1, "b": b}
         index = build_index(item_words[form["item"], form["stop_words"]], k1, b)
         tried.append(form | {"valid_mrr": turns.mrr(score_turns(form, index, found, texts, row_of), found, seed)})

@@ -16,7 +16,7 @@ Writes  predictions/clap.jsonl, predictions/clap-tuned.jsonl (test), the same in
         results/clap_forms.csv, results/clap-tuned_forms.csv, embeddings/clap.npy (N, D) float32, NaN without audio,
         embeddings/clap_failed.jsonl (audio that could not be used, and why), clap_model/; while it learns, clap.part/
 
-Trial   python baselines/clap.py --random-weights --tune --steps 4 --eval-every 2            (TODO-TIME)
+Trial   python baselines/clap.py --random-weights --tune --steps 4 --eval-every 2
 Full    hf download laion/larger_clap_music --local-dir larger_clap_music
         python baselines/clap.py --data-dir data/mpd --clap-model larger_clap_music --tune --workers 16
 The full command was not run: the checkpoint could not be had where this was built.

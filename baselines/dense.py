@@ -18,7 +18,7 @@ Writes  predictions/dense.jsonl, predictions/dense-tuned.jsonl (test), the same 
         results/dense_forms.csv, results/dense-tuned_forms.csv, dense_model/ (a Hugging Face folder, which
         01_extract_embeddings.py --text-encoder takes too); while it learns, dense.part/
 
-Demo    python baselines/dense.py                       (TODO-TIME)
+Demo    python baselines/dense.py                       (6 minutes on two cores)
 Full    python baselines/dense.py --data-dir data/mpd --text-encoder Qwen/Qwen3-Embedding-0.6B --pooling last \
             --query-tokens 0 --lr 2e-5 --steps 5000 --eval-every 500
         python baselines/dense.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 --query-tokens 0 --skip-tuning

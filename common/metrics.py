@@ -49,8 +49,10 @@ def filter_played(ranked, played, targets):
     ranked: (D,) rows; played: rows of the music of the turns before; targets: rows of this turn.
     Returns: (<= D,) rows in the same order.
     """
-    drop = [row for row in played if row not in targets]
-    return ranked[~np.isin(ranked, drop)]
+    keep = np.ones(len(ranked), bool)
+    for row in set(played).difference(targets):  # a few at most, so np.isin would take five times as long
+        keep &= ranked != row
+    return ranked[keep]
 
 
 def rank_of_first_hit(ranked, targets):
@@ -58,8 +60,8 @@ def rank_of_first_hit(ranked, targets):
 
     ranked: (D,) rows, best first; targets: (T,) rows.
     """
-    hits = np.flatnonzero(np.isin(ranked, targets))
-    return int(hits[0]) + 1 if len(hits) else 0
+    hits = [np.flatnonzero(ranked == row) for row in targets]
+    return min((int(at[0]) + 1 for at in hits if len(at)), default=0)
 
 
 # ---------------------------------------------------------------- one value a turn
@@ -122,7 +124,8 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how often
     a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
 
-    values: (m,) float; groups: (m,) labels; n: resamples; level: of the interval.
+    values: (m,) float, or (R, m), the same turns in R training runs, which are then drawn with replacement too;
+    groups: (m,) labels; n: resamples; level: of the interval.
     Returns: (low, high); (nan, nan) with fewer than two groups, where nothing can be resampled.
     """
     _, group = np.unique(groups, return_inverse=True)
@@ -130,9 +133,13 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     n_groups = len(counts)
     if n_groups < 2:
         return float("nan"), float("nan")
-    sums = np.bincount(group, weights=values)
-    drawn = np.random.default_rng(seed).integers(n_groups, size=(n, n_groups))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(n_groups, size=(n, n_groups))
+    runs = np.atleast_2d(values)
+    means = np.stack([np.bincount(group, weights=run)[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for run in runs])  # (R, n)
+    if len(runs) > 1:
+        means = np.take_along_axis(means, rng.integers(len(runs), size=means.shape), axis=0)
+    means = means.mean(axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -140,7 +147,7 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
 def paired_difference(a, b, groups, n=1000, seed=0, level=0.95):
     """Mean of a - b over the same turns, and its interval by `bootstrap_ci`.
 
-    a, b: (m,) float, one value a turn of two systems; groups: (m,) labels.
+    a, b: (m,) float, one value a turn of two systems, or (R, m) of R training runs; groups: (m,) labels.
     Returns: (mean, low, high). The interval leaves out 0 where the systems differ beyond chance.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)

@@ -44,16 +44,26 @@ def metric_rows(systems, turns, masks, seed):
     return rows
 
 
-def comparison_rows(systems, turns, masks, seed, reference):
-    """Rows of comparisons.csv: the system `reference` minus each other one; none without it."""
+def comparison_rows(systems, runs, turns, masks, seed, reference):
+    """Rows of comparisons.csv: the system `reference` minus each other one; none without it.
+
+    runs: {system: {run: scores}}, further runs of a system: it is then their mean, with its own file's, that is
+    compared, and the interval also says how far another run may change it.
+    """
     if reference not in systems:
         return []
     groups, rows = np.array([t["group"] for t in turns]), []
+
+    def values(system, metric, which, mask):  # (R, m)
+        return np.stack([METRICS[metric](scores[which][mask]) for scores in (systems[system], *runs.get(system, {}).values())])
+
     for other in [s for s in systems if s != reference]:
         for subset, mask in masks.items():
             which = "ranks_kept" if subset == KEPT else "ranks"
             for metric in COMPARED:
-                a, b = (METRICS[metric](systems[s][which][mask]) for s in (reference, other))
+                a, b = (values(s, metric, which, mask) for s in (reference, other))
+                if len(a) != len(b):  # runs that cannot be paired
+                    b = b.mean(axis=0)
                 margin, low, high = metrics.paired_difference(a, b, groups[mask], seed=seed)
                 rows.append((reference, other, subset, metric, margin, low, high, int(mask.sum())))
     return rows

@@ -167,7 +167,7 @@ def results_page(numbers, turns, n_tracks, depth, split, reference, command):
                 "(last column: kept). In brackets: 95% bootstrap intervals over playlists (1,000 resamples).")
     return [(f"# Results on the {split} dialogues", overview + "\n\n" + main_table(order, found)),
             *subset_sections(order, found),
-            *margin_sections(order, comparisons, reference),
+            *margin_sections(order, comparisons, reference, measures.get((reference, "runs"), 1)),
             *measure_sections(order, found, measures),
             *paper_sections(order, found, ablations, same_rank),
             ("## Made by", f"`{command}` (Python {versions['python']}, numpy {versions['numpy']}). More in metrics.csv, "
@@ -183,9 +183,11 @@ def subset_sections(order, found):
             ("## MRR by the listener's verdict", subset_table(order, found, ("accepted", "rejected"), "verdict"))]
 
 
-def margin_sections(order, comparisons, reference):
-    sections = [(f"## Margins of {reference}",
-                 "Paired by turn; not told apart: the 95% interval holds 0.\n\n" + margin_text(comparisons, reference))]
+def margin_sections(order, comparisons, reference, runs):
+    paired = "Paired by turn; not told apart: the 95% interval holds 0."
+    if runs > 1:
+        paired += f" Means of {runs} runs of {reference}, which the intervals resample too."
+    sections = [(f"## Margins of {reference}", paired + "\n\n" + margin_text(comparisons, reference))]
     others = [s for s in order if not s.startswith(reference)]
     if comparisons and others:
         heading = f"## Margins of {reference} over {others[0]}, the best other system"

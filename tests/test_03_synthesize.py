@@ -1,6 +1,5 @@
 """03_synthesize.py: what every dialogue must be, resume, and that nothing of the test leaks into training."""
 
-import importlib
 import json
 import os
 import re
@@ -13,8 +12,7 @@ from conftest import ROOT
 
 from common import data
 from synthesis import simulate
-
-synthesize = importlib.import_module("03_synthesize")
+from synthesis.parse import problems
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +136,11 @@ def test_bare_tracks_can_be_asked_for():
 def test_validator_finds_each_fault(change, message):
     turns = [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]
     dialogue = {"turns": turns}
-    assert synthesize.problems(dialogue, list("abcd"), {"n"}) == []
+    assert problems(dialogue, list("abcd"), {"n"}, 4, 14) == []
     change(dialogue)
-    assert re.search(message, "; ".join(synthesize.problems(dialogue, list("abcd"), {"n"})))
+    assert re.search(message, "; ".join(problems(dialogue, list("abcd"), {"n"}, 4, 14)))
     few = {"turns": [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]}
-    assert "only 4 of 9 tracks" in synthesize.problems(few, list("abcdefghi"), set())[0]
+    assert "4 of 9 tracks" in problems(few, list("abcdefghi"), set(), 4, 14)[0]
 
 
 def test_killed_and_resumed_gives_the_same_files(folder, tmp_path):

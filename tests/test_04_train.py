@@ -420,3 +420,11 @@ def test_unknown_base_model(small, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["04_train.py", "--data-dir", str(small), "--base-model", "no/such-model"])
     with pytest.raises(SystemExit, match="--base-model no/such-model cannot be loaded"):
         train.main()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(small, monkeypatch):
+    for script, flags in (("04_train", []), ("05_infer", ["chat"])):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags, "--data-dir", str(small), "--device", "cuda"])
+        with pytest.raises(SystemExit, match="sees no GPU here"):
+            importlib.import_module(script).main()

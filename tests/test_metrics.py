@@ -118,3 +118,14 @@ def test_paired_difference():
     assert metrics.paired_difference(a, a - 0.1, groups) == pytest.approx((0.1, 0.1, 0.1))
     mean, low, high = metrics.paired_difference(a, a[::-1], groups)
     assert low < 0 < high and mean == pytest.approx(0, abs=1e-12)
+
+
+def test_bootstrap_over_runs():
+    """Two runs whose difference is all there is: resampling them gives (0, 0.5, 1) x their distance; one run is as before."""
+    values, groups = np.array([0.2, 0.2, 0.2, 0.2]), np.array(["a", "a", "b", "c"])
+    low, high = metrics.bootstrap_ci(np.stack([values, values + 1]), groups)
+    assert low == pytest.approx(0.2) and high == pytest.approx(1.2)
+    noisy = np.array([0.1, 0.9, 0.4, 0.3])
+    assert metrics.bootstrap_ci(noisy[None], groups) == metrics.bootstrap_ci(noisy, groups)
+    same = metrics.bootstrap_ci(np.stack([noisy, noisy]), groups)
+    assert same == pytest.approx(metrics.bootstrap_ci(noisy, groups))

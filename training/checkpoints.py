@@ -40,7 +40,10 @@ def write_whole(path, content):
     """
     temporary = path.with_suffix(".tmp")
     try:
-        torch.save(content, temporary)
+        with open(temporary, "wb") as f:
+            torch.save(content, f)
+            f.flush()
+            os.fsync(f.fileno())  # on the disk before it takes the name: a power cut leaves no empty checkpoint
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         temporary.unlink(missing_ok=True)
         kept = list_checkpoints(path.parent)

@@ -1,0 +1,320 @@
+"""03_synthesize.py audit: what there is to doubt in a file of dialogues, whoever wrote it.
+
+Everything is counted from words, with the rules below; they are meant to be read, and they miss what is said in other
+words. So the shares serve to compare files and to find examples, not as truths about single dialogues.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from common import data
+from synthesis.parse import speaks, words_of
+
+LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
+SHINGLE = 5          # words in a row that count as the same text
+NEAR = 0.5           # share of a dialogue's shingles (or tracks) that makes another one its near-duplicate
+CHANCE = 200         # random tracks, and instances of a rule at most, from which the share by chance is estimated
+
+# What a request speaks of: the lexicon's phrases of these kinds, these words besides, and what a pattern finds.
+FIELDS = {"audio": ("instrument", "vocal", "tempo", "mode"), "lyrics": ("theme",), "metadata": ("decade",), "tags": ("genre", "mood")}
+WORDS = {
+    "audio": "tempo bpm beat beats rhythm groove pace fast faster slow slower quick quicker loud louder quiet quieter soft softer bass "
+             "voice voices vocal vocals singing sung guitar guitars drum drums piano strings key chord chords melody production "
+             "acoustic instrumental instrument instruments sound",
+    "lyrics": "lyric lyrics words story stories verse verses chorus subject",
+    "metadata": "artist artists band bands album albums title called named released year years decade older newer earlier recent "
+                "popular famous hit hits underground sixties seventies eighties nineties",
+    "tags": "genre genres mood moods vibe vibes style atmosphere"}
+PATTERNS = {"lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.IGNORECASE),
+            "metadata": re.compile(r"\b(?:(?:19|20)\d\ds?|\d0s)\b")}
+LONGEST = 5          # words of a phrase
+CHANGE = re.compile(r"\b(something else|something (?:very |quite |totally |completely )?different|change of|time for a change|"
+                    r"change direction|switch|switching|different idea|new chapter|done with this|somewhere new|enough of that|"
+                    r"instead|let's move)\b", re.IGNORECASE)
+
+
+def year(track):
+    return int(str(track["release_date"])[:4]) if track["release_date"] else None
+
+
+def compare(field, holds):
+    """A rule over two tracks: None where the field of one is not known."""
+    def rule(before, now):
+        a, b = (year(t) if field == "year" else t[field] for t in (before, now))
+        return None if a is None or b is None else holds(a, b)
+    return rule
+
+
+ARTIST = "\ue000"  # stands for the name of the artist before
+# name: (what is said, whether the next track obeys, given the track before). Not counted after "not", "no" and the like.
+RULES = {
+    "another artist": (r"(?:another|different|other|new) (?:artist|band|singer|act)s?|(?:someone|somebody) else|"
+                       r"(?:enough|tired|sick) of " + ARTIST, compare("artist", lambda a, b: a != b)),
+    "the same artist": (r"(?:same|this) (?:artist|band|singer)|"
+                        r"(?:more|another|another one|something else|anything else) (?:by|from) (?:them|him|her)",
+                        compare("artist", lambda a, b: a == b)),
+    "another album": (r"(?:another|different|other) (?:album|record)", compare("album", lambda a, b: a != b)),
+    "the same album": (r"same (?:album|record)", compare("album", lambda a, b: a == b)),
+    "slower": (r"slower|slow (?:it|things) down|calmer in pace|too fast", compare("tempo", lambda a, b: b < a)),
+    "faster": (r"faster|quicker|speed (?:it|things) up|too slow", compare("tempo", lambda a, b: b > a)),
+    "older": (r"(?<!getting )(?<!growing )older", compare("year", lambda a, b: b < a)),
+    "newer": (r"newer|more recent", compare("year", lambda a, b: b > a)),
+    "in minor": (r"in (?:a )?minor(?: key)?", compare("key", lambda a, b: b.endswith("minor"))),
+    "in major": (r"in (?:a )?major(?: key)?", compare("key", lambda a, b: b.endswith("major")))}
+NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
+
+
+def side_phrases():
+    """{phrase: sides} of the words and phrases that speak of audio, lyrics, metadata or tags."""
+    found = {}
+    for side, words in WORDS.items():
+        phrases = {p for kind in FIELDS[side] for concept, entry in LEXICON[kind].items()
+                   for p in (concept, *(x for name in ("tags", "noun", "adj", "use", "with", "about") for x in entry.get(name, ())))}
+        for phrase in {*map(words_of, phrases), *words.split()}:
+            found.setdefault(phrase, set()).add(side)
+    return found
+
+
+def sides(query, target, phrases):
+    """The sides of the music that a request speaks of: a set. target: the track it asks for, or None; phrases: side_phrases()."""
+    words = words_of(query).split()
+    spoken = {" ".join(words[i:i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}
+    found = {side for side, pattern in PATTERNS.items() if pattern.search(query)}.union(*(phrases[p] for p in spoken if p in phrases))
+    if target and any(speaks(query, target[f]) for f in ("title", "artist", "album")):
+        found.add("metadata")
+    if target and any(words_of(tag) in spoken for tag in target["tags"]):
+        found.add("tags")
+    return found
+
+
+def schema_faults(dialogues, row_of):
+    """{fault: how often} of a list of dialogues as they stand in the file."""
+    faults = Counter()
+    for dialogue in dialogues:
+        turns = dialogue.get("turns")
+        faults["dialogue without an id"] += not dialogue.get("dialogue_id")
+        if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
+            faults["dialogue without turns"] += 1
+            continue
+        music = [t.get("music") for t in turns if t.get("music")]
+        faults["dialogue that plays a track twice"] += len(set(music)) < len(music)
+        faults["dialogue that ends on a rejected track"] += bool(turns[-1].get("rejected"))
+        for turn, after in zip(turns, [*turns[1:], {}]):
+            faults["turn without a query"] += not str(turn.get("query") or "").strip()
+            faults["turn without a track"] += not turn.get("music")
+            faults["turn without an answer"] += not str(turn.get("response") or "").strip()
+            named = {turn.get("music"), *(turn.get("targets") or [])} - {None}
+            faults["track that the catalogue does not have"] += sum(t not in row_of for t in named)
+            faults["two rejections in a row"] += bool(turn.get("rejected") and after.get("rejected"))
+    ids = Counter(d.get("dialogue_id") for d in dialogues)
+    faults["dialogue id that stands twice"] = sum(n > 1 for n in ids.values())
+    return dict(faults)
+
+
+def usable(dialogues, row_of):
+    """The dialogues that can be measured: [{playlist_id, turns: [(query, track_id or None, response, rejected, kind)]}]."""
+    kept = []
+    for d in dialogues:
+        turns = [t for t in d.get("turns") or [] if isinstance(t, dict) and str(t.get("query") or "").strip()]
+        turns = [(str(t["query"]), t.get("music") if t.get("music") in row_of else None, str(t.get("response") or ""),
+                  bool(t.get("rejected")), t.get("kind")) for t in turns]
+        if turns:
+            kept.append({"playlist_id": d.get("playlist_id"), "turns": turns})
+    return kept
+
+
+def describe(dialogues):
+    """The paper's Table 1, and the lengths of what is said."""
+    turns = [t for d in dialogues for t in d["turns"]]
+    words = {w for query, _, response, _, _ in turns for w in f"{query} {response}".lower().split()}
+    return {"dialogues": len(dialogues), "tracks": len({t[1] for t in turns} - {None}), "vocabulary": len(words),
+            "turns": len(turns), "turns a dialogue": len(turns) / len(dialogues),
+            "words a query": float(np.mean([len(t[0].split()) for t in turns])),
+            "words an answer": float(np.mean([len(t[2].split()) for t in turns])),
+            "queries that are said once only": sum(n == 1 for n in Counter(words_of(t[0]) for t in turns).values()) / len(turns)}
+
+
+def give_away(dialogues, track_of):
+    """Shares of the requests that say the title, or the artist, of the track that is then played; openings apart."""
+    found = {}
+    for name, part in (("first turns", [d["turns"][:1] for d in dialogues]), ("later turns", [d["turns"][1:] for d in dialogues])):
+        asked = [(query, track_of[music]) for turns in part for query, music, *_ in turns if music]
+        for field in ("title", "artist"):
+            found[f"{field}, {name}"] = float(np.mean([speaks(query, track[field]) for query, track in asked])) if asked else None
+    return found
+
+
+def coverage(dialogues, track_of):
+    """Shares of the requests that speak of each side of the music, of none, and of dialogues that have all four."""
+    phrases = side_phrases()
+    per_dialogue = [[sides(query, track_of.get(music), phrases) for query, music, *_ in d["turns"]] for d in dialogues]
+    flat = [found for dialogue in per_dialogue for found in dialogue]
+    shares = {side: sum(side in found for found in flat) / len(flat) for side in WORDS}
+    kinds = Counter(t[4] or "not known" for d in dialogues for t in d["turns"])
+    return shares | {"none of them": sum(not found for found in flat) / len(flat),
+                     "dialogues with all four": sum(len(set().union(*dialogue)) == 4 for dialogue in per_dialogue) / len(per_dialogue),
+                     "kinds, as the file names them": {kind: n / len(flat) for kind, n in kinds.most_common()}}
+
+
+def obedience(dialogues, track_of, tracks):
+    """{rule: asked, checked (both tracks known), obeyed (share), chance (share of random tracks that would obey)}."""
+    rng = np.random.default_rng(0)
+    others = [tracks[i] for i in rng.permutation(len(tracks))[:CHANCE]]
+    found = {}
+    for name, (said, rule) in RULES.items():
+        pattern = re.compile(rf"{NOT}\b(?:{said})(?!\w)", re.IGNORECASE)
+        asked, checked, obeyed, chances = 0, 0, 0, []
+        for d in dialogues:
+            for (_, before, *_), (query, now, *_) in zip(d["turns"], d["turns"][1:]):
+                before, now = track_of.get(before), track_of.get(now)
+                artist = (before or {}).get("artist")
+                if not pattern.search(query.replace(artist, ARTIST) if artist else query):
+                    continue
+                asked += 1
+                if before is None or now is None or rule(before, now) is None:
+                    continue
+                checked, obeyed = checked + 1, obeyed + bool(rule(before, now))
+                if len(chances) < CHANCE:
+                    by_chance = [rule(before, other) for other in others if other is not before]
+                    chances += [np.mean([x for x in by_chance if x is not None])] if any(x is not None for x in by_chance) else []
+        if asked:
+            found[name] = {"asked": asked, "checked": checked, "obeyed": obeyed / checked if checked else None,
+                           "chance": float(np.mean(chances)) if chances else None}
+    return found
+
+
+def directions(dialogues, track_of):
+    """Rejections and changes of direction: how many, and whether the next track is of another kind."""
+    turns = [t for d in dialogues for t in d["turns"]]
+    other = {True: [], False: []}
+    for d in dialogues:
+        for (_, before, _, rejected, _), (query, now, *_) in zip(d["turns"], d["turns"][1:]):
+            tags, tags_now = ({t.lower() for t in track_of[x]["tags"]} if x else set() for x in (before, now))
+            if not rejected and tags and tags_now:
+                other[bool(CHANGE.search(query))].append(not tags & tags_now)
+    return {"turns rejected": sum(t[3] for t in turns) / len(turns),
+            "dialogues with a rejection": sum(any(t[3] for t in d["turns"]) for d in dialogues) / len(dialogues),
+            "requests that change direction": sum(bool(CHANGE.search(t[0])) for t in turns) / len(turns),
+            "no tag in common, after a change (rejections left out)": float(np.mean(other[True])) if other[True] else None,
+            "no tag in common, after other requests": float(np.mean(other[False])) if other[False] else None}
+
+
+def shingles(dialogue):
+    """The set of SHINGLE words in a row in what is said in a dialogue."""
+    found = set()
+    for query, _, response, *_ in dialogue["turns"]:
+        for text in (query, response):
+            words = words_of(text).split()
+            found |= {" ".join(words[i:i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
+    return found
+
+
+def duplicates(train, dialogues):
+    """Shares of `dialogues` (of another file) that repeat what is in `train`. Only what `dialogues` have is kept in memory."""
+    texts = [shingles(d) for d in dialogues]
+    journeys = [{t[1] for t in d["turns"]} - {None} for d in dialogues]
+    where, played_in, repeated = {}, {}, set()
+    queries = {words_of(t[0]) for d in dialogues for t in d["turns"]}
+    for i, (text, journey) in enumerate(zip(texts, journeys)):
+        for shingle in text:
+            where.setdefault(shingle, []).append(i)
+        for track_id in journey:
+            played_in.setdefault(track_id, []).append(i)
+    near_text, near_journey = [0.0] * len(dialogues), [0.0] * len(dialogues)
+    for d in train:
+        common = Counter(i for shingle in shingles(d) for i in where.get(shingle, ()))
+        for i, n in common.items():
+            near_text[i] = max(near_text[i], n / len(texts[i]))
+        journey = {t[1] for t in d["turns"]} - {None}
+        for i, n in Counter(i for track_id in journey for i in played_in.get(track_id, ())).items():
+            near_journey[i] = max(near_journey[i], n / len(journey | journeys[i]))
+        repeated |= {words_of(t[0]) for t in d["turns"]} & queries
+    long = [words_of(t[0]) for d in dialogues for t in d["turns"] if len(t[0].split()) >= SHINGLE]
+    playlists = {d["playlist_id"] for d in train} - {None}
+    return {"playlist in both": sum(d["playlist_id"] in playlists for d in dialogues) / len(dialogues),
+            f"queries of {SHINGLE} words or more said in train": sum(q in repeated for q in long) / len(long) if long else None,
+            "dialogues with half their wording from one of train": sum(x >= NEAR for x in near_text) / len(dialogues),
+            "dialogues with half their tracks from one of train": sum(x >= NEAR for x in near_journey) / len(dialogues)}
+
+
+def cold(dialogues, warm):
+    """Shares of the tracks, and of the turns, whose track no training playlist has. warm: set of track ids."""
+    music = [t[1] for d in dialogues for t in d["turns"] if t[1]]
+    return {"tracks": len(set(music) - warm) / len(set(music)), "turns": sum(t not in warm for t in music) / len(music)} if music else {}
+
+
+# ---------------------------------------------------------------- the page
+
+SECTIONS = {"What there is": "table_1", "Schema and order: faults": "schema",
+            "Requests that name the track before it is played": "give_away", "What requests speak of": "coverage", "Rejections and changes of direction": "directions",
+            "Tracks that no training playlist has": "cold", "Repeated from train": "duplicates"}
+
+
+def shown(value):
+    """A cell: shares as per cent, counts as they are."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
+
+
+def markdown(report):
+    """The report as a Markdown page, files side by side."""
+    names, lines = list(report), ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted from words "
+                                  "(the rules stand in `synthesis/audit.py`)."]
+    for title, section in SECTIONS.items():
+        keys = list(dict.fromkeys(key for name in names for key, value in report[name].get(section, {}).items()
+                                  if not isinstance(value, dict)))
+        if not keys:
+            continue
+        lines += ["", f"## {title}", "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+        for key in keys:
+            cells = [report[name].get(section, {}).get(key) for name in names]
+            plain = section == "table_1" and not key.startswith("queries that")
+            lines.append(f"| {key} | " + " | ".join(f"{c:.1f}" if plain and isinstance(c, float) else shown(c) for c in cells) + " |")
+    lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed ones among those where both tracks' fields "
+              "are known; the share by chance.", "", "| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for rule in RULES:
+        cells = [report[name].get("obedience", {}).get(rule) for name in names]
+        if any(cells):
+            lines.append(f"| {rule} | " + " | ".join(f"{shown(c['obeyed'])} of {c['checked']} (chance {shown(c['chance'])})" if c else "-"
+                                                     for c in cells) + " |")
+    lines += ["", "Kinds, as the files name them:", ""]
+    for name in names:
+        kinds = report[name].get("coverage", {}).get("kinds, as the file names them", {})
+        lines += [f"- {name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())] if kinds else []
+    return "\n".join(lines) + "\n"
+
+
+def run(folder, files):
+    """Audit dialogue files; print, and write results/audit.md and results/audit.json. Raises SystemExit: a file is missing."""
+    tracks = data.load_tracks(folder)
+    track_of = {t["track_id"]: t for t in tracks}
+    has_playlists = (folder / "playlists.jsonl").is_file()
+    playlists = data.load_playlists(folder, track_of) if has_playlists else []
+    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
+    rows = {path.name: [row for _, row in data.read_jsonl(path, f"python 03_synthesize.py --data-dir {folder}")] for path in files}
+    if len(rows) < len(files):
+        raise SystemExit(f"--file: two files have the same name ({', '.join(map(str, files))}); the names tell them apart in the report")
+    kept = {name: usable(found, track_of) for name, found in rows.items()}
+    train = next((name for name in rows if "train" in name), None)
+    report = {}
+    for name, dialogues in kept.items():
+        report[name] = {"schema": schema_faults(rows[name], track_of)}
+        if not dialogues:
+            continue
+        report[name] |= {"table_1": describe(dialogues), "give_away": give_away(dialogues, track_of),
+                         "coverage": coverage(dialogues, track_of), "directions": directions(dialogues, track_of),
+                         "obedience": obedience(dialogues, track_of, tracks)}
+        if has_playlists:
+            report[name]["cold"] = cold(dialogues, warm)
+        if train and name != train:
+            report[name]["duplicates"] = duplicates(kept[train], dialogues)
+    page = markdown(report)
+    data.write_text(folder / "results" / "audit.md", page)
+    data.write_text(folder / "results" / "audit.json", json.dumps(report, indent=1) + "\n")
+    print(page)
+    print(f"wrote {folder}/results/audit.md and {folder}/results/audit.json")

@@ -1,0 +1,100 @@
+"""03_synthesize.py audit, on a handful of dialogues whose numbers can be counted by hand."""
+
+import importlib
+import json
+import sys
+
+import pytest
+from conftest import make_tracks
+
+from common import data
+from synthesis import audit
+
+synthesize = importlib.import_module("03_synthesize")
+
+
+def turn(query, music, response="Here it is.", **more):
+    return {"query": query, "music": music, "response": response, "targets": [music], "rejected": False, "kind": None} | more
+
+
+def dialogue(dialogue_id, playlist_id, *turns):
+    return {"dialogue_id": dialogue_id, "playlist_id": playlist_id, "meta": {}, "turns": list(turns)}
+
+
+TRACKS = [dict(track, title=title, artist=artist, tempo=tempo, key=key, release_date=year, tags=tags) for track, title, artist, tempo, key, year, tags in zip(
+    make_tracks(6), ("Paper Lanterns", "Night Ferry", "Home", "Copper Kettle", "Static Parade", "Wires"),
+    ("Odile Marsh", "Odile Marsh", "The Amber Line", "The Amber Line", "Anna", "Anna"), (80.0, 100.0, 120.0, 140.0, None, 90.0),
+    ("C major", "A minor", "C major", "A minor", None, "C minor"), ("1970", "1980", "1990", "2000-01-02", None, "2010"),
+    (["folk"], ["folk", "sad"], ["rock"], ["rock"], [], ["techno"]))]
+TRAIN = [dialogue("a", "p0", turn("Play Night Ferry by Odile Marsh.", "t1"), turn("The same artist, but slower.", "t0"),  # obeys both
+                  turn("Something else: older rock, by another artist.", "t2", rejected=True),                        # newer; another artist; no common tag
+                  turn("No, it's too fast. I've had enough of The Amber Line.", "t3")),                                # faster; the same artist
+         dialogue("b", "p1", turn("Faster, and I like the lyrics.", "t5"), turn("Not slower, in a minor key please.", "t4"))]
+TEST = [dialogue("c", "p0", turn("Play Night Ferry by Odile Marsh.", "t1"), turn("Hm.", "t0"), turn("Hm.", "t2")),
+        dialogue("d", "p2", turn("An unheard wish of quite another sort.", "t5"))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data.write_jsonl(tmp_path / "tracks.jsonl", TRACKS)
+    data.write_jsonl(tmp_path / "playlists.jsonl", [{"playlist_id": f"p{i}", "title": None, "split": split, "track_ids": ids} for i, (split, ids) in enumerate(
+        (("train", ["t0", "t1", "t2", "t3"]), ("train", ["t4"]), ("test", ["t5"])))])
+    for split, rows in (("train", TRAIN), ("valid", TRAIN), ("test", TEST)):
+        data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", rows)
+    return tmp_path
+
+
+def run(monkeypatch, folder, *more):
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "audit", "--data-dir", str(folder), *map(str, more)])
+    synthesize.main()
+    return json.loads((folder / "results" / "audit.json").read_text())
+
+
+def test_by_hand(folder, monkeypatch, capsys):
+    report = run(monkeypatch, folder)
+    train, test = report["dialogues_train.jsonl"], report["dialogues_test.jsonl"]
+    assert {k: train["table_1"][k] for k in ("dialogues", "tracks", "turns", "turns a dialogue")} == {
+        "dialogues": 2, "tracks": 6, "turns": 6, "turns a dialogue": 3.0}
+    words = {w for d in TEST for t in d["turns"] for w in f"{t['query']} {t['response']}".lower().split()}
+    assert test["table_1"]["vocabulary"] == len(words) == 17 and test["table_1"]["queries that are said once only"] == 0.5
+    assert train["give_away"] == {"title, first turns": 0.5, "artist, first turns": 0.5, "title, later turns": 0.0, "artist, later turns": 0.25}
+    assert train["obedience"] == {
+        "another artist": {"asked": 2, "checked": 2, "obeyed": 0.5, "chance": pytest.approx((4 / 5 + 4 / 5) / 2)},
+        "the same artist": {"asked": 1, "checked": 1, "obeyed": 1.0, "chance": pytest.approx(1 / 5)},
+        "slower": {"asked": 2, "checked": 2, "obeyed": 0.5, "chance": pytest.approx((2 / 4 + 3 / 4) / 2)},
+        "older": {"asked": 1, "checked": 1, "obeyed": 0.0, "chance": pytest.approx(0.0)},
+        "in minor": {"asked": 1, "checked": 0, "obeyed": None, "chance": None}}
+    assert train["directions"] == {"turns rejected": pytest.approx(1 / 6), "dialogues with a rejection": 0.5, "requests that change direction": pytest.approx(1 / 6),
+                                   "no tag in common, after a change (rejections left out)": 1.0, "no tag in common, after other requests": 0.0}
+    assert test["cold"] == {"tracks": 0.25, "turns": 0.25} and train["cold"]["tracks"] == pytest.approx(1 / 6)
+    assert test["duplicates"] == {"playlist in both": 0.5, "queries of 5 words or more said in train": 0.5,
+                                  "dialogues with half their wording from one of train": 0.5, "dialogues with half their tracks from one of train": 1.0}
+    assert report["dialogues_valid.jsonl"]["duplicates"] == {key: 1.0 for key in test["duplicates"]} and "duplicates" not in train
+    out = capsys.readouterr().out
+    assert (folder / "results" / "audit.md").read_text() in out and "| another artist | 50.0% of 2 (chance 80.0%) |" in out
+    assert "| in minor | - of 0 (chance -) |" in out
+
+
+@pytest.mark.parametrize("query, found", [
+    ("something slow with a cello", {"audio"}), ("a song about the sea", {"lyrics"}), ("What about this? How about that?", set()),
+    ("a jazz tune", {"tags"}), ("from the 80s, or 1975", {"metadata"}), ("Night Ferry", {"metadata"}), ("more from odile marsh", {"metadata"}),
+    ("anything really Folk-ish, folk", {"tags"}), ("sad words over a slow beat, from their first album", {"audio", "lyrics", "metadata", "tags"})])
+def test_sides(query, found):
+    assert audit.sides(query, TRACKS[1], audit.side_phrases()) == found
+
+
+def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):
+    bad = [dialogue("x", "p0", turn("a", "t0"), turn("b", "t0", rejected=True), turn("c", "t9", rejected=True)), dialogue("x", None, turn("", None, None)),
+           {"dialogue_id": "y", "turns": []}, {"turns": ["odd"]}, {"dialogue_id": "z", "conversations": []}]
+    data.write_jsonl(folder / "others.jsonl", bad)
+    report = run(monkeypatch, folder, "--file", folder / "others.jsonl")
+    assert {k: n for k, n in report["others.jsonl"]["schema"].items() if n} == {
+        "dialogue without turns": 3, "dialogue without an id": 1, "dialogue that plays a track twice": 1, "dialogue that ends on a rejected track": 1,
+        "turn without a query": 1, "turn without a track": 1, "turn without an answer": 1, "track that the catalogue does not have": 1,
+        "two rejections in a row": 1, "dialogue id that stands twice": 1}
+    assert report["others.jsonl"]["table_1"]["dialogues"] == 1 and "duplicates" not in report["others.jsonl"]
+
+
+def test_a_file_that_is_missing(folder, monkeypatch):
+    with pytest.raises(SystemExit, match="nothing.jsonl is missing"):
+        run(monkeypatch, folder, "--file", folder / "nothing.jsonl")

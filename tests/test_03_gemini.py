@@ -1,0 +1,459 @@
+"""03_synthesize.py --backend gemini against a server on this machine that speaks Gemini's REST form, and misbehaves.
+
+Two transports: `google` is the package itself (skipped where it is not installed), `plain` a few lines of requests in its
+place, so that all but those lines (tries, delays, journal, resuming, repairs) is tested everywhere.
+
+    python tests/test_03_gemini.py ARGS...      03_synthesize.py with the plain transport, for the test that kills it
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest
+import requests
+from conftest import ROOT, make_tracks
+
+from common import data
+from synthesis import asking, gemini
+
+synthesize = importlib.import_module("03_synthesize")
+KEY = "secret-key-12345"
+
+
+# ---------------------------------------------------------------- the server
+
+def good_turns(prompt):
+    """A flawless conversation for a prompt: every track of its playlist, a rejected one if there is any."""
+    handles = re.findall(r"^([PN]\d+) \|", prompt.split("NOW YOURS")[1], re.MULTILINE)
+    played = [h for h in handles if h[0] == "P"]
+    played[1:1] = [h for h in handles if h[0] == "N"][:1]
+    return [m for i, h in enumerate(played) for m in ({"role": "user", "content": f"a wish, number {i}"}, {"role": "music", "content": h, "rejected": h[0] == "N"},
+                                                      {"role": "assistant", "content": f"an answer, number {i}"})]
+
+
+class Server:
+    """behave: function (number of the prompt, counted from 0 as they come; how often it has come before) -> what to do."""
+
+    def __init__(self, behave=lambda number, before: "good", seconds=0.0):
+        self.behave, self.seconds, self.lock = behave, seconds, threading.Lock()
+        self.prompts, self.log, self.bodies, self.now, self.most = [], [], [], 0, 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        prompt = body["contents"][0]["parts"][0]["text"]
+        name = prompt.split("An earlier answer")[0].strip()  # the same dialogue, asked once more
+        with self.lock:
+            self.prompts += [name] * (name not in self.prompts)
+            number = self.prompts.index(name)
+            before = sum(n == number for n, *_ in self.log)
+            self.log.append((number, time.monotonic(), handler.path, prompt))
+            self.bodies.append((body, dict(handler.headers)))
+            self.now, what = self.now + 1, self.behave(number, before)
+            self.most = max(self.most, self.now)
+        time.sleep(1.5 if what == "hang" else self.seconds)
+        code, reply, headers = make_reply(what, prompt)
+        with self.lock:
+            self.now -= 1
+        reply = json.dumps(reply).encode() if isinstance(reply, dict) else reply.encode()
+        try:
+            handler.send_response(code)
+            for pair in {"Content-Type": "application/json", "Content-Length": str(len(reply)), **headers}.items():
+                handler.send_header(*pair)
+            handler.end_headers()
+            handler.wfile.write(reply)
+        except OSError:
+            pass  # nobody listens any more
+
+    def calls(self):
+        """{number of the prompt: how often it was asked}."""
+        return Counter(number for number, *_ in self.log)
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def make_reply(what, prompt):
+    """(status, body, headers) for one sort of behaviour."""
+    text = json.dumps(good_turns(prompt))
+    if what in ("429", "429 for long"):
+        delay = "0.4s" if what == "429" else "7200s"
+        return 429, {"error": {"code": 429, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED", "details": [
+            {"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]}}, {}
+    if what == "503, Retry-After":
+        return 503, {"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}, {"Retry-After": "0.3"}
+    if what in ("500", "400", "403", "404"):
+        return int(what), {"error": {"code": int(what), "message": f"API key not valid: {KEY}", "status": "INTERNAL"}}, {}
+    usage = {"promptTokenCount": 1000, "candidatesTokenCount": 200, "totalTokenCount": 1250}  # 50 thought
+    if what == "not JSON":
+        return 200, "<html>what?</html>", {}
+    if what == "empty":
+        return 200, {"candidates": [], "usageMetadata": usage}, {}
+    if what == "prompt blocked":
+        return 200, {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 1000, "totalTokenCount": 1000}}, {}
+    if what == "answer blocked":
+        return 200, {"candidates": [{"content": {}, "finishReason": "SAFETY", "index": 0}], "usageMetadata": usage}, {}
+    if what == "truncated":
+        text = text[:int(0.8 * len(text))]
+    if what == "prose":
+        text = f"Sure! Here is the conversation:\n```json\n{text}\n```\nEnjoy."
+    if what == "unknown id":
+        text = text.replace('"P2"', '"P77"')
+    if what == "surrogate":
+        text = text.replace("an answer, number 0", "\\ud83d an answer")
+    reason = "MAX_TOKENS" if what == "truncated" else "STOP"
+    half = len(text) // 2  # an answer may come in several parts
+    return 200, {"candidates": [{"content": {"parts": [{"text": text[:half]}, {"text": text[half:]}], "role": "model"}, "finishReason": reason,
+                                 "index": 0}], "usageMetadata": usage, "modelVersion": "a field that nobody knows"}, {}
+
+
+def plain_make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
+    """In place of gemini.make_call, without the package."""
+    def named(value):
+        return SimpleNamespace(name=value) if value else None
+
+    def call(prompt):
+        try:
+            found = requests.post(f"{endpoint}/v1beta/models/{model}:generateContent", headers={"x-goog-api-key": key}, timeout=timeout, json={
+                "contents": [{"parts": [{"text": prompt}], "role": "user"}], "generationConfig": {"responseMimeType": "application/json"}})
+            body = found.json()
+        except requests.exceptions.Timeout:
+            raise gemini.Trouble(None, f"no answer within {timeout} s")
+        except requests.exceptions.RequestException as error:
+            raise gemini.Trouble(None, gemini.clean(str(error), key))
+        if found.status_code >= 400:
+            raise gemini.Trouble(found.status_code, gemini.clean(body["error"]["message"], key), gemini.server_delay(body["error"].get("details"), found.headers))
+        usage = body["usageMetadata"]
+        candidates = [SimpleNamespace(finish_reason=named(c["finishReason"]), content=SimpleNamespace(
+            parts=[SimpleNamespace(**part) for part in c["content"].get("parts", ())])) for c in body.get("candidates", ())]
+        return gemini.read_answer(SimpleNamespace(
+            usage_metadata=SimpleNamespace(prompt_token_count=usage["promptTokenCount"], candidates_token_count=usage.get("candidatesTokenCount", 0),
+                                           total_token_count=usage["totalTokenCount"]),
+            prompt_feedback=SimpleNamespace(block_reason=named(body.get("promptFeedback", {}).get("blockReason"))), candidates=candidates))
+    return call
+
+
+# ---------------------------------------------------------------- running it
+
+@pytest.fixture(params=["plain", "google"])
+def transport(request, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if request.param == "plain":
+        monkeypatch.setattr(gemini, "make_call", plain_make_call)
+    else:
+        pytest.importorskip("google.generativeai", reason="google-generativeai is not installed")
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    return request.param
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(Server(*args, **kwargs))
+        return servers[-1]
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """60 tracks; 12 training playlists of 7 tracks, one of valid and one of test, of 13; all of 7 artists, so that there are negatives."""
+    data.write_jsonl(tmp_path / "tracks.jsonl", make_tracks(60))
+    splits = ["train"] * 12 + ["valid", "test"]
+    data.write_jsonl(tmp_path / "playlists.jsonl", [
+        {"playlist_id": f"p{i}", "title": None, "modified_at": None, "split": split,
+         "track_ids": [f"t{(5 * i + j) % 60}" for j in range(7 if split == "train" else 13)]} for i, split in enumerate(splits)])
+    return tmp_path
+
+
+def flags(folder, server, n=3, **more):
+    given = {"data-dir": folder, "backend": "gemini", "api-endpoint": server.url, "n-train": n, "n-valid": 1, "n-test": 1, "concurrency": 1,
+             "requests-per-minute": 0, "timeout": 0.5, "tries": 3, "price-in": 2, "price-out": 10} | more
+    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def run(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", *arguments])
+    synthesize.main()
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in open(folder / name, encoding="utf-8")]
+
+
+def summary(folder):
+    return json.loads((folder / "runs" / "03_synthesize.json").read_text())["summary"]
+
+
+def test_good_answers(transport, serve, folder, monkeypatch, capsys):
+    server = serve()
+    run(monkeypatch, flags(folder, server, n=20, model="some-model"))
+    row_of = {f"t{i}": i for i in range(60)}
+    found = data.load_dialogues(folder / "dialogues_train.jsonl", row_of)
+    assert [d["dialogue_id"] for d in found] == [f"train-{i}" for i in range(20)]
+    playlists = {p["playlist_id"]: p for p in rows(folder, "playlists.jsonl")}
+    for d in found:
+        assert d["meta"] == {"backend": "gemini", "model": "some-model", "sampled": 7} and playlists[d["playlist_id"]]["split"] == "train"
+        assert [t["rejected"] for t in d["turns"]] == [False, True] + [False] * 6
+        assert [t["music"] for t in d["turns"] if not t["rejected"]] == playlists[d["playlist_id"]]["track_ids"]
+        assert d["turns"][1]["music"] not in playlists[d["playlist_id"]]["track_ids"] and d["turns"][2]["kind"] == "after_rejection"
+        assert d["turns"][0]["query"] == "a wish, number 0" and d["turns"][7]["response"] == "an answer, number 7"
+    assert len(data.load_dialogues(folder / "dialogues_test.jsonl", row_of)[0]["turns"]) == 14
+    assert rows(folder, "dialogues_rejected.jsonl") == [] and not list(folder.glob("*.part"))
+    told = summary(folder)
+    assert (told["made"], told["tokens_in"], told["tokens_out"]) == (22, 22000, 22 * 250)  # thinking is paid for
+    assert told["cost"] == pytest.approx(22 * (1000 * 2 + 250 * 10) / 1e6)
+    out = capsys.readouterr().out
+    assert "made 22 (repaired 0), rejected 0" in out and "$0.0990" in out and "dialogues a minute" in out and KEY not in out
+    assert len(server.log) == 22 and {path.partition("?")[0] for _, _, path, _ in server.log} == {"/v1beta/models/some-model:generateContent"}
+    config, headers = server.bodies[0][0]["generationConfig"], {k.lower(): v for k, v in server.bodies[0][1].items()}
+    assert headers["x-goog-api-key"] == KEY and config["responseMimeType"] == "application/json"
+    if transport == "google":
+        assert config["responseSchema"]["items"]["required"] == ["role", "content"] and config["temperature"] == 1.0
+    run(monkeypatch, flags(folder, server, n=20, model="some-model", concurrency=5))
+    assert "already done" in capsys.readouterr().out and len(server.log) == 22
+
+
+@pytest.mark.parametrize("what, tries, notes", [
+    ("429", 2, None), ("503, Retry-After", 2, None), ("500", 2, None), ("hang", 2, None), ("not JSON", 2, None),
+    ("prose", 1, ["fences"]), ("truncated", 1, ["cut off"]), ("surrogate", 1, None),
+    ("empty", 2, "no candidate"), ("answer blocked", 2, "answer blocked: SAFETY"), ("unknown id", 2, "unknown id: 'P77'")])
+def test_one_misbehaviour(transport, serve, folder, monkeypatch, what, tries, notes):
+    """The second dialogue's first call goes wrong. In the end all dialogues are there, and nothing is asked for in vain."""
+    server = serve(lambda number, before: what if (number, before) == (1, 0) else "good")
+    run(monkeypatch, flags(folder, server))
+    assert server.calls() == {0: 1, 1: tries, 2: 1, 3: 1, 4: 1}
+    found, told = rows(folder, "dialogues_train.jsonl"), summary(folder)
+    assert [d["dialogue_id"] for d in found] == ["train-0", "train-1", "train-2"] and told["rejected"] == 0
+    times = [when for number, when, *_ in server.log if number == 1]
+    if what == "429":
+        assert times[1] - times[0] >= 0.4
+    if what == "503, Retry-After":
+        assert 0.3 <= times[1] - times[0] < 0.7  # what the server says, not the 0.75 s and more of the back-off
+    if what in ("500", "hang", "not JSON"):
+        assert times[1] - times[0] >= 0.75
+    if isinstance(notes, list):
+        assert [note.partition(":")[0] for note in found[1]["meta"]["repaired"]] == notes and told["repaired"] == 1
+    elif notes:
+        assert told["asked_twice"] == 1 and list(told["first_answers_refused"]) == [notes.partition(":")[0]]
+        again = [prompt for number, _, _, prompt in server.log if number == 1][1]
+        assert f"An earlier answer could not be used ({notes}" in again
+    assert told["tokens_in"] == 1000 * (5 + (tries - 1) * (notes is not None))  # calls that failed cost nothing
+    if what == "surrogate":
+        assert found[1]["turns"][0]["response"] == "? an answer"
+
+
+def test_what_cannot_be_had_is_set_aside(transport, serve, folder, monkeypatch, capsys):
+    bad = {0: "prompt blocked", 1: "unknown id", 2: "empty"}
+    server = serve(lambda number, before: bad.get(number, "good"))
+    run(monkeypatch, flags(folder, server, n=5))
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == ["train-3", "train-4"]
+    rejected = rows(folder, "dialogues_rejected.jsonl")
+    assert [(r["dialogue_id"], r["reasons"]) for r in rejected] == [
+        ("train-0", ["prompt blocked: SAFETY"]), ("train-1", ["unknown id: 'P77'"] * 2), ("train-2", ["no candidate: an empty list"] * 2)]
+    assert rejected[0]["answers"] == [None] and all("P77" in answer for answer in rejected[1]["answers"])
+    assert server.calls() == {0: 1, 1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1}  # a blocked prompt is not tried again
+    assert summary(folder)["reasons"] == {"prompt blocked": 1, "unknown id": 1, "no candidate": 1}
+    assert "rejected: " in capsys.readouterr().out
+
+
+def test_nothing_usable(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "unknown id")
+    with pytest.raises(SystemExit, match="no train dialogue could be used.*dialogues_rejected.jsonl"):
+        run(monkeypatch, flags(folder, server))
+    assert len(rows(folder, "dialogues_rejected.jsonl")) == 5 and not (folder / "dialogues_train.jsonl").exists()
+    with pytest.raises(SystemExit, match="no train dialogue"):
+        run(monkeypatch, flags(folder, server))
+    assert len(server.log) == 10  # nor is it paid for again
+
+
+@pytest.mark.parametrize("what", ["400", "403", "404", "429 for long", "429"])
+def test_a_refusal_ends_the_run_and_a_rerun_goes_on(transport, serve, folder, monkeypatch, capsys, what):
+    refusing = {"now": True}
+    server = serve(lambda number, before: what if number >= 2 and refusing["now"] else "good")
+    words = {"429 for long": "asks to wait 7200 s", "429": "refused 3 times.*--requests-per-minute"}.get(what, f"refuses the request: {what}")
+    with pytest.raises(SystemExit, match=words) as stopped:
+        run(monkeypatch, flags(folder, server, n=5))
+    assert KEY not in str(stopped.value) + capsys.readouterr().err and "the same command goes on" in str(stopped.value)
+    assert server.calls()[2] == (3 if what == "429" else 1) and 3 not in server.calls()
+    refusing["now"] = False
+    run(monkeypatch, flags(folder, server, n=5))
+    assert server.calls()[0] == server.calls()[1] == 1 and len(rows(folder, "dialogues_train.jsonl")) == 5
+    assert summary(folder)["tokens_in"] == 7000
+
+
+def test_a_server_that_is_down_is_given_up(transport, serve, folder, monkeypatch):
+    down = {"now": True}
+    server = serve(lambda number, before: "500" if down["now"] else "good")
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    with pytest.raises(SystemExit, match="4 calls in a row had no answer; the last: 500"):
+        run(monkeypatch, flags(folder, server, n=12))
+    assert len(server.log) == 4 * 3 and rows(folder, "dialogues_train.jsonl.part") == []
+    down["now"] = False
+    run(monkeypatch, flags(folder, server, n=12))
+    assert len(rows(folder, "dialogues_train.jsonl")) == 12
+
+
+def test_a_prompt_that_the_server_chokes_on_is_set_aside(transport, serve, folder, monkeypatch):
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    server = serve(lambda number, before: "500" if number == 1 else "good")
+    run(monkeypatch, flags(folder, server, n=4))
+    assert [r["reasons"] for r in rows(folder, "dialogues_rejected.jsonl")][0][0].startswith("no answer: 500")
+    assert server.calls()[1] == 2 * 3 and len(rows(folder, "dialogues_train.jsonl")) == 3
+
+
+def test_concurrency_and_rate(transport, serve, folder, monkeypatch):
+    server = serve(seconds=0.15)
+    run(monkeypatch, flags(folder, server, n=12, concurrency=4))
+    assert 2 <= server.most <= 4
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == [f"train-{i}" for i in range(12)]  # whoever answers first
+    slow = serve()
+    run(monkeypatch, [*flags(folder, slow, n=6, concurrency=4, requests_per_minute=600), "--no-resume"])
+    times = sorted(when for _, when, *_ in slow.log)[:6]
+    assert times[-1] - times[0] >= 0.9 * 5 * 0.1
+
+
+def test_a_429_holds_all_threads_back(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "429" if (number, before) == (0, 0) else "good", seconds=0.1)
+    run(monkeypatch, flags(folder, server, n=12, concurrency=2))
+    times = sorted(when for _, when, *_ in server.log)
+    assert max(b - a for a, b in zip(times, times[1:])) >= 0.3
+    assert server.calls()[0] == 2 and sum(server.calls().values()) == 15
+
+
+def driver(folder, server):
+    return [sys.executable, str(Path(__file__).resolve()), *flags(folder, server, n=24, concurrency=3, timeout=5)]
+
+
+def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
+    server = serve(seconds=0.1)
+    environment = os.environ | {"GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    process = subprocess.Popen(driver(folder, server), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = folder / "dialogues_train.jsonl.part"
+    while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") >= 6):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() != 0, "the run ended before it could be killed"
+    kept = {row["number"] for row in rows(folder, part.name)}
+    assert 6 <= len(kept) < 24
+    with open(part, "ab") as f:
+        f.write(b'{"number": 23, "half a li')
+    asked_before, prompts_before = server.calls(), len(server.log)
+    done = subprocess.run(driver(folder, server), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    again = {number for number, *_ in server.log[prompts_before:]} & set(asked_before)
+    assert len(again) <= 3  # the calls that were in flight
+    assert sum(asked_before.values()) - len(kept) == len(again) and len(server.log) == 26 + len(again)
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == [f"train-{i}" for i in range(24)]
+    assert summary(folder)["made"] == 26 and summary(folder)["tokens_in"] == 26000
+
+
+def test_killed_between_the_first_and_the_second_answer(transport, serve, folder, monkeypatch):
+    """The first answer, of no use, was paid for: the rerun asks only for the second, and says why."""
+    server = serve()
+    run(monkeypatch, flags(folder, server, n=2))
+    journal = [{"number": 0, "attempt": 1, "in": 7, "out": 3, "verdict": "ask again", "notes": ["less than half: 1 of 7"], "turns": [], "answer": "[]"}]
+    asked = len(server.log)
+    for split in data.SPLITS:
+        (folder / f"dialogues_{split}.jsonl").unlink()
+    data.write_jsonl(folder / "dialogues_train.jsonl.part", journal)
+    run(monkeypatch, flags(folder, server, n=2))
+    complaints = ["(less than half: 1 of 7)" in prompt for *_, prompt in server.log[asked:]]
+    assert complaints == [True, False, False, False]
+    assert summary(folder)["tokens_in"] == 7 + 4000 and summary(folder)["asked_twice"] == 1
+
+
+def test_a_changed_file_is_not_paid_for_again(transport, serve, folder, monkeypatch):
+    server = serve()
+    run(monkeypatch, flags(folder, server, n=2))
+    whole = (folder / "dialogues_train.jsonl").read_bytes()
+    data.write_jsonl(folder / "dialogues_train.jsonl", rows(folder, "dialogues_train.jsonl")[:1])
+    with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*--no-resume"):
+        run(monkeypatch, flags(folder, server, n=2))
+    (folder / "dialogues_train.jsonl").write_bytes(whole)
+    run(monkeypatch, flags(folder, server, n=2))
+    assert len(server.log) == 4
+    run(monkeypatch, [*flags(folder, server, n=2), "--no-resume"])
+    assert len(server.log) == 8 and len(rows(folder, "dialogues_train.jsonl")) == 2
+
+
+def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
+    server = serve()
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    before = sorted(folder.rglob("*"))
+    run(monkeypatch, [*flags(folder, server, n=100), "--show-prompt"])
+    out = capsys.readouterr().out
+    assert "NEGATIVE SET\nN1 | title: Song" in out and "\nP7 | title: Song" in out and server.log == [] and sorted(folder.rglob("*")) == before
+    calls, tokens_in, tokens_out, dollars = re.search(r"([\d,]+) calls, about ([\d,]+) tokens in and ([\d,]+) out.*about \$([\d.]+)$", out.strip()).groups()
+    tokens_in, tokens_out = (int(x.replace(",", "")) for x in (tokens_in, tokens_out))
+    assert calls == "102" and tokens_out == 110 * (100 * 7 + 2 * 13)
+    assert 0.9 < tokens_in / (102 * len(out) / 4) < 1.2  # the prompt shown is nearly all of the output
+    assert float(dollars) == pytest.approx((tokens_in * 2 + tokens_out * 10) / 1e6, abs=0.01)
+    with pytest.raises(SystemExit, match="GEMINI_API_KEY"):
+        run(monkeypatch, flags(folder, server))
+    assert not (folder / "runs").exists()
+
+
+def test_without_the_package(folder, monkeypatch):
+    monkeypatch.setenv("GOOGLE_API_KEY", KEY)
+    monkeypatch.setitem(sys.modules, "google.generativeai", None)
+    with pytest.raises(SystemExit, match="pip install google-generativeai==0.8.6"):
+        run(monkeypatch, ["--data-dir", str(folder), "--backend", "gemini", "--n-train", "1"])
+
+
+@pytest.mark.parametrize("details, headers, seconds", [
+    ([{"@type": "x"}, {"retryDelay": "34.074824224s"}], {}, 34.074824224), ([{"retryDelay": "0s"}], {"Retry-After": "9"}, 0.0),
+    ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, None), (None, None, None), (["odd"], {}, None)])
+def test_server_delay(details, headers, seconds):
+    assert gemini.server_delay(details, headers) == seconds
+
+
+def test_stopping_wakes_the_sleepers():
+    limiter, start = asking.RateLimit(1), time.monotonic()
+    limiter.wait()
+    threading.Timer(0.1, limiter.stop.set).start()
+    with pytest.raises(asking.Stop):
+        limiter.wait()  # would be a minute
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
+    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more")])
+def test_arguments(folder, monkeypatch, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, ["--data-dir", str(folder), *arguments])
+
+
+if __name__ == "__main__":
+    gemini.make_call = plain_make_call
+    synthesize.main()

@@ -1,0 +1,111 @@
+"""03_synthesize.py --backend local: a tiny Llama with random weights, whose answers can only be garbage, and a stand-in that writes well."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from conftest import make_tracks
+from test_03_gemini import good_turns
+
+from common import data
+from demo.tiny_llama import tiny_llama, tiny_tokenizer
+from synthesis import asking, local, prompt
+
+synthesize = importlib.import_module("03_synthesize")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer([prompt.TEMPLATE.read_text(encoding="utf-8")], vocab_size=1500)
+    tiny_llama(tokenizer).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data.write_jsonl(tmp_path / "tracks.jsonl", make_tracks(30))
+    data.write_jsonl(tmp_path / "playlists.jsonl", [{"playlist_id": f"p{i}", "title": None, "modified_at": None, "split": split,
+                     "track_ids": [f"t{(5 * i + j) % 30}" for j in range(5)]} for i, split in enumerate(["train"] * 3 + ["valid", "test"])])
+    return tmp_path
+
+
+def run(monkeypatch, folder, model, *more):
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "--data-dir", str(folder), "--backend", "local", "--model", str(model), "--n-train", "3",
+                                      "--n-valid", "1", "--n-test", "1", "--max-new-tokens", "24", *more])
+    synthesize.main()
+
+
+def test_garbage_is_rejected_with_reasons(model_dir, folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="no train dialogue could be used"):
+        run(monkeypatch, folder, model_dir, "--batch-size", "2")
+    rejected = [json.loads(line) for line in open(folder / "dialogues_rejected.jsonl", encoding="utf-8")]
+    assert [r["dialogue_id"] for r in rejected] == ["train-0", "train-1", "train-2", "valid-0", "test-0"]
+    for r in rejected:
+        assert len(r["reasons"]) == 2 and all(reason.startswith("no JSON") for reason in r["reasons"])
+        assert len(r["answers"]) == 2 and r["answers"][0] != r["answers"][1]
+    out = capsys.readouterr().out
+    assert "made 0 (repaired 0), rejected 5, asked twice 5" in out and "rejected: no JSON 5" in out
+    journal = asking.read_journal(folder / "dialogues_train.jsonl.part")
+    assert all(0 < line["out"] <= 24 < line["in"] for lines in journal.values() for line in lines)
+
+
+def test_a_model_that_writes_well(folder, monkeypatch):
+    batches = []
+
+    def generate(model, tokenizer, prompts, seeds, max_new, temperature, top_p):
+        batches.append(len(prompts))
+        return [asking.Answer(json.dumps(good_turns(text)), 100, 50) for text in prompts]
+
+    monkeypatch.setattr(local, "load_model", lambda name, device: (None, None))
+    monkeypatch.setattr(local, "generate", generate)
+    run(monkeypatch, folder, "some/model", "--batch-size", "2")
+    found = data.load_dialogues(folder / "dialogues_train.jsonl", {f"t{i}": i for i in range(30)})
+    assert len(found) == 3 and batches == [2, 1, 1, 1] and found[0]["meta"] == {"backend": "local", "model": "some/model", "sampled": 5}
+    assert (folder / "dialogues_rejected.jsonl").read_text() == ""
+    record = json.loads((folder / "runs" / "03_synthesize.json").read_text())
+    assert record["summary"]["tokens_in"] == 500 and record["summary"]["cost"] is None
+
+
+def test_an_answer_depends_on_its_seed_and_not_on_its_batch(model_dir):
+    model, tokenizer = local.load_model(str(model_dir), "cpu")
+    prompts = ["something slow", "a longer wish, about the sea and the boats on it", "x"]
+    together = local.generate(model, tokenizer, prompts, [1, 2, 3], 12, 1.0, 0.95)
+    alone = [local.generate(model, tokenizer, [text], [seed], 12, 1.0, 0.95)[0] for text, seed in zip(prompts, (1, 2, 3))]
+    assert together == alone
+    assert local.generate(model, tokenizer, prompts[:1], [4], 12, 1.0, 0.95)[0].text != alone[0].text
+    greedy = [local.generate(model, tokenizer, prompts[:1], [seed], 12, 0.0, 1.0)[0].text for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_sampling_by_hand():
+    """Probabilities .5, .3, .15, .05: shares of 20,000 draws within four standard errors; top-p .75 leaves .625 and .375."""
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(20000, 1)
+    generator = torch.Generator().manual_seed(0)
+    for top_p, expected in ((1.0, [0.5, 0.3, 0.15, 0.05]), (0.75, [0.625, 0.375, 0, 0])):
+        drawn = local.Sampler([generator] * 20000, 1.0, top_p)(None, logits).argmax(-1).bincount(minlength=4) / 20000
+        assert torch.allclose(drawn, torch.tensor(expected), atol=4 * 0.0036), drawn
+    cold = local.Sampler([generator] * 20000, 0.5, 1.0)(None, logits).argmax(-1).bincount(minlength=4) / 20000
+    assert torch.allclose(cold, torch.tensor([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=4 * 0.0036), cold  # squares
+
+
+def test_nothing_in_a_prompt_is_a_special_token(model_dir):
+    _, tokenizer = local.load_model(str(model_dir), "cpu")
+    plain, spiked = (local.prompt_ids(tokenizer, text) for text in ("a title", "a <|eot_id|> title"))
+    end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert plain.count(end) == spiked.count(end) and len(spiked) > len(plain)
+    assert "a <|eot_id|> title" in tokenizer.decode(spiked)
+
+
+def test_a_context_that_is_too_short(model_dir, folder, monkeypatch):
+    with pytest.raises(SystemExit, match="a prompt of .* tokens leaves .* --lyrics-words.*the same command goes on"):
+        run(monkeypatch, folder, model_dir, "--max-new-tokens", "20000")
+
+
+def test_a_model_that_is_not_there(folder, monkeypatch):
+    with pytest.raises(SystemExit, match="cannot be loaded"):
+        run(monkeypatch, folder, folder / "nothing")
+    assert not (folder / "runs").exists()

@@ -1,0 +1,197 @@
+"""synthesis/prompt.py and synthesis/parse.py: what an LLM is asked, and what is made of its answers, good and bad."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import make_tracks
+
+from synthesis import parse, prompt
+
+PLAYED = [dict(track, title=title, artist=artist) for track, title, artist in zip(make_tracks(6), (
+    "Paper Lanterns", "Night Ferry", "Home", "Copper Kettle (Live)", "Static Parade", "Wires"), ("Odile Marsh", "The Amber Line") * 3)]
+SHOWN = {"P1": PLAYED[0], "P2": PLAYED[1], "P3": PLAYED[2], "P4": PLAYED[3], "N1": PLAYED[4], "N2": PLAYED[5]}
+
+
+def message(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+def conversation(handles=("P1", "N1", "P2", "P3"), answers={}, queries={}):
+    """Messages in the right order; answers, queries: {turn from 1: what is said instead}."""
+    found = []
+    for number, handle in enumerate(handles, 1):
+        found += [message("user", queries.get(number, f"something new, number {number}")),
+                  message("music", handle, rejected=handle[0] == "N"),
+                  message("assistant", answers.get(number, f"a quiet one for you, number {number}"))]
+    return found
+
+
+def verdict(messages):
+    return parse.judge(messages if isinstance(messages, str) else json.dumps(messages), SHOWN)
+
+
+# ---------------------------------------------------------------- good answers
+
+def test_a_good_answer():
+    found = verdict(conversation())
+    assert found.state == "ok" and found.notes == []
+    assert [t["music"] for t in found.turns] == ["t0", "t4", "t1", "t2"]
+    assert found.turns[1] == {"query": "something new, number 2", "music": "t4", "response": "a quiet one for you, number 2", "targets": ["t4"],
+                              "rejected": True, "kind": None}
+    assert [t["kind"] for t in found.turns] == [None, None, "after_rejection", None]
+
+
+def test_the_example_of_the_prompt_is_a_good_answer():
+    text = prompt.TEMPLATE.read_text(encoding="utf-8")
+    example = text[text.index("EXAMPLE"):text.index("NOW YOURS")]
+    shown = {}
+    for line in re.findall(r"^[PN]\d \| .*$", example, re.MULTILINE):
+        handle, *fields = line.split(" | ")
+        fields = dict(field.split(": ", 1) for field in fields)
+        shown[handle] = make_tracks(1)[0] | {"track_id": handle, "title": fields["title"], "artist": fields["artist"], "album": fields["album"]}
+    assert sorted(shown) == ["N1", "P1", "P2", "P3"]
+    found = parse.judge(example.split("ANSWER\n")[1], shown)
+    assert (found.state, found.notes) == ("ok", []) and [t["music"] for t in found.turns] == ["P1", "N1", "P2", "P3"]
+    assert [t["kind"] for t in found.turns] == ["title", None, "after_rejection", None]
+
+
+GOOD = json.dumps(conversation())
+
+
+@pytest.mark.parametrize("text, note", [
+    (f"```json\n{GOOD}\n```", "fences"), (f"```\n{GOOD}", "fences"),
+    (f"Here is [the] conversation:\n{GOOD}\nI hope it helps!", "prose around the JSON"),
+    (f"<think>A list [ {{\"role\" ... or so</think>{GOOD}", None),
+    (json.dumps({"conversation": conversation()}), "list inside an object"),
+    (GOOD[:-1] + ",]", "loose JSON"), (GOOD.replace("a quiet one for you, number 3", "a quiet\none"), None),
+    (GOOD[:-30], "cut off: after message 11"), (GOOD[:-1], "cut off: after message 12"),
+    (GOOD.replace('"user"', '"Listener"').replace('"assistant"', '"AI"'), "role names"),
+    (GOOD.replace('"P2"', '"P2: Night Ferry by The Amber Line"'), "id with something around it"),
+    (GOOD.replace('"P2"', '"night ferry"'), "id with something around it"), (GOOD.replace('"P2"', '"p2"'), "id with something around it"),
+    (json.dumps([message("system", "You are"), *conversation()]), "system message left out"),
+    (json.dumps([message("assistant", "Hello!"), *conversation()]), "greeting left out"),
+    (json.dumps([*conversation(), message("user", "Thanks!"), message("assistant", "Bye!")]), "closing words left out"),
+    (json.dumps(conversation(("P1", "P2", "P3", "N1"))), "last turn, rejected, left out")])
+def test_repairs(text, note):
+    found = verdict(text)
+    assert found.state == ("repaired" if note else "ok") and found.notes == [note] * bool(note), found.notes
+    kept = 3 if note in ("cut off: after message 11", "last turn, rejected, left out") else 4
+    assert len(found.turns) == kept and not found.turns[-1]["rejected"]
+    assert all(t["query"].startswith("something new") and t["response"].startswith("a quiet") for t in found.turns)
+
+
+def test_the_answer_before_the_track_is_put_behind_it():
+    swapped = conversation()
+    for i in range(0, 12, 3):
+        swapped[i + 1], swapped[i + 2] = swapped[i + 2], swapped[i + 1]
+    found = verdict(swapped)
+    assert found.notes == ["answer before the track"] and found.turns == verdict(conversation()).turns
+    split = conversation()
+    split[2:3] = [message("assistant", "Sure."), message("assistant", "This is it.")]
+    assert verdict(split).turns[0]["response"] == "Sure. This is it." and verdict(split).notes == ["two answers joined"]
+
+
+# ---------------------------------------------------------------- answers to ask anew for
+
+def without(i):
+    return [m for j, m in enumerate(conversation()) if j != i]
+
+
+def changed(i, **fields):
+    found = conversation()
+    found[i] = found[i] | fields
+    return found
+
+
+@pytest.mark.parametrize("answer, reason", [
+    ("", "no JSON: an empty answer"), ("I cannot help with that.", "no JSON: 'I cannot"), ("[]", "no list of messages: an empty one"),
+    ('{"a": 1}', "no list of messages"), ("[1, 2, 3]", "not a message"), ('[{"role": "user", "content": "he', "no JSON: it breaks off"),
+    (GOOD[:len(GOOD) // 3], "less than half: 1 of 4"),
+    (changed(1, content="P9"), "unknown id: 'P9'"), (changed(1, content="Some Song"), "unknown id"), (changed(1, content="P1 or P2"), "unknown id"),
+    (changed(7, content="P1"), "repeated id"), (changed(0, role="narrator"), "wrong role: 'narrator'"), (changed(0, role=None), "not a message"),
+    (without(2), "missing answer: turn 1"), (changed(2, content="  "), "missing answer: turn 1"), (changed(0, content=" "), "missing request: turn 1"),
+    (without(1), "wrong order: 0 tracks in turn 1"), (without(3), "wrong order: 2 tracks in turn 1"), (without(0), "wrong order: a track before"),
+    (conversation(("P1", "N1")), "less than half: 1 of 4"), (conversation(("P1", "N1", "N2", "P2")), "two rejections in a row"),
+    (changed(1, rejected=True), "rejects a track of the playlist: turn 1, P1"), (changed(4, rejected=False), "accepts a track of the negative set"),
+    (changed(2, content="Here is Night Ferry for you."), "another track's title: the answer of turn 1 names 'Night Ferry'"),
+    (changed(2, content='Here is "Home", so warm.'), "names 'Home'"), (changed(2, content="Here is “Copper Kettle”."), "names 'Copper Kettle'"),
+    (changed(2, content="Next comes Static Parade, louder."), "names 'Static Parade'"),
+    (changed(2, content="This is 'Blue Velvet Rain' by Odile Marsh."), "names 'Blue Velvet Rain'"),
+    (changed(0, content="Play 'Night Ferry', please."), "turn 1 is asked for 'Night Ferry' and plays 'Paper Lanterns'"),
+    (changed(2, content="P1 is calm."), "speaks of the lists: the answer of turn 1"),
+    (changed(3, content="Not from the negative set."), "speaks of the lists: the request of turn 2")])
+def test_asked_again(answer, reason):
+    found = verdict(answer)
+    assert found.state == "ask again" and found.turns == []
+    assert len(found.notes) == 1 and reason in found.notes[0]
+
+
+@pytest.mark.parametrize("answers, queries", [
+    ({1: 'Here is "Paper Lanterns" by Odile Marsh.'}, {}),                       # its own title
+    ({3: "Night Ferry, slower than Paper Lanterns."}, {}),                       # a track played before
+    ({1: "It feels like home, with wires and all."}, {}),                        # words that are titles, too
+    ({4: "Here is 'Home', from the '70s, rock 'n' roll 'til the end."}, {}),     # apostrophes
+    ({1: "As you said: \"Dust And Rain\", by all means."}, {1: "I want dust and rain."}),
+    ({4: "Here is Home."}, {4: "Play Home by Odile Marsh."})])
+def test_names_that_may_be_spoken(answers, queries):
+    found = verdict(conversation(answers=answers, queries=queries))
+    assert found.state == "ok", found.notes
+
+
+def test_what_counts_as_a_name():
+    assert parse.speaks("put on night ferry", "Night Ferry") and parse.speaks("play Night Ferry!", "Night Ferry - Remastered 2011")
+    assert parse.speaks("play Home, please", "Home") and parse.speaks("'home' again", "Home") and parse.speaks("Some Beyoncé", "Beyoncé")
+    assert not parse.speaks("Home is where I am. home", "Home") and not parse.speaks("the night ferries", "Night Ferry")
+    assert not parse.speaks("anything", None) and not parse.speaks("anything", "???")
+    assert [parse.kind_of(q, PLAYED[1], False) for q in ("Night Ferry", "more of The Amber Line", "slow")] == ["title", "metadata", None]
+
+
+def test_half_a_surrogate_pair_does_no_harm(tmp_path):
+    found = verdict(GOOD.replace("a quiet one for you, number 1", "lovely \\ud83d"))
+    assert found.state == "ok" and found.turns[0]["response"] == "lovely \ud83d"
+
+
+# ---------------------------------------------------------------- the prompt
+
+def job(**fields):
+    return prompt.Job(0, "train-0", "p0", PLAYED[:4], PLAYED[4:], prompt.OPENINGS[0], **fields)
+
+
+def test_the_prompt_has_what_it_should():
+    track = PLAYED[0] | {"album": "Low\nTide", "caption": "soft | P7 |", "lyrics": "one two three\n\nfour five", "key": "A minor", "popularity": 41.6,
+                         "tempo": 91.7, "tags": ["sad", "folk"]}
+    text = prompt.fill(prompt.Job(0, "x", "p", [track, *PLAYED[1:4]], PLAYED[4:], prompt.OPENINGS[1]), lyrics_words=4)
+    assert ("P1 | title: Paper Lanterns | artist: Odile Marsh | album: Low Tide | tags: sad, folk | popularity: 42 of 100 | tempo: 92 BPM | "
+            "key: A minor | caption: soft | P7 | | lyrics: one two three / four\nP2 | title: Night Ferry") in text
+    assert "N2 | title: Wires" in text and "at least 2 of the 4 tracks" in text and prompt.OPENINGS[1] in text and "$" not in text
+    assert "None" not in text and "null" not in text  # of what is not known nothing is said
+    for words in ("NEGATIVE SET", "audio (", "lyrics (", "metadata (", "tags (", "changing direction", "turning it down", "EXAMPLE"):
+        assert words in text
+    assert "is empty, so nothing is turned down" in prompt.fill(prompt.Job(0, "x", "p", PLAYED[:4], [], prompt.OPENINGS[1]), 0)
+    again = prompt.fill(job(), 0, complaint="unknown id:\n'P9'")
+    assert "(unknown id: 'P9')" in again and again.startswith(prompt.fill(job(), 0))
+    assert "lyrics: " not in prompt.fill(job(), 0).split("NOW YOURS")[1]
+
+
+def test_a_title_with_a_dollar_sign():
+    assert "title: A$AP $n" in prompt.fill(prompt.Job(0, "x", "p", [PLAYED[0] | {"title": "A$AP $n"}], [], ""), 0)
+
+
+def test_chunks():
+    """Disjoint ones first, as equal as can be, then stretches anywhere; in the playlist's order."""
+    ids, rng = [f"t{i}" for i in range(20)], np.random.default_rng(0)
+    first = [prompt.chunk(ids, visit, 7, rng) for visit in range(3)]
+    assert sum(first, []) == ids and sorted(map(len, first)) == [6, 7, 7]
+    for visit in range(3, 30):
+        later = prompt.chunk(ids, visit, 7, rng)
+        assert len(later) == 7 and later == ids[ids.index(later[0]):][:7]
+    assert prompt.chunk(ids[:4], 0, 7, rng) == ids[:4] == prompt.chunk(ids[:4], 9, 7, rng)
+    lengths = [len(prompt.chunk(ids[:n], 0, 13, rng)) for n in range(4, 21)]
+    assert min(lengths) == 4 and max(lengths) <= 19
+
+
+def test_estimate_by_hand(monkeypatch):
+    monkeypatch.setattr(prompt, "fill", lambda job, lyrics_words: "x" * 400)
+    assert prompt.estimate([job(), job()], 10, 60) == (1000, 10 * 4 * prompt.TURN_TOKENS)
