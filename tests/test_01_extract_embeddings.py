@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from common import data
-from encoders import librosa_features
+from encoders import librosa_features, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_pooling_by_hand_with_padding_on_either_side():
     half = 0.5**0.5
     for pooling, expected in (("mean", [[1.5 / 11.25**0.5, 3 / 11.25**0.5], [half, half]]), ("cls", [[0.6, 0.8], [1, 0]]),
                               ("last", [[0, 1], [0, 1]])):
-        np.testing.assert_allclose(extract.pool(hidden, mask, pooling), expected, atol=1e-6, err_msg=pooling)
+        np.testing.assert_allclose(text.pool(hidden, mask, pooling), expected, atol=1e-6, err_msg=pooling)
 
 
 def test_tracks_without_text_are_nan(tmp_path):

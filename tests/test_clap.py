@@ -56,13 +56,6 @@ def read(folder, name, split="test"):
 
 # ---------------------------------------------------------------- audio
 
-def test_windows():
-    assert [len(w) for w in clap.cut_windows(np.arange(30), 10)] == [10, 10, 10]
-    assert [len(w) for w in clap.cut_windows(np.arange(25), 10)] == [10, 10, 5]  # half a window counts
-    assert [w.tolist() for w in clap.cut_windows(np.arange(24), 10)] == [list(range(10)), list(range(10, 20))]  # less does not
-    assert [len(w) for w in clap.cut_windows(np.arange(3), 10)] == [3]  # unless there is nothing else
-
-
 def test_mean_of_windows_by_hand(tmp_path):
     """A model that answers each window with a vector of its own; 26 s of audio are three windows, and the lengths do not count."""
     soundfile.write(tmp_path / "a.wav", tone(440, 26.0), 16_000)
