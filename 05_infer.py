@@ -241,7 +241,7 @@ def show(args):
         raise SystemExit(f"--dialogue {args.dialogue} is not in {folder}/dialogues_{args.split}.jsonl; its first is "
                          f"{dialogues[0]['dialogue_id']}")
     path = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}") / "talkplay.jsonl"
-    rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder}")
+    rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder} --split {args.split}")
             if row["dialogue_id"] == args.dialogue}
     played = set()
     print(f"{args.dialogue}: what the model would answer. The dialogue goes on with the track of the data, not with the model's.")
@@ -359,7 +359,7 @@ def main():
             command.add_argument("--responses", action=argparse.BooleanOptionalAction, default=True,
                                  help="also write what the model says (default)")
             command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time")
-            command.add_argument("--limit", type=int, default=0, help="dialogues; 0 = all")
+            command.add_argument("--limit", type=int, default=0, help="dialogues, for a trial; 0 = all (06 accepts nothing less)")
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                                  help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()

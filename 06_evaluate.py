@@ -104,6 +104,16 @@ def prediction_seed(data_dir, split):
     return json.loads(record.read_text())["arguments"]["seed"] if record.is_file() else 0
 
 
+def check_codes_are_the_same(data_dir, split):
+    """Raises SystemExit: 02_quantize.py has made other codes since 05_infer.py predicted, so these tokens mean other tracks now."""
+    record = data_dir / "runs" / f"05_infer.{split}.json"
+    before = json.loads(record.read_text())["inputs"].get("codes.npy") if record.is_file() else None
+    if before not in (None, data.file_hash(data_dir / "codes.npy")):
+        raise SystemExit(f"{data_dir}/codes.npy has changed since TalkPlay predicted: its tokens mean other tracks now. Train and predict "
+                         f"again: python 04_train.py --data-dir {data_dir} --no-resume, then python 05_infer.py predict --data-dir "
+                         f"{data_dir} --split {split} --no-resume")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Score predictions/*.jsonl; write tables and a figure to results/.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
@@ -136,6 +146,8 @@ def main():
         raise SystemExit(f"--compare {args.compare}: {folder} has no such system; it has {', '.join(systems)}")
     generating = any(map(measures.generates, systems.values()))
     codes = data.load_codes(args.data_dir, len(tracks)) if generating else None
+    if generating:
+        check_codes_are_the_same(args.data_dir, args.split)
     metric_rows = measures.metric_rows(systems, turns, masks, args.seed)
     comparison_rows = measures.comparison_rows(systems, runs, turns, masks, args.seed, args.compare)
     system_rows = measures.system_rows(systems, runs, len(tracks), codes)

@@ -18,7 +18,7 @@ one for two cores. A killed run goes on from its last checkpoint and, on a CPU, 
 Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl, dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
 Writes  predictions/tiger.jsonl (test), predictions_valid/tiger.jsonl (valid), tiger/ (semantic_ids.npy (N, 4) int32 and the
         model, a Hugging Face folder); while it runs, tiger.part/
-Demo    python baselines/tiger.py    (3.5 minutes on two cores)
+Demo    python baselines/tiger.py    (3 minutes on two cores)
 Full    python baselines/tiger.py --data-dir data/mpd --recipe paper --ids rqvae --device cuda    (not run)
 """
 

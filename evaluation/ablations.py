@@ -13,10 +13,11 @@ from evaluation.measures import METRICS, generates
 
 SOURCE = "talkplay-overlap"  # whose codes are ranked again
 TIES = 2  # which of a turn's generators 05_infer.py draws the ties of the overlap from
-DEFAULT, UNIFORM = retrieval.WEIGHTS, (1, 1, 1, 1, 1)
+PAPER, DEFAULT, UNIFORM = (25, 16, 9, 4, 1), retrieval.WEIGHTS, (1, 1, 1, 1, 1)
 # weights of playlist, semantic, metadata, lyrics, audio, and where they come from. A weight of 0: left out
-WEIGHTINGS = {DEFAULT: "paper, order of section 2.4", (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "ours",
-              UNIFORM: "paper, Table 4", DEFAULT[::-1]: "ours"}
+WEIGHTINGS = {DEFAULT: "common/retrieval.py"} | {
+              PAPER: "paper, order of section 2.4", (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "ours",
+              UNIFORM: "paper, Table 4", PAPER[::-1]: "ours"}
 LEAVE_ONE_OUT = [UNIFORM] + [tuple(int(i != m) for i in range(5)) for m in range(5)]
 # {the paper's table: (its rows, the one that the others are compared with)}
 TABLES = {3: (list(WEIGHTINGS), DEFAULT), 4: (LEAVE_ONE_OUT, UNIFORM)}

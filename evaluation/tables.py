@@ -111,7 +111,7 @@ def subset_table(order, found, subsets, first):
 def margin_text(comparisons, reference):
     """One sentence for each system that `reference` is compared with."""
     if not comparisons:
-        return f"No other system to compare, or no `{reference}` among the systems."
+        return f"Nothing to compare: no `{reference}` among the systems (05_infer.py predict makes one, --compare names another), or no other."
     sentences = []
     for other in dict.fromkeys(row[1] for row in comparisons):
         said = []

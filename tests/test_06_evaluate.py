@@ -175,7 +175,8 @@ def write_overlap(data_dir, seed):
 def test_ablations_give_back_the_stored_ranking(monkeypatch, data_dir, seed):
     write_overlap(data_dir, seed)
     (data_dir / "runs").mkdir()
-    (data_dir / "runs/05_infer.test.json").write_text(json.dumps({"arguments": {"seed": seed}}))
+    (data_dir / "runs/05_infer.test.json").write_text(json.dumps(
+        {"arguments": {"seed": seed}, "inputs": {"codes.npy": data.file_hash(data_dir / "codes.npy")}}))
     run(monkeypatch, data_dir)
     rows = {(r["table"], r["weights"], r["metric"]): r for r in read_csv(data_dir / "results/ablations.csv")}
     stored = values(data_dir, "talkplay-overlap")
@@ -185,6 +186,15 @@ def test_ablations_give_back_the_stored_ranking(monkeypatch, data_dir, seed):
                                                                        "1/1/1/0/1", "1/1/1/1/0"}
     page = (data_dir / "results/results.md").read_text()
     assert "100.0% of the turns" in page and "| 25/9/16/4/1 | paper, order of Table 3" in page and "| 1/1/1/0/1 | lyrics" in page
+
+
+def test_predictions_with_other_codes_are_refused(monkeypatch, data_dir):
+    write_overlap(data_dir, 0)
+    (data_dir / "runs").mkdir()
+    (data_dir / "runs/05_infer.test.json").write_text(json.dumps({"arguments": {"seed": 0}, "inputs": {"codes.npy": "another"}}))
+    with pytest.raises(SystemExit, match="codes.npy has changed since TalkPlay predicted"):
+        run(monkeypatch, data_dir)
+    assert not (data_dir / "results").exists()
 
 
 def test_without_codes_there_are_no_ablations(monkeypatch, data_dir):
