@@ -23,14 +23,12 @@ FOREIGN = ("model_type", "architectures", "auto_map", "_name_or_path")  # names 
 
 class NVEmbedConfig(PretrainedConfig):
     model_type = "nvembed"
-    text_config: dict | PretrainedConfig | None = None  # of Mistral
+    text_config: dict | PretrainedConfig | None = None  # of Mistral; what it leaves out is as in transformers' MistralConfig
     latent_attention_config: dict | None = None         # what it leaves out is LATENT_DEFAULTS
     is_mask_instruction: bool = True
 
     def __post_init__(self, **kwargs):
-        if not self.text_config:
-            raise ValueError("its config.json has no text_config.")
-        self.text_config = MistralConfig(**{k: v for k, v in dict(self.text_config).items() if k not in FOREIGN})
+        self.text_config = MistralConfig(**{k: v for k, v in (self.text_config or {}).items() if k not in FOREIGN})
         # Mistral's window of 4096 tokens looks backwards; the published model was run without it.
         self.text_config.sliding_window, self.text_config.is_causal = None, False
         self.latent_attention_config = LATENT_DEFAULTS | (self.latent_attention_config or {})
@@ -120,7 +118,7 @@ def load_nv_embed(name):
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         model, found = NVEmbed.from_pretrained(name, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Accepted: the whole folder of NV-Embed-v2. Get "
                          f"it with: hf download nvidia/NV-Embed-v2 --local-dir NV-Embed-v2")
     wrong = [f"{len(found[kind])} {kind.replace('_', ' ')} such as {sorted(map(str, found[kind]))[0]}"

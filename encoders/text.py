@@ -11,6 +11,8 @@ import numpy as np
 
 # torch and transformers are imported where they are used: the audio workers of 01_extract_embeddings.py would load them all.
 
+NV_EMBED = "nvembed"  # its model_type in config.json
+
 
 def find_text_encoder(name, pooling="mean"):
     """The folder or Hugging Face id behind --text-encoder, known to exist.
@@ -26,9 +28,10 @@ def find_text_encoder(name, pooling="mean"):
         return str(Path(package.submodule_search_locations[0]) / "model")
     from transformers import AutoConfig
     try:
-        if is_nv_embed(name):
-            from encoders.nv_embed import NVEmbedConfig
-            NVEmbedConfig.from_pretrained(name)
+        settings = read_config(name)
+        if settings.get("model_type") == NV_EMBED:
+            if not settings.get("text_config"):
+                raise ValueError("its config.json has no text_config.")
             if pooling != "mean":
                 raise SystemExit(f"--pooling {pooling}: NV-Embed has a pooling of its own, latent attention and then the mean. "
                                  f"Leave --pooling out")
@@ -40,10 +43,10 @@ def find_text_encoder(name, pooling="mean"):
     return name
 
 
-def is_nv_embed(name):
-    """Whether the config.json of a folder or id is that of NV-Embed."""
+def read_config(name):
+    """The config.json of a folder or id: dict."""
     from transformers import PretrainedConfig
-    return PretrainedConfig.get_config_dict(name)[0].get("model_type") == "nvembed"
+    return PretrainedConfig.get_config_dict(name)[0]
 
 
 def device_of(name):
@@ -57,7 +60,7 @@ def load_text_encoder(name, device):
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import cached_file, logging
     logging.disable_progress_bar()
-    if is_nv_embed(name):
+    if read_config(name).get("model_type") == NV_EMBED:
         from encoders.nv_embed import load_nv_embed
         tokenizer, model = load_nv_embed(name)
     else:

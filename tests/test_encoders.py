@@ -392,6 +392,48 @@ def test_subsampling_equals_convolutions_by_hand():
         torch.testing.assert_close(model.conv(mel), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_conformer_layer_by_hand():
+    """Gulati et al. 2020 with what MusicFM chose: swish, a kernel of 31, and rotary positions, which turn the input of
+    the queries' and keys' matrices (not, as in Llama, their output)."""
+    model, x = small_musicfm().keep_layers(1), torch.randn(40, 32)
+    state = {key.removeprefix("conformer.layers.0."): value for key, value in model.state_dict().items()}
+
+    def linear(x, name):
+        return x @ state[name + ".weight"].T + state[name + ".bias"]
+
+    def norm(x, name):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() \
+            * state[name + ".weight"] + state[name + ".bias"]
+
+    def swish(x):
+        return x / (1 + torch.exp(-x))
+
+    def feed_forward(x, name):
+        return linear(swish(linear(norm(x, name + "_layer_norm"), name + ".intermediate_dense")), name + ".output_dense")
+
+    def rotate(x):  # (40, 16), of one head: pairs (i, i + 8) are turned by position / 10000^(i / 8)
+        angle = torch.arange(40)[:, None] / 10000 ** (torch.arange(8) / 8)
+        turned = torch.complex(x[:, :8], x[:, 8:]) * torch.polar(torch.ones(1), angle)
+        return torch.cat([turned.real, turned.imag], 1)
+
+    with torch.no_grad():
+        expected = x + feed_forward(x, "ffn1") / 2
+        y = norm(expected, "self_attn_layer_norm")
+        turned = torch.cat([rotate(y[:, :16]), rotate(y[:, 16:])], 1)
+        q, k, v = (linear(z, f"self_attn.linear_{n}").split(16, 1) for z, n in ((turned, "q"), (turned, "k"), (y, "v")))
+        heard = torch.cat([torch.softmax(q[h] @ k[h].T / 4, 1) @ v[h] for h in range(2)], 1)
+        expected = expected + linear(heard, "self_attn.linear_out")
+        y = norm(expected, "conv_module.layer_norm") @ state["conv_module.pointwise_conv1.weight"][:, :, 0].T
+        y = F.pad(y[:, :32] * torch.sigmoid(y[:, 32:]), (0, 0, 15, 15))
+        y = torch.stack([(y[i:i + 31] * state["conv_module.depthwise_conv.weight"][:, 0].T).sum(0) for i in range(40)])
+        mean, variance, weight, bias = (state[f"conv_module.batch_norm.{part}"] for part in
+                                        ("running_mean", "running_var", "weight", "bias"))
+        y = swish((y - mean) / (variance + 1e-5).sqrt() * weight + bias)
+        expected = expected + y @ state["conv_module.pointwise_conv2.weight"][:, :, 0].T
+        expected = norm(expected + feed_forward(expected, "ffn2") / 2, "final_layer_norm")
+        torch.testing.assert_close(model.conformer(x[None]).last_hidden_state[0], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_layers_are_the_hidden_states(checkpoint):
     """What enters each conformer layer, taken by hooks from the whole model, is what the shortened one returns."""
     path, whole = checkpoint
