@@ -5,13 +5,19 @@ The reading of audio files for all encoders is here too.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
-# librosa compiles numba functions when it is first imported on a machine. None of them is slow here, so
-# unoptimised code will do: 18 s of compiling instead of 29.
-os.environ.setdefault("NUMBA_OPT", "0")
+from filelock import FileLock
 
-import librosa
+# librosa compiles numba functions when it is first imported on a machine. None of them is slow here, so
+# unoptimised code will do: 18 s of compiling instead of 29. The lock: numba keeps what it compiled in a folder
+# that two processes must not fill at once, or every later use of it crashes (numba's issue 10128).
+os.environ.setdefault("NUMBA_OPT", "0")
+with FileLock(Path(tempfile.gettempdir()) / f"librosa-first-import-{os.getuid()}.lock"):
+    import librosa.feature
+    import librosa.onset
+
 import numpy as np
 import soundfile
 

@@ -11,13 +11,14 @@ import pickle
 from itertools import groupby
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Wav2Vec2ConformerConfig
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+
+from encoders.librosa_features import librosa  # imported there under a lock
 
 RATE = 24_000           # Hz
 WINDOW = 30 * RATE      # samples: MusicFM has learnt from 30 s; longer audio is cut
