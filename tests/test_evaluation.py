@@ -118,9 +118,10 @@ def test_blocks_of_table_2(system, block):
 
 def test_table_2_says_what_was_not_run():
     found = {(system, "all", "all", m): (0.5, 0.4, 0.6, 9) for system in ("clap-tuned", "mine") for m in measures.METRICS}
-    lines = tables.paper_table(["mine", "clap-tuned"], found).splitlines()[2:]
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines]
-    assert rows == [("zero-shot", "bm25", "not run"), ("zero-shot", "nv-embed-v2", "not run"), ("zero-shot", "clap", "not run"),
-                    ("fine-tuned", "clap-tuned", "measured"), ("fine-tuned", "nv-embed-v2", "not run"),
-                    ("fine-tuned", "talkplay", "not run"), ("not trained on text", "sasrec", "not run"),
-                    ("not trained on text", "tiger", "not run"), ("other", "mine", "measured")]
+    table = tables.paper_table(["mine", "clap-tuned"], found, {("mine", "responses"): 0, ("clap-tuned", "responses"): 7})
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:6]) for line in table.splitlines()[2:]]
+    assert rows == [("zero-shot", "bm25", "not run", "yes", ""), ("zero-shot", "nv-embed-v2", "not run", "yes", ""),
+                    ("zero-shot", "clap", "not run", "yes", ""), ("fine-tuned", "clap-tuned", "measured", "yes", "yes"),
+                    ("fine-tuned", "nv-embed-v2", "not run", "yes", ""), ("fine-tuned", "talkplay", "not run", "yes", ""),
+                    ("not trained on text", "sasrec", "not run", "no", ""), ("not trained on text", "tiger", "not run", "no", ""),
+                    ("other", "mine", "measured", "", "no")]
