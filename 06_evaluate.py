@@ -129,12 +129,12 @@ def main():
     tracks = data.load_tracks(args.data_dir)
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
     playlists = data.load_playlists(args.data_dir, row_of)
-    turns = collect_turns(data.load_dialogues(args.data_dir / f"dialogues_{args.split}.jsonl", row_of), row_of)
+    dialogues = {split: data.load_dialogues(args.data_dir / f"dialogues_{split}.jsonl", row_of) for split in ("train", args.split)}
+    turns = collect_turns(dialogues[args.split], row_of)
     if not turns:
         raise SystemExit(f"{args.data_dir}/dialogues_{args.split}.jsonl: no turn has targets, so there is nothing to score. "
                          f"Make it again with: python 03_synthesize.py --data-dir {args.data_dir}")
-    train_dialogues = data.load_dialogues(args.data_dir / "dialogues_train.jsonl", row_of)
-    masks = subset_masks(turns, *training_rows(playlists, train_dialogues, row_of))
+    masks = subset_masks(turns, *training_rows(playlists, dialogues["train"], row_of))
     reads = ["tracks.jsonl", "playlists.jsonl", "dialogues_train.jsonl", f"dialogues_{args.split}.jsonl", "codes.npy",
              *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))]
     run, _ = data.begin_run(args.data_dir, "06_evaluate" + ("" if args.split == "test" else "_valid"), args, reads,
@@ -164,6 +164,7 @@ def main():
     data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablation_rows)
     command = f"python 06_evaluate.py --data-dir {args.data_dir} --split {args.split} --compare {args.compare} --seed {args.seed}"
     page = tables.results_page(numbers, turns, len(tracks), depth, args.split, args.compare, command)
+    page.insert(1, ("## The data, as the paper's Table 1", tables.data_table(dialogues, playlists)))
     data.write_text(results / "results.md", "\n\n".join(f"{heading}\n\n{text}" for heading, text in page) + "\n")
     figures.plot_per_turn(results / "mrr_per_turn.png", order, found)
     for heading, text in page:

@@ -43,6 +43,24 @@ def table(header, rows, left=1):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+# ---------------------------------------------------------------- the data
+
+def data_table(dialogues, playlists):
+    """The paper's Table 1: dialogues and playlists of each split. Cold: in no training playlist. dialogues: {split: list}."""
+    warm = {track_id for p in playlists if p["split"] == "train" for track_id in p["track_ids"]}
+    rows = []
+    for split, talks in dialogues.items():
+        turns = [turn for dialogue in talks for turn in dialogue["turns"]]
+        played = {turn["music"] for turn in turns} - {None}
+        words = {word for turn in turns for text in (turn["query"], turn["response"]) for word in (text or "").lower().split()}
+        lengths = [len(p["track_ids"]) for p in playlists if p["split"] == split]
+        rows.append([split, f"{len(talks):,}", f"{len(turns):,}", f"{len(turns) / len(talks):.2f}", f"{len(words):,}",
+                     f"{len(played & warm):,}", f"{len(played - warm):,}", f"{len(lengths):,}",
+                     f"{np.mean(lengths):.1f}" if lengths else ""])
+    return table(["split", "dialogues", "turns", "turns a dialogue", "vocabulary", "warm tracks played", "cold tracks played",
+                  "playlists", "tracks a playlist"], rows)
+
+
 # ---------------------------------------------------------------- the systems
 
 def main_table(order, found):
