@@ -112,6 +112,8 @@ def annotate(name, fields, args, read, load, group):
     output = f"annotations/{name}.jsonl"
     path = args.data_dir / output
     part = path.with_name(path.name + ".part")
+    if getattr(args, "model", None):
+        args.weights = " ".join(data.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
     others = sorted(p.name for p in path.parent.glob("*.jsonl") if p.name != f"{script}.jsonl" and not p.name.startswith(f"{script}-"))
     run, state = data.begin_run(args.data_dir, name, args, ["tracks.jsonl", *(f"annotations/{other}" for other in others)], [output],
                                 args.resume, record=False)

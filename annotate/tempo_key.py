@@ -1,4 +1,4 @@
-"""Tempo and key of the tracks that lack them, by librosa (the paper takes both from pseudo-annotations of others; section 3.1).
+"""Tempo and key of the tracks that lack them, by librosa.
 
 Tempo: the peak of the autocorrelation of the onset strength (librosa.feature.tempo), with librosa's prior around 120 BPM.
     The spectrogram has a frame each 5.8 ms instead of librosa's 23 ms: at 120 BPM two neighbouring tempi are then 1.2% apart
@@ -11,7 +11,8 @@ How well both do, and against which other choices: python benchmarks/tempo_key.p
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files
 Writes  annotations/tempo_key.jsonl (track_id, tempo in BPM, key, and `failed`, the reason, for a file of no use)
 
-Demo        python annotate/tempo_key.py --overwrite --limit 50      (the demo's tracks have both; this replaces them)
+Demo        python annotate/tempo_key.py --data-dir data/try --overwrite --limit 50
+            (after cp -r data/demo data/try: the demo's tracks have both, and this replaces them)
 Full scale  python annotate/tempo_key.py --data-dir data/mpd --workers 32
 A killed run goes on where it stopped when the same command is given again.
 """
