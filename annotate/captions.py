@@ -98,10 +98,10 @@ def draw_tags(caption, vocabulary, longest=4):
 
 def find_captioner(name):
     """The sampling rate, in Hz, of an audio language model. Raises SystemExit: transformers has none of this name or in this folder."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForSeq2SeqLM
+    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoFeatureExtractor
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if type(config) not in AutoModelForSeq2SeqLM._model_mapping or not hasattr(config, "audio_config"):
+        if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "audio_config"):
             raise ValueError(f"{config.model_type} is no audio language model.")
         return AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False).sampling_rate
     except (OSError, ValueError) as error:

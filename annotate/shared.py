@@ -125,9 +125,8 @@ def annotate(name, fields, args, read, load, group):
         part.unlink(missing_ok=True)
     tracks = data.load_tracks(args.data_dir)
     chosen = choose_tracks(tracks, fields, args.shard, args.overwrite, args.limit)
-    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks, {sum(not track['audio_path'] for track in tracks):,} have no audio_path; "
-          f"the others have {' and '.join(fields)} already{'' if args.overwrite else ' (--overwrite replaces it)'}"
-          f"{'' if args.shard == '1/1' else ', or are of another shard'}")
+    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; {sum(not track['audio_path'] for track in tracks):,} have no "
+          f"audio_path, {sum(all(track[field] for field in fields) for track in tracks):,} have {' and '.join(fields)} already")
     describe = load(tracks)
     data.record_run(run)  # only now: what it needs is there
     path.parent.mkdir(exist_ok=True)
@@ -141,4 +140,4 @@ def annotate(name, fields, args, read, load, group):
     data.finish_run(run, filled=dict(filled), failed=dict(failed))
     part.unlink()
     print(f"wrote {path}: {', '.join(f'{field} of {filled[field]:,}' for field in fields)} tracks; {sum(failed.values()):,} files could "
-          f"not be used {dict(failed) or ''}; next: python 01_extract_embeddings.py --data-dir {args.data_dir}")
+          f"not be used{f' {dict(failed)}' if failed else ''}; next: python 01_extract_embeddings.py --data-dir {args.data_dir}")
