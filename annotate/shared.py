@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import data
 
+ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field of another's
 extract = importlib.import_module("01_extract_embeddings")  # its way of reading files in worker processes
 
 
@@ -107,14 +108,13 @@ def annotate(name, fields, args, read, load, group):
     tracks -> describe, which see make_rows; it has a model loaded. group: tracks that are described together.
     """
     check_args(args)
-    script = name
     name += "" if args.shard == "1/1" else f"-{args.shard.replace('/', 'of')}"
     output = f"annotations/{name}.jsonl"
     path = args.data_dir / output
     part = path.with_name(path.name + ".part")
     if getattr(args, "model", None):
         args.weights = " ".join(data.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
-    others = sorted(p.name for p in path.parent.glob("*.jsonl") if p.name != f"{script}.jsonl" and not p.name.startswith(f"{script}-"))
+    others = sorted(found.name for found in path.parent.glob("*.jsonl") if not found.name.startswith(ANNOTATORS))
     run, state = data.begin_run(args.data_dir, name, args, ["tracks.jsonl", *(f"annotations/{other}" for other in others)], [output],
                                 args.resume, record=False)
     if state == "done":

@@ -106,10 +106,15 @@ def test_bad_files_are_listed_and_the_run_goes_on(folder, monkeypatch, capsys):
     assert tracks["c"]["tempo"] == 87.5 and tracks["a"]["tempo"] == rows["a"]["tempo"] and tracks["none"]["tempo"] is None
     assert not (folder / "annotations" / "tempo_key.jsonl.part").exists()
 
+    data.write_jsonl(folder / "annotations" / "lyrics.jsonl", [{"track_id": "a", "lyrics": "x"}])  # another annotator's is no input
     tempo_key.main(["--data-dir", str(folder)])
     assert "already done" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"another argument: seconds \(was 30.0, is 5.0\)"):
         tempo_key.main(["--data-dir", str(folder), "--seconds", "5"])
+    data.write_jsonl(folder / "annotations" / "mine.jsonl", [{"track_id": "a", "tempo": 99}])
+    with pytest.raises(SystemExit, match="another input: annotations/mine.jsonl"):
+        tempo_key.main(["--data-dir", str(folder)])
+    (folder / "annotations" / "mine.jsonl").unlink()
     # afresh: what the first run found does not pass for known
     use_threads(monkeypatch)
     tempo_key.main(["--data-dir", str(folder), "--no-resume", "--workers", "1"])
