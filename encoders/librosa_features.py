@@ -111,9 +111,12 @@ def librosa_features(samples, rate):
     return np.concatenate([*timbre, *harmony, *rhythm]).astype(np.float32)
 
 
-def key_strengths(chroma):
-    """Correlation of a chroma vector (12,) with the 24 keys: (24,), C to B major, then C to B minor."""
-    profiles = np.concatenate([[np.roll(p, shift) for shift in range(12)] for p in KEY_PROFILES])  # (24, 12)
+def key_strengths(chroma, profiles=KEY_PROFILES):
+    """Correlation of a chroma vector (12,) with the 24 keys: (24,), C to B major, then C to B minor.
+
+    profiles: (2, 12), of C major and C minor.
+    """
+    profiles = np.concatenate([[np.roll(p, shift) for shift in range(12)] for p in profiles])  # (24, 12)
     profiles = profiles - profiles.mean(1, keepdims=True)
     centred = chroma - chroma.mean()
     return profiles @ centred / (np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred) + 1e-9)

@@ -1,0 +1,444 @@
+"""annotate/: what the annotators share, tempo and key, lyrics and captions, these by very small models of random weights."""
+
+import csv
+import importlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AudioFlamingo3EncoderConfig, GenerationConfig, MusicFlamingoConfig, MusicFlamingoForConditionalGeneration, \
+    MusicFlamingoProcessor, PreTrainedTokenizerFast, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, \
+    Qwen2Config, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
+
+from benchmarks.tempo_key import judge_tempo, split_key
+from common import data
+from encoders.librosa_features import read_audio
+
+ROOT = Path(__file__).parent.parent
+REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real")) / "audio" / "labels.csv"
+RATE = 16_000
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+shared, tempo_key, lyrics, captions = (importlib.import_module(f"annotate.{name}") for name in ("shared", "tempo_key", "lyrics", "captions"))
+
+
+def tone(hertz, seconds=2.0, rate=RATE):
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * sum(np.sin(2 * np.pi * h * t) for h in np.atleast_1d(hertz)) / np.size(hertz)).astype(np.float32)
+
+
+def clicks(bpm, seconds=12.0, rate=22050):
+    samples, noise = np.zeros(int(seconds * rate), np.float32), np.random.default_rng(0).normal(size=800).astype(np.float32) / 4
+    for start in np.arange(0, len(samples) - 800, 60 / bpm * rate).astype(int):
+        samples[start:start + 800] = noise
+    return samples
+
+
+def cadence(tonic, third, rate=22050):
+    """I - IV - V - I above `tonic` in Hz, with a third of 3 (minor) or 4 half tones; V is major in both."""
+    chords = [(0, third, 7), (5, 5 + third, 12), (7, 11, 14), (0, third, 7)]
+    return np.concatenate([tone([tonic * 2**(n / 12) for n in chord], 1.5, rate) for chord in chords])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten tracks: a to d can be heard, the files of silent, empty, cut, text and missing cannot, none has no file. c knows its tempo."""
+    (tmp_path / "audio").mkdir()
+    for name, hertz in zip("abcd", (220, 330, 440, 550)):
+        soundfile.write(tmp_path / "audio" / f"{name}.wav", tone(hertz) + clicks(120, 2.0, RATE), RATE)
+    soundfile.write(tmp_path / "audio" / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "audio" / "empty.wav", np.zeros(0), RATE)
+    soundfile.write(tmp_path / "audio" / "cut.flac", tone(440), RATE)
+    cut = (tmp_path / "audio" / "cut.flac").read_bytes()
+    (tmp_path / "audio" / "cut.flac").write_bytes(cut[:60])
+    (tmp_path / "audio" / "text.wav").write_text("this is not audio")
+    names = ["a", "silent", "b", "empty", "c", "cut", "text", "missing", "d"]
+    files = {name: f"audio/{name}.{'flac' if name == 'cut' else 'wav'}" for name in names} | {"none": None}
+    data.write_jsonl(tmp_path / "tracks.jsonl", [{"track_id": name, "title": name, "audio_path": path, "tags": ["calm", "piano"],
+                                                  "tempo": 87.5 if name == "c" else None} for name, path in files.items()])
+    return tmp_path
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Files are read by threads: starting a process takes seconds."""
+    use_threads(monkeypatch)
+
+
+def use_threads(monkeypatch):
+    monkeypatch.setattr(shared, "ProcessPoolExecutor", lambda workers, context, start: ThreadPoolExecutor(workers))
+
+
+def rows_of(folder, name):
+    return {row["track_id"]: row for _, row in data.read_jsonl(folder / "annotations" / f"{name}.jsonl", "")}
+
+
+# ---------------------------------------------------------------- what they share
+
+def test_which_tracks_are_heard():
+    tracks = [{"track_id": i, "audio_path": "x" if i != 3 else None, "caption": "c" if i < 2 else None, "tags": [] if i == 1 else ["t"]}
+              for i in range(8)]
+    chosen = lambda *args: [track["track_id"] for track in shared.choose_tracks(tracks, ("caption", "tags"), *args)]
+    assert chosen("1/1", False, 0) == [1, 2, 4, 5, 6, 7] and chosen("1/1", True, 0) == [0, 1, 2, 4, 5, 6, 7]
+    assert chosen("1/1", False, 2) == [1, 2]
+    assert sorted(chosen("1/3", False, 0) + chosen("2/3", False, 0) + chosen("3/3", False, 0)) == chosen("1/1", False, 0)
+
+
+def test_bad_files_are_listed_and_the_run_goes_on(folder, monkeypatch, capsys):
+    tempo_key.main(["--data-dir", str(folder), "--workers", "1"])
+    rows = rows_of(folder, "tempo_key")
+    assert list(rows) == ["a", "silent", "b", "empty", "c", "cut", "text", "missing", "d"]
+    reasons = {name: row["failed"].split(":")[0] for name, row in rows.items() if "failed" in row}
+    assert reasons.pop("cut") in ("unreadable", "shorter than 0.5 s")
+    assert reasons == {"silent": "silent", "empty": "shorter than 0.5 s", "text": "unreadable", "missing": "file missing"}
+    assert rows["silent"] == {"track_id": "silent", "tempo": None, "key": None, "failed": "silent"}
+    assert "tempo" not in rows["c"] and rows["c"]["key"] and rows["a"]["tempo"] and rows["a"]["key"] in tempo_key.KEYS
+    assert "tempo of 3, key of 4 tracks; 5 files could not be used" in capsys.readouterr().out
+    assert json.loads((folder / "runs" / "tempo_key.json").read_text())["failed"]["silent"] == 1
+    tracks = {track["track_id"]: track for track in data.load_tracks(folder)}
+    assert tracks["c"]["tempo"] == 87.5 and tracks["a"]["tempo"] == rows["a"]["tempo"] and tracks["none"]["tempo"] is None
+    assert not (folder / "annotations" / "tempo_key.jsonl.part").exists()
+
+    data.write_jsonl(folder / "annotations" / "lyrics.jsonl", [{"track_id": "a", "lyrics": "x"}])  # another annotator's is no input
+    tempo_key.main(["--data-dir", str(folder)])
+    assert "already done" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"another argument: seconds \(was 30.0, is 5.0\)"):
+        tempo_key.main(["--data-dir", str(folder), "--seconds", "5"])
+    data.write_jsonl(folder / "annotations" / "mine.jsonl", [{"track_id": "a", "tempo": 99}])
+    with pytest.raises(SystemExit, match="another input: annotations/mine.jsonl"):
+        tempo_key.main(["--data-dir", str(folder)])
+    (folder / "annotations" / "mine.jsonl").unlink()
+    # afresh: what the first run found does not pass for known
+    use_threads(monkeypatch)
+    tempo_key.main(["--data-dir", str(folder), "--no-resume", "--workers", "1"])
+    assert rows_of(folder, "tempo_key") == rows
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(folder, threads):
+    def annotate(where, stop_at=None):
+        heard = []
+
+        def describe(found):
+            if len(heard) == stop_at:
+                raise KeyboardInterrupt
+            heard.append([track_id for track_id, _ in found])
+            return [{"lyrics": f"{len(samples)} samples"} for _, samples in found]
+        args = shared.make_parser("", 0).parse_args(["--data-dir", str(where), "--workers", "1"])
+        shared.annotate("trial", ("lyrics",), args, partial(read_audio, rate=8000, seconds=0), lambda tracks: describe, 2)
+        return heard
+    with pytest.raises(KeyboardInterrupt):
+        annotate(folder, stop_at=2)
+    part = folder / "annotations" / "trial.jsonl.part"
+    assert len(part.read_text().splitlines()) == 2 and not (folder / "annotations" / "trial.jsonl").exists()
+    with open(part, "a") as f:
+        f.write('[{"track_id": "c", "lyr')  # the kill cut a line
+    assert data.load_tracks(folder)[0]["lyrics"] is None  # half a file is laid over nothing
+    assert annotate(folder) == [["c"], ["d"]]  # cut, text and missing have no audio to describe
+    resumed = (folder / "annotations" / "trial.jsonl").read_bytes()
+    for path in (folder / "annotations", folder / "runs"):
+        path.rename(path.with_name(f"old_{path.name}"))
+    assert annotate(folder) == [["a"], ["b"], ["c"], ["d"]]
+    assert (folder / "annotations" / "trial.jsonl").read_bytes() == resumed and b"16000 samples" in resumed
+
+
+def test_shards_write_files_of_their_own(folder, threads):
+    for shard in ("1/2", "2/2"):
+        tempo_key.main(["--data-dir", str(folder), "--workers", "1", "--shard", shard])
+    first, second = rows_of(folder, "tempo_key-1of2"), rows_of(folder, "tempo_key-2of2")
+    assert len(first) == 5 and len(second) == 4 and not set(first) & set(second)
+    tempo_key.main(["--data-dir", str(folder), "--shard", "1/2"])  # the other shard's file is no changed input
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(SystemExit, match="which part of how many"):
+            tempo_key.main(["--data-dir", str(folder), "--shard", wrong])
+
+
+# ---------------------------------------------------------------- tempo and key
+
+@pytest.mark.parametrize("bpm", [84, 100, 128])
+def test_tempo_of_clicks(bpm):
+    assert abs(tempo_key.estimate_tempo(clicks(bpm), 22050) / bpm - 1) < 0.01
+    assert tempo_key.estimate_tempo(np.zeros(22050, np.float32), 22050) is None
+
+
+@pytest.mark.parametrize("tonic, third, key", [(261.63, 4, "C major"), (220.0, 3, "A minor"), (207.65, 3, "G# minor")])
+def test_key_of_a_cadence(tonic, third, key):
+    assert tempo_key.estimate_key(cadence(tonic, third), 22050) == key
+
+
+def test_how_the_benchmark_judges():
+    assert [judge_tempo(tempo, (100.0,)) for tempo in (103.9, 96.1, 105, 202, 49, 300, 33.4, 133, None)] == [
+        "right", "right", "wrong", "octave", "octave", "octave", "octave", "wrong", "wrong"]
+    assert judge_tempo(75, (148.0, 74.0)) == "right"
+    assert split_key("G# minor") == ("G#", "minor") and split_key("E:minor (chord)") == ("E", "minor")
+    assert split_key("C (pitch)") == ("C", None) and split_key("F (blues/dorian)") == ("F", None) and split_key("G") == ("G", None)
+    assert split_key("F#:minor (doubtful)") is None and split_key("") is None and split_key(None) is None
+
+
+def test_keys_of_real_clips():
+    if not REAL.is_file():
+        pytest.skip("no real audio: set TALKPLAY_REAL to the folder that has audio/labels.csv")
+    labels = [(row["file"], split_key(row["key"])) for row in csv.DictReader(open(REAL)) if split_key(row["key"])]
+    found = [tempo_key.read_tempo_key(REAL.parent / file, 30.0)["key"].split() for file, _ in labels]
+    assert len(labels) == 5 and sum(key[0] == label[0] for key, (_, label) in zip(found, labels)) == 5
+
+
+# ---------------------------------------------------------------- lyrics: guards
+
+def test_compression_ratio():
+    assert lyrics.compression_ratio("") < 1 and lyrics.compression_ratio("Down by the river I saw you standing, cold and grey") < 1.2
+    assert lyrics.compression_ratio("I love you baby\n" * 12) > 2.4
+
+
+def test_what_is_made_of_a_window():
+    limits, fine = lyrics.Limits(), "Down by the river I saw you standing"
+    assert lyrics.judge(fine, 0.1, -0.4, limits) == "sung"
+    assert lyrics.judge(fine, 0.9, -0.4, limits) == "sung"       # sure of its words
+    assert lyrics.judge(fine, 0.9, -1.2, limits) == "no_speech"
+    assert lyrics.judge(fine, 0.1, -1.2, limits) == "unsure"
+    assert lyrics.judge("la la la " * 30, 0.1, -0.1, limits) == "unsure"
+
+
+def test_endless_repetition_is_cut():
+    cut = lyrics.cut_repeats
+    assert cut(["a"] * 9) == ["a"] * 4 and cut(["a"] * 4) == ["a"] * 4 and cut([]) == []
+    assert cut(["x", *["Oh,", "no!", "oh", "No"] * 5, "y"]) == ["x", *["Oh,", "no!", "oh", "No"] * 2, "y"]
+    assert cut(list("abc") * 6 + ["d"]) == list("abc") * 4 + ["d"] and cut(list("abcab")) == list("abcab")
+    assert cut(list("abcde") * 6) == list("abcde") * 6  # a refrain of five lines is no loop
+
+
+def test_lyrics_are_cleaned():
+    verse = ["Down by the river", "I saw you standing", "(oh, standing there)"]
+    assert lyrics.clean_lyrics(verse) == "\n".join(verse)
+    assert lyrics.clean_lyrics(["[Music]", *verse, "*applause*", "(upbeat music)", "♪ ♪", "...", "12"]) == "\n".join(verse)
+    assert lyrics.clean_lyrics([*verse, "Thanks for watching!", "Subtitles by the Amara.org community"]) == "\n".join(verse)
+    assert lyrics.clean_lyrics([*verse, *["yeah yeah yeah yeah yeah yeah yeah"] * 9]) == "\n".join(verse + ["yeah yeah yeah yeah"] * 4)
+    assert lyrics.clean_lyrics(["Thank you."]) is None and lyrics.clean_lyrics([]) is None and lyrics.clean_lyrics(["la la la"] * 20) is None
+    assert lyrics.clean_lyrics(["夜の海で泣いた"]) == "夜の海で泣いた"
+
+
+def test_time_stamps_part_lines_and_say_where_to_go_on():
+    """Ids from 100 on are stamps: 100 is 0 s, 101 is 0.02 s (2 frames)."""
+    split = partial(lyrics.split_at_stamps, first_stamp=100, frames=3000)
+    assert split([100, 1, 2, 300, 300, 3, 700]) == ([[1, 2], [3]], 3000)       # a single stamp at the end: nothing follows
+    assert split([100, 1, 2, 300, 300, 3, 4]) == ([[1, 2]], 400)               # 3, 4 are cut off, and heard again
+    assert split([100, 1, 300, 310, 2, 500, 500]) == ([[1], [2]], 800)
+    assert split([100, 1, 2]) == ([[1, 2]], 3000) and split([1, 2]) == ([[1, 2]], 3000) and split([]) == ([[]], 3000)
+    assert split([100, 100]) == ([[]], 3000)                                   # never stays where it is
+
+
+def test_confidence_by_hand():
+    """Two texts after two start tokens (5, 6); 9 is the end, and fills up the shorter one; 3 means no speech."""
+    ids = torch.tensor([[5, 6, 1, 2, 9], [5, 6, 1, 9, 9]])
+    p = torch.full((2, 5, 10), 0.01)
+    p[0, 0, 3], p[1, 0, 3] = 0.8, 0.3
+    p[0, 1, 1], p[0, 2, 2], p[0, 3, 9] = 0.5, 0.25, 0.125
+    p[1, 1, 1], p[1, 2, 9], p[1, 3, 9] = 0.5, 0.5, 0.01
+    rest = 1 - p.sum(-1)
+    p[..., 0] += rest  # probabilities sum to 1
+    no_speech, logprob = lyrics.read_confidence(p.log(), ids, 2, 3, 9)
+    np.testing.assert_allclose(no_speech, [0.8, 0.3], atol=1e-6)
+    np.testing.assert_allclose(logprob, [np.log(0.5 * 0.25 * 0.125) / 3, np.log(0.5)], atol=1e-6)
+
+
+# ---------------------------------------------------------------- lyrics: a Whisper
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    """The folder of a Whisper of two layers with random weights; its tokens are the bytes, the special ones and the stamps."""
+    folder = tmp_path_factory.mktemp("whisper")
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>",
+               "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    stamps = [f"<|{i * 0.02:.2f}|>" for i in range(1501)]
+    vocab = {token: i for i, token in enumerate([*BYTES, *special, *stamps])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.add_tokens(stamps)
+    assert tokenizer.convert_tokens_to_ids("<|30.00|>") == len(vocab) - 1
+    torch.manual_seed(1)  # a seed with which the sounds of the tests are not all in one language
+    model = WhisperForConditionalGeneration(WhisperConfig(
+        vocab_size=len(vocab), num_mel_bins=16, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_target_positions=32, pad_token_id=256, bos_token_id=256,
+        eos_token_id=256, decoder_start_token_id=257, suppress_tokens=None, begin_suppress_tokens=None, init_std=0.4))
+    model.generation_config = GenerationConfig(
+        no_timestamps_token_id=vocab["<|notimestamps|>"], lang_to_id={"<|en|>": vocab["<|en|>"], "<|de|>": vocab["<|de|>"]},
+        task_to_id={"transcribe": vocab["<|transcribe|>"], "translate": vocab["<|translate|>"]}, is_multilingual=True, max_length=32,
+        max_initial_timestamp_index=50, return_timestamps=False, suppress_tokens=[], begin_suppress_tokens=[220, 256],
+        pad_token_id=256, bos_token_id=256, eos_token_id=256, decoder_start_token_id=257)
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def listener(whisper):
+    return lyrics.load_whisper(str(whisper), "cpu")
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    noise = np.random.default_rng(0).normal(size=70 * RATE).astype(np.float32) / 20
+    return [tone(300, 70.0) + noise, tone([200, 900], 8.0), tone(2000, 41.3)]
+
+
+def test_whisper_writes_what_transformers_writes(listener, sounds, monkeypatch):
+    """Golden: transformers' own long-form generation, one track at a time, without fallback; here three side by side."""
+    monkeypatch.setattr(lyrics, "SHORTEST", 1)
+    never = lyrics.Limits(no_speech=1.0, logprob=-1e9, compression=1e9)
+    heard = lyrics.transcribe([lyrics.mel_of(sound, listener.processor) for sound in sounds], listener, never, temperatures=(0.0,))
+    for sound, (lines, language, verdicts) in zip(sounds, heard):
+        inputs = listener.processor.feature_extractor(sound, sampling_rate=RATE, truncation=False, padding=False, return_tensors="pt",
+                                                      return_attention_mask=True)
+        expected = listener.model.generate(**inputs, return_timestamps=True, language=language, task="transcribe", return_segments=True)
+        assert lines == [listener.processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip()
+                         for segment in expected["segments"][0]]
+        assert sum(verdicts.values()) == verdicts["sung"] >= len(sound) / RATE / 30
+    assert {language for _, language, _ in heard} == {"en", "de"}
+    given = lyrics.transcribe([lyrics.mel_of(sounds[1], listener.processor)], listener, never, "de", (0.0,))
+    assert given[0][1] == "de"
+
+
+def test_a_window_that_is_never_sure_is_left_out_and_does_not_disturb_the_others(listener, sounds, monkeypatch):
+    mels = [lyrics.mel_of(sound, listener.processor) for sound in sounds]
+    windows, languages = lyrics.cut_windows(mels, [0, 0, 0], listener.model), ["<|en|>"] * 3
+    asked, write = [], lyrics.write_windows
+
+    def watch(windows, languages, temperature, listener):
+        asked.append((temperature, len(windows)))
+        return write(windows, languages, temperature, listener)
+    monkeypatch.setattr(lyrics, "write_windows", watch)
+    with torch.inference_mode():
+        ids, n_start = write(windows, languages, 0.0, listener)
+        logits = listener.model(input_features=windows, decoder_input_ids=ids).logits
+        sure = np.sort(lyrics.read_confidence(logits, ids, n_start, listener.no_speech_id, 256)[1])
+        never = lyrics.Limits(no_speech=1.0, logprob=-1e9, compression=1e9)
+        all_sung = lyrics.hear_windows(windows, [3000, 800, 3000], languages, listener, never)
+        asked.clear()
+        # the surest of the three passes at once; at -0.001 and hotter no random text does
+        limits = never._replace(logprob=float(sure[2]) - 1e-4)
+        monkeypatch.setattr(lyrics, "read_confidence", lambda *a, real=lyrics.read_confidence: (
+            real(*a) if len(asked) == 1 else (np.zeros(asked[-1][1]), np.full(asked[-1][1], -1e6))))
+        heard = lyrics.hear_windows(windows, [3000, 800, 3000], languages, listener, limits)
+    assert asked == [(0.0, 3), *((t, 2) for t in lyrics.TEMPERATURES[1:])]
+    assert [verdict for verdict, _, _ in heard].count("unsure") == 2
+    for found, alone, frames in zip(heard, all_sung, (3000, 800, 3000)):
+        assert found == (alone if found[0] == "sung" else ("unsure", [], frames))
+
+
+def test_lyrics_end_to_end(folder, threads, whisper):
+    flags = "--data-dir", str(folder), "--model", str(whisper), "--device", "cpu", "--workers", "1", "--batch-size", "4"
+    lyrics.main([*flags, "--logprob-threshold=-1e9", "--compression-ratio-threshold", "1e9"])
+    rows = rows_of(folder, "lyrics")
+    assert [row["sung"] for name, row in rows.items() if "failed" not in row] == [1] * 4 and rows["silent"]["lyrics"] is None
+    assert sum("failed" in row for row in rows.values()) == 5 and {rows[name]["language"] for name in "abcd"} <= {"en", "de"}
+    lyrics.main([*flags, "--logprob-threshold=-1e-9", "--no-speech-threshold", "0", "--no-resume"])
+    assert all(row["lyrics"] is None and ("failed" in row or row["no_speech"] == 1) for row in rows_of(folder, "lyrics").values())
+
+
+def test_what_lyrics_refuses(folder, whisper, tmp_path):
+    with pytest.raises(SystemExit, match="--model .*Accepted: the folder of a Whisper"):
+        lyrics.main(["--data-dir", str(folder), "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="--language fr: the model knows de, en"):
+        lyrics.load_whisper(str(whisper), "cpu", "fr")
+    with pytest.raises(SystemExit, match="--batch-size 0: a number from 1"):
+        lyrics.main(["--data-dir", str(folder), "--model", str(whisper), "--batch-size", "0"])
+
+
+# ---------------------------------------------------------------- captions
+
+def test_tags_are_drawn_by_the_rule():
+    tags = ("acoustic guitar", "guitar", "hip hop", "R&B", "drums", "80s", "lo-fi", "bass", "blues", "jazz funk", "calm", "deep house")
+    vocabulary = {tuple(captions.split_words(tag)): tag for tag in tags}
+    draw = partial(captions.draw_tags, vocabulary=vocabulary)
+    assert draw("A calm Hip-Hop beat with acoustic guitars and a lo fi bass.") == ["calm", "hip hop", "acoustic guitar", "lo-fi", "bass"]
+    assert draw("Smooth r&b from the 80s, jazz, funk and more calm. Calm!") == ["R&B", "80s", "calm"]  # a comma parts jazz funk
+    assert draw("No drums or bass, but a guitar; without any blues") == ["guitar"]
+    assert draw("There is not much. Drums enter.") == ["drums"]
+    assert draw("calmly drummed, guitarists") == [] and draw("") == []
+
+
+def test_vocabulary():
+    track = lambda *tags: {"tags": list(tags)}
+    assert captions.make_vocabulary([track("Lo-Fi", "jazz"), track("lo-fi", "jazz", "odd"), track("lo-fi")]) == {
+        ("jazz",): "jazz", ("lo", "fi"): "lo-fi"}
+    of_lexicon = captions.make_vocabulary([track(), track("once")])
+    assert {"hip hop", "melancholic"} <= set(of_lexicon.values())
+
+
+def test_captions_are_cleaned():
+    assert captions.clean_caption("  A slow\n song. ") == "A slow song."
+    assert captions.clean_caption("A slow song at 80.5 BPM. It has a pia", ended=False) == "A slow song at 80.5 BPM."
+    assert captions.clean_caption("A slow song with", ended=False) == "A slow song with"
+    assert captions.clean_caption("I'm sorry, I cannot hear") is None and captions.clean_caption(" ... ") is None
+
+
+TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64,
+            max_position_embeddings=2048, initializer_range=0.3)
+AUDIO = dict(d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=16)
+FLAMINGO_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+                     "{% if part['type'] == 'audio' %}<sound>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+                     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def byte_tokenizer(*special):
+    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(BYTES)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+                                   additional_special_tokens=["<|im_start|>", *special])
+
+
+def save_qwen(folder):
+    tokenizer = byte_tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    config = Qwen2AudioConfig(audio_config=AUDIO | {"model_type": "qwen2_audio_encoder"},
+                              text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT),
+                              audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"))
+    Qwen2AudioForConditionalGeneration(config).save_pretrained(folder)
+    Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer).save_pretrained(folder)
+
+
+def save_flamingo(folder):
+    tokenizer = byte_tokenizer("<sound>", "<|sound_bos|>", "<|sound_eos|>")
+    sound, begin, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<sound>", "<|sound_bos|>", "<|sound_eos|>"))
+    config = MusicFlamingoConfig(audio_config=AudioFlamingo3EncoderConfig(**AUDIO), text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT),
+                                 audio_token_id=sound, audio_bos_token_id=begin, audio_eos_token_id=end)
+    MusicFlamingoForConditionalGeneration(config).save_pretrained(folder)
+    MusicFlamingoProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer, chat_template=FLAMINGO_TEMPLATE).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [save_qwen, save_flamingo])
+def test_a_captioner_hears_each_track_of_a_batch(save, tmp_path):
+    """The answer depends on the sound, and not on the batch that it is in."""
+    torch.manual_seed(0)
+    save(tmp_path)
+    assert captions.find_captioner(str(tmp_path)) == RATE
+    model, processor = captions.load_captioner(str(tmp_path), "cpu")
+    sounds = [tone(300, 3.0), np.random.default_rng(0).normal(size=20 * RATE).astype(np.float32) / 10, tone(2000, 3.0)]
+    together = captions.answer(sounds, model, processor, "Describe.", 8)
+    assert together == [captions.answer([sound], model, processor, "Describe.", 8)[0] for sound in sounds]
+    assert len({text for text, _ in together}) > 1 and all(type(ended) is bool for _, ended in together)
+    assert processor.audio_token not in together[0][0]
+
+
+def test_captions_end_to_end(folder, threads, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_qwen(tmp_path / "qwen")
+    heard = captions.answer
+
+    def answer(sounds, *args):
+        return [("A calm piece; no piano. " + text, ended) for text, ended in heard(sounds, *args)]
+    monkeypatch.setattr(captions, "answer", answer)
+    captions.main(["--data-dir", str(folder), "--model", str(tmp_path / "qwen"), "--device", "cpu", "--workers", "1", "--overwrite",
+                   "--max-new-tokens", "4"])
+    rows = rows_of(folder, "captions")
+    assert all(rows[name]["caption"].startswith("A calm piece; no piano.") and rows[name]["tags"] == ["calm"] for name in "abcd")
+    assert rows["text"]["failed"].startswith("unreadable") and rows["text"]["tags"] is None
+    with pytest.raises(SystemExit, match="--model .*Accepted: the folder or Hugging Face id"):
+        captions.main(["--data-dir", str(folder), "--model", "sshleifer/none"])
