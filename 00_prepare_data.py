@@ -1,21 +1,27 @@
 """Raw data -> tracks.jsonl and playlists.jsonl, with the split (the paper's Table 1).
 
-Three sources:
+Four sources:
   demo  a fictional catalogue, made here: tracks of which everything is known, audio, playlists
   mpd   the Million Playlist Dataset's slices, whole or with fewer fields, and what you have besides:
         annotations (JSONL by track_id) and audio files (named by track_id)
   cpcd  the Conversational Playlist Curation Dataset: tracks, playlists and dialogues between people,
         so that 03_synthesize.py is left out
+  talkplaydata  TalkPlayData-1, TalkPlayData-2 or the Music-CRS challenge set: tracks, dialogues, and the embeddings that come
+        with them, so that 01_extract_embeddings.py is left out too
 
 Ids, row order and split come from this script alone. Test playlists are those modified last, as in
 the paper; a track that is in no training playlist is "cold". data/README.md describes the files.
 
-Reads   demo: nothing. mpd: mpd.slice.*.json of --mpd-dir, --annotations, the names in --audio-dir. cpcd: --cpcd-file
-Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl (mpd), dialogues_*.jsonl (cpcd)
+Reads   demo: nothing. mpd: mpd.slice.*.json of --mpd-dir, --annotations, the names in --audio-dir. cpcd: --cpcd-file.
+        talkplaydata: the files of --parts
+Writes  tracks.jsonl, playlists.jsonl, audio/*.flac (demo), annotations/*.jsonl (mpd), dialogues_*.jsonl (cpcd, talkplaydata),
+        embeddings/*.npy (talkplaydata)
 
 Demo        python 00_prepare_data.py demo
 Full scale  python 00_prepare_data.py mpd --mpd-dir ~/mpd/data --min-count 5 --data-dir data/mpd
 Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.jsonl --data-dir data/cpcd    (1 s)
+            python 00_prepare_data.py talkplaydata --parts TalkPlayData-2 TalkPlayData-2-Track-Metadata \
+                TalkPlayData-2-Track-Embeddings
 
 Another source is a file like sources/mpd.py, a function like prepare_mpd here that calls it, its flags
 in parse_args, a line in SOURCES.
@@ -34,7 +40,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data
-from sources import cpcd, mpd
+from common.tokens import MODALITIES
+from sources import cpcd, mpd, talkplaydata
 
 NAME = "00_prepare_data"
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
@@ -251,9 +258,63 @@ def prepare_cpcd(args):
           f"or at once python baselines/bm25.py --data-dir {data_dir}")
 
 
+# ---------------------------------------------------------------- talkplaydata
+
+def prepare_talkplaydata(args):
+    """Turn TalkPlayData's files into tracks.jsonl, playlists.jsonl, the dialogues of the three splits and embeddings."""
+    data_dir, problems = Path(args.data_dir), {}
+    if args.n_valid < 1:
+        raise SystemExit("--n-valid must be at least 1")
+    paths = talkplaydata.find_files(args.parts)
+    args.files = fingerprint(f"{path.name} {data.file_hash(path)}" for path in paths)
+    files = talkplaydata.sort_files(paths, problems)
+    modalities = [m for m in MODALITIES if any(m in columns.values() for _, columns in files["vectors"])]
+    writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS),
+              *(f"embeddings/{modality}.npy" for modality in modalities)]
+    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
+    if state == "done":
+        print(f"{NAME}: already done, nothing changed")
+        return
+
+    heads = [head for head, _, _ in talkplaydata.read_conversations(files["conversations"], problems)]
+    splits = talkplaydata.split_dialogues(heads, args.n_valid, args.seed, problems)
+    played = {track_id for head in heads for track_id in head.music} if args.played_only else None
+    tracks = talkplaydata.read_tracks(files["tracks"], played, problems)
+    talkplaydata.annotate(tracks, files["annotations"], problems)
+    talkplaydata.note_unknown(heads, tracks, problems)
+    playlists = talkplaydata.playlist_rows(heads, splits, tracks)
+    mpd.print_problems(problems)
+    if not playlists:
+        raise SystemExit("--parts: none of the tracks that the conversations play is among the tracks; do the files belong "
+                         "together? Nothing was written")
+    table_of_dialogues, table = talkplaydata.table(heads, splits, tracks), table_1_of(playlists, list(tracks.values()))
+    print_table_1(table)
+    talkplaydata.print_table(table_of_dialogues, tracks.values())
+
+    remove_stale(data_dir, writes)
+    data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
+    data.write_jsonl(data_dir / "tracks.jsonl", tracks.values())
+    data.write_jsonl(data_dir / "playlists.jsonl", playlists)
+    ids = {playlist["playlist_id"] for playlist in playlists}
+    for name in data.SPLITS:
+        data.write_jsonl(data_dir / f"dialogues_{name}.jsonl",
+                         talkplaydata.dialogue_rows(files["conversations"], splits, name, tracks, ids))
+    of_vectors, row_of = {}, {track_id: row for row, track_id in enumerate(tracks)}
+    present = talkplaydata.write_embeddings(data_dir / "embeddings", files["vectors"], row_of, of_vectors)
+    mpd.print_problems(of_vectors)
+    for modality, (shape, n) in present.items():
+        print(f"  {modality:9s} {str(shape):>14s}  {n:,} tracks have it, {shape[0] - n:,} do not")
+    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems | of_vectors)
+    missing = [modality for modality in MODALITIES if modality not in present]
+    print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists, {sum(s is not None for s in splits):,} dialogues and "
+          f"{len(present)} embeddings to {data_dir}; leave out 03_synthesize.py, which would replace these dialogues. Next: "
+          + (f"python 01_extract_embeddings.py --data-dir {data_dir} --modalities {' '.join(missing)} (what did not come with the "
+             "data), or at once " if missing else "") + f"python 02_quantize.py --data-dir {data_dir}")
+
+
 # ---------------------------------------------------------------- command line
 
-SOURCES = {"demo": prepare_demo, "mpd": prepare_mpd, "cpcd": prepare_cpcd}
+SOURCES = {"demo": prepare_demo, "mpd": prepare_mpd, "cpcd": prepare_cpcd, "talkplaydata": prepare_talkplaydata}
 
 
 def parse_args(argv=None):
@@ -289,6 +350,13 @@ def parse_args(argv=None):
     for_cpcd.add_argument("--n-test", type=int, default=40, help="test conversations (default 40)")
     for_cpcd.add_argument("--n-valid", type=int, default=40, help="validation conversations (default 40)")
     for_cpcd.set_defaults(data_dir="data/cpcd")
+    for_tpd = sources.add_parser("talkplaydata", parents=[shared], help="TalkPlayData-1, -2 or the Music-CRS challenge set")
+    for_tpd.add_argument("--parts", required=True, nargs="+", metavar="PART",
+                         help="conversations, tracks, embeddings: files, folders, or ids on the Hugging Face hub (talkpl-ai/...)")
+    for_tpd.add_argument("--n-valid", type=int, default=500, help="training playlists (TalkPlayData-1) or sessions whose dialogues "
+                         "become validation ones, where none are published (default 500)")
+    for_tpd.add_argument("--played-only", action="store_true", help="keep only tracks that a dialogue plays (default: all)")
+    for_tpd.set_defaults(data_dir="data/talkplaydata")
     return parser.parse_args(argv)
 
 

@@ -281,6 +281,19 @@ def is_finished(folder, modality, n_tracks):
     return whole and progress_of(folder, modality)[0] == n_tracks
 
 
+def check_not_brought(data_dir, chosen):
+    """Raises SystemExit: embeddings that came with the data and are still as 00_prepare_data.py left them."""
+    record = data_dir / "runs" / "00_prepare_data.json"
+    left = json.loads(record.read_text()).get("outputs", {}) if record.is_file() else {}
+    brought = [m for m in chosen if (path := data_dir / "embeddings" / f"{m}.npy").is_file()
+               and left.get(f"embeddings/{m}.npy") == data.file_hash(path)]
+    if brought:
+        others = " ".join(m for m in chosen if m not in brought)
+        raise SystemExit(f"{data_dir}/embeddings: {', '.join(brought)} came with the data. Leave 01 out: python 02_quantize.py "
+                         f"--data-dir {data_dir}" + (f"; or make only the others: --modalities {others}" if others else "")
+                         + "; or replace them: --no-resume")
+
+
 # ---------------------------------------------------------------- main
 
 def parse_args(argv=None):
@@ -326,6 +339,8 @@ def main(argv=None):
     chosen = [m for m in MODALITIES if m in args.modalities]
     folder = args.data_dir / "embeddings"
     tracks = data.load_tracks(args.data_dir)
+    if args.resume:
+        check_not_brought(args.data_dir, chosen)
     playlists = data.load_playlists(args.data_dir, {t["track_id"] for t in tracks}) if "playlist" in chosen else []
     text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
     if "audio" in chosen:

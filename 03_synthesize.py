@@ -24,7 +24,7 @@ Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemi
         results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py                                  (10 s)
-            python 03_synthesize.py audit --predictions talkplay     (AUDIT_SECONDS s)
+            python 03_synthesize.py audit --predictions talkplay     (20 s)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
             python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
             python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32

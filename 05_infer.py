@@ -150,16 +150,16 @@ def rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sam
             sampled = generate_codes(reading, coder, streams(0), free=args.free, temperature=0)
         return [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, streams(2))]
     if ranker == "likelihood":
-        scores = rank_tracks(reading, coder, catalogue.groups, len(codes), args.beam)
+        found = rank_tracks(reading, coder, catalogue.groups, DEPTH, args.beam)
+        return [rows[rank_rows(scores, rng, DEPTH)] for (rows, scores), rng in zip(found, streams(1))]
+    many = Reading(model, [prompt for prompt in prompts for _ in range(args.samples)])
+    rngs = [rng for stream in streams(4) for rng in stream.spawn(args.samples)]
+    if ranker == "votes":
+        drawn = generate_codes(many, coder, rngs, free=args.free, **sampling)
+        p = [retrieval.code_shares(drawn[i:i + args.samples], coder.vocabulary.k) for i in range(0, len(drawn), args.samples)]
     else:
-        many = Reading(model, [prompt for prompt in prompts for _ in range(args.samples)])
-        rngs = [rng for stream in streams(4) for rng in stream.spawn(args.samples)]
-        if ranker == "votes":
-            drawn = generate_codes(many, coder, rngs, free=args.free, **sampling)
-            p = [retrieval.code_shares(drawn[i:i + args.samples], coder.vocabulary.k) for i in range(0, len(drawn), args.samples)]
-        else:
-            p = code_marginals(many, coder, rngs, args.samples)
-        scores = [retrieval.expected_overlap(codes, each) for each in p]
+        p = code_marginals(many, coder, rngs, args.samples)
+    scores = [retrieval.expected_overlap(codes, each) for each in p]
     return [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, streams(1))]
 
 
@@ -272,7 +272,8 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
     reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
     sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows = rank_rows(rank_tracks(reading, coder, groups, len(tracks), args.beam)[0], rng, DEPTH)
+        rows, scores = rank_tracks(reading, coder, groups, DEPTH, args.beam)[0]
+        rows = rows[rank_rows(scores, rng, DEPTH)]
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
     played = {turn["music"] for turn in turns[:-1]}

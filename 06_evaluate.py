@@ -11,6 +11,9 @@ been before: in training dialogues, in training playlists only, or nowhere (cold
 frames seen / unseen (whether training dialogues use the sentence frame of the query). A turn with
 several targets belongs to the first of the three pasts that any of its targets has.
 
+With --music-crs, every system's predictions are also written in the form of the Music-CRS challenge, and scored as its evaluator
+scores them (evaluation/music_crs.py).
+
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is the same system trained or sampled once more: it has no row of its
 own, but goes into the spread of its system over runs, and into the margins, which are then those of the runs' mean.
 
@@ -21,6 +24,7 @@ Writes  results/metrics.csv      system, subset, turn, metric, value, ci_low, ci
         results/systems.csv      system, measure, value: coverage, Distinct-2, valid codes, spread over runs
         results/ablations.csv    the weighted overlap with other weights, and without one modality
         results/results.md, results/mrr_per_turn.png (results_valid/ with --split valid)
+        results/music_crs/<system>.json, results/music_crs.csv (with --music-crs)
 Demo    python 06_evaluate.py
 Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,143 turns, N = 17,348: 10 s)
 
@@ -35,7 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from common import data
-from evaluation import ablations, figures, measures, predictions, tables
+from evaluation import ablations, figures, measures, music_crs, predictions, tables
 from evaluation.measures import KEPT
 from evaluation.tables import PASTS
 
@@ -121,6 +125,8 @@ def main():
                         help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ (default test)")
     parser.add_argument("--compare", default=REFERENCE, metavar="SYSTEM",
                         help=f"the system whose margins over the others are shown (default {REFERENCE})")
+    parser.add_argument("--music-crs", action="store_true", help="also write the predictions in the Music-CRS challenge's form, "
+                        "with its figures")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's resamples (default 0)")
     args = parser.parse_args()
     folder, results = (args.data_dir / name for name in FOLDERS[args.split])
@@ -129,16 +135,19 @@ def main():
     tracks = data.load_tracks(args.data_dir)
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
     playlists = data.load_playlists(args.data_dir, row_of)
-    turns = collect_turns(data.load_dialogues(args.data_dir / f"dialogues_{args.split}.jsonl", row_of), row_of)
+    dialogues = {split: data.load_dialogues(args.data_dir / f"dialogues_{split}.jsonl", row_of) for split in ("train", args.split)}
+    turns = collect_turns(dialogues[args.split], row_of)
     if not turns:
         raise SystemExit(f"{args.data_dir}/dialogues_{args.split}.jsonl: no turn has targets, so there is nothing to score. "
                          f"Make it again with: python 03_synthesize.py --data-dir {args.data_dir}")
-    train_dialogues = data.load_dialogues(args.data_dir / "dialogues_train.jsonl", row_of)
-    masks = subset_masks(turns, *training_rows(playlists, train_dialogues, row_of))
+    if args.music_crs:
+        music_crs.check_targets(turns)
+    masks = subset_masks(turns, *training_rows(playlists, dialogues["train"], row_of))
     reads = ["tracks.jsonl", "playlists.jsonl", "dialogues_train.jsonl", f"dialogues_{args.split}.jsonl", "codes.npy",
              *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))]
+    writes = [*WRITES, "music_crs.csv"] if args.music_crs else WRITES
     run, _ = data.begin_run(args.data_dir, "06_evaluate" + ("" if args.split == "test" else "_valid"), args, reads,
-                            [f"{results.name}/{name}" for name in WRITES], resume=False)
+                            [f"{results.name}/{name}" for name in writes], resume=False)
 
     # numbers
     systems, runs = predictions.score_all(folder, turns, row_of)
@@ -164,14 +173,18 @@ def main():
     data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablation_rows)
     command = f"python 06_evaluate.py --data-dir {args.data_dir} --split {args.split} --compare {args.compare} --seed {args.seed}"
     page = tables.results_page(numbers, turns, len(tracks), depth, args.split, args.compare, command)
+    page.insert(1, ("## The data, as the paper's Table 1", tables.data_table(dialogues, playlists)))
     data.write_text(results / "results.md", "\n\n".join(f"{heading}\n\n{text}" for heading, text in page) + "\n")
     figures.plot_per_turn(results / "mrr_per_turn.png", order, found)
     for heading, text in page:
         if heading.startswith(("# Results", "## Margins")):
             print(f"\n{heading}\n\n{text}")
+    if args.music_crs:
+        rows = music_crs.write_all(results, folder, order, turns, list(row_of), music_crs.users_of(dialogues[args.split]))
+        print(f"\n## As the Music-CRS challenge scores ({results}/music_crs/)\n\n{tables.table(music_crs.COLUMNS, rows)}")
     print()
     data.finish_run(run)
-    print(f"Wrote {results}/{', '.join(WRITES[:-1])} and {WRITES[-1]}. Next: python 05_infer.py chat --data-dir {args.data_dir}")
+    print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}. Next: python 05_infer.py chat --data-dir {args.data_dir}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,24 @@ def table(header, rows, left=1):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+# ---------------------------------------------------------------- the data
+
+def data_table(dialogues, playlists):
+    """The paper's Table 1: dialogues and playlists of each split. Cold: in no training playlist. dialogues: {split: list}."""
+    warm = {track_id for p in playlists if p["split"] == "train" for track_id in p["track_ids"]}
+    rows = []
+    for split, talks in dialogues.items():
+        turns = [turn for dialogue in talks for turn in dialogue["turns"]]
+        played = {turn["music"] for turn in turns} - {None}
+        words = {word for turn in turns for text in (turn["query"], turn["response"]) for word in (text or "").lower().split()}
+        lengths = [len(p["track_ids"]) for p in playlists if p["split"] == split]
+        rows.append([split, f"{len(talks):,}", f"{len(turns):,}", f"{len(turns) / len(talks):.2f}", f"{len(words):,}",
+                     f"{len(played & warm):,}", f"{len(played - warm):,}", f"{len(lengths):,}",
+                     f"{np.mean(lengths):.1f}" if lengths else ""])
+    return table(["split", "dialogues", "turns", "turns a dialogue", "vocabulary", "warm tracks played", "cold tracks played",
+                  "playlists", "tracks a playlist"], rows)
+
+
 # ---------------------------------------------------------------- the systems
 
 def main_table(order, found):
@@ -62,14 +80,19 @@ def block_of(system):
     return TUNED if "tuned" in system else FAMILIES.get(family, OTHER), family
 
 
-def paper_table(order, found):
-    """The systems in the blocks of the paper's Table 2, best first, then those of the paper that have no file here."""
-    rows, empty = [], [""] * (1 + len(HITS))
+def paper_table(order, found, measures):
+    """The systems in the blocks of the paper's Table 2, best first, then those of the paper that have no file here.
+
+    QU, query understanding: the system reads what the listener writes; RG, response generation: its file has responses.
+    """
+    rows, run, marks = [], set(map(block_of, order)), {True: "yes", False: "no"}
     for block in BLOCKS:
-        rows += [[block, system, "measured", *system_cells(system, found)] for system in order if block_of(system)[0] == block]
-        run = set(map(block_of, order))
-        rows += [[block, family, "not run", *empty] for of, family in OF_THE_PAPER if of == block and (of, family) not in run]
-    return table(["block", "system", "row", "MRR", *map(name_of, HITS)], rows, left=3)
+        reads = "" if block == OTHER else marks[block != NO_TEXT]
+        rows += [[block, system, "measured", reads, marks[measures[system, "responses"] > 0], *system_cells(system, found)]
+                 for system in order if block_of(system)[0] == block]
+        rows += [[block, family, "not run", reads, "", "", *[""] * len(HITS)]
+                 for of, family in OF_THE_PAPER if of == block and (of, family) not in run]
+    return table(["block", "system", "row", "QU", "RG", "MRR", *map(name_of, HITS)], rows, left=5)
 
 
 def further_table(order, found, measures):
@@ -169,7 +192,7 @@ def results_page(numbers, turns, n_tracks, depth, split, reference, command):
             *subset_sections(order, found),
             *margin_sections(order, comparisons, reference, measures.get((reference, "runs"), 1)),
             *measure_sections(order, found, measures),
-            *paper_sections(order, found, ablations, same_rank),
+            *paper_sections(order, found, measures, ablations, same_rank),
             ("## Made by", f"`{command}` (Python {versions['python']}, numpy {versions['numpy']}). More in metrics.csv, "
              "comparisons.csv, systems.csv and ablations.csv.\n\n![MRR per turn](mrr_per_turn.png)")]
 
@@ -210,11 +233,12 @@ def measure_sections(order, found, measures):
     return sections
 
 
-def paper_sections(order, found, ablations, same_rank):
+def paper_sections(order, found, measures, ablations, same_rank):
     systems = ("Measured: on these dialogues, from a file in predictions. Not run: a system that the paper has, and that has no "
                "such file. Quoted: no row; the paper's figures are not at hand, and are of other dialogues and another catalogue. "
+               "QU, query understanding: the system reads what the listener writes. RG, response generation: it answers in words. "
                "`talkplay-overlap` ranks as the paper does.")
-    sections = [("## As the paper's Table 2", systems + "\n\n" + paper_table(order, found))]
+    sections = [("## As the paper's Table 2", systems + "\n\n" + paper_table(order, found, measures))]
     if ablations:
         weights = ("A track scores the sum of the weights of those modalities in which it has the generated code. Here the codes of "
                    f"`{SOURCE}` are ranked again with other weights of {', '.join(tokens.MODALITIES)}, in this order; margins "

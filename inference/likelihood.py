@@ -81,80 +81,104 @@ def group_tracks(model, coder, codes, new_share=None):
             Group(np.flatnonzero(new), retrieval.build_trie(codes[new]), track_prior(model, coder, codes[new]), share, 0.2)]
 
 
-def rank_tracks(reading, coder, groups, n_tracks, beam=50):
-    """Log-probability of each track after the prompts: (B, n_tracks) float32, the groups' scores each normalised to its share.
+def rank_tracks(reading, coder, groups, depth, beam=50):
+    """The tracks that are among the `depth` best after each prompt: for each (rows, ascending, and their scores), float64.
 
-    Tracks that the beam has lost lie 1000 and more lower, by the level at which it lost them.
+    Score: the log-probability, that of each group normalised to its share. Tracks that the beam has lost lie 1000 and more
+    lower, by the level at which it lost them. There may be more than `depth` tracks.
     """
-    scores = np.empty((reading.mask.shape[0], n_tracks), np.float32)
+    parts = [[] for _ in range(reading.mask.shape[0])]
     for group in groups:
-        found = rank_by_likelihood(reading, coder, group.trie, group.prior, max(1, round(beam * group.beam)))
-        level = np.round(found / BAND)  # the last one at which the beam had the track; 4: it was not lost
-        inside = found - BAND * level
-        if group.prior is None:  # the probability of a lost prefix is not that of the track
-            inside = np.where(level == 4, inside, -np.inf)
-        best = inside.max(1, keepdims=True)
-        total = best + np.log(np.exp(inside - best).sum(1, keepdims=True))
-        scores[:, group.rows] = found - 4 * BAND - total + np.log(max(group.share, 1e-9))
-    return scores
+        for part, levels in zip(parts, score_nodes(reading, coder, group.trie, group.prior, max(1, round(beam * group.beam)))):
+            rows, scores = best_tracks(group.trie, levels, depth)
+            # the probability of a prefix that the beam has lost is not that of its tracks
+            total = log_total(group.trie, levels[-1:] if group.prior is None else levels)
+            part.append((group.rows[rows], scores - total + np.log(max(group.share, 1e-9))))
+    joined = [[np.concatenate(x) for x in zip(*part)] for part in parts]
+    return [(rows[order], scores[order]) for rows, scores in joined for order in [np.argsort(rows)]]
 
 
-def rank_by_likelihood(reading, coder, trie, prior=None, beam=50):
-    """Score of each track of the trie: log P(its tokens | the prompt), less what `prior` says.
+def score_nodes(reading, coder, trie, prior=None, beam=50):
+    """Descend the trie level by level, keeping the `beam` best prefixes of each prompt.
 
-    The trie is descended level by level, keeping the `beam` best prefixes of each prompt. All prefixes of a
-    level are read in one pass, each attending to the prompt and to its own ancestors only. The
+    All prefixes of a level are read in one pass, each attending to the prompt and to its own ancestors only. The
     probability of a code is taken among the codes of its modality; a missing code counts as an average one, and
-    a modality that no track has counts nothing. Tracks with the same codes share their
-    probability. Tracks that the beam has lost follow, by the level at which it lost them and their score there.
+    a modality that no track has counts nothing.
 
     prior: (N, 5), subtracted code by code; None: nothing is.
-    Returns: (B, N) float32 numpy; higher is better. BAND is added for each level that the beam has reached.
+    Returns: for each prompt five pairs (nodes, scores): the nodes that the beam has lost at each level, at the last level those
+    that it has reached. Every track is in one of them. Score: log P(the prefix | the prompt), less what `prior` says, float32.
     """
     model, vocabulary, device = reading.model, coder.vocabulary, reading.device
-    b, k, prompt, weight = reading.mask.shape[0], coder.vocabulary.k, len(reading), music_weight(reading.model, coder.vocabulary)
+    b, prompt, weight = reading.mask.shape[0], len(reading), music_weight(reading.model, coder.vocabulary)
     hidden = reading.read(np.full((b, 1), vocabulary.start), np.ones((b, 1)))  # (B, W = 1, d): at the root
     start_position = reading.mask.sum(1) - 1
     trunk = reading.mask.bool()                                                # (B, T): prompt and start token
     ancestors = torch.zeros(b, 1, 0, dtype=torch.bool, device=device)          # (B, W, tree tokens read so far)
-    nodes, scores = torch.zeros(b, 1, dtype=torch.long, device=device), torch.zeros(b, 1, device=device)
-    ranks = None
+    beams = [(np.zeros(1, np.int64), np.zeros(1, np.float32))] * b             # nodes and scores of each prompt: the root
+    done = [[] for _ in range(b)]
     for level in range(5):
-        # scores of all nodes of this level whose parent is in the beam
-        codes, parents, of_track = (torch.from_numpy(x[level]).to(device) for x in (trie.codes, trie.parents, trie.nodes))
-        logp, missing = code_gains(hidden, weight[level])                      # (B, W, K), (B, W)
-        slot = torch.full((b, int(parents.max()) + 1), -1, device=device)
-        slot.scatter_(1, nodes.clamp(min=0), torch.where(nodes >= 0, torch.arange(nodes.shape[1], device=device), -1))
-        slot = slot[:, parents]                                                # (B, n): beam place of the parent
-        place = slot.clamp(min=0)
-        gain = torch.where(codes < 0, missing.gather(1, place), logp.flatten(1).gather(1, place * k + codes.clamp(min=0)))
-        if prior is not None:
-            expected = torch.zeros(len(codes), device=device)
-            expected[of_track] = torch.from_numpy(prior[:, level]).to(device)  # the same for all tracks of a node
-            gain = gain - expected
-        if not (codes >= 0).any():
-            gain = torch.zeros_like(gain)
-        node_scores = (scores.gather(1, place) + gain).masked_fill(slot < 0, float("-inf"))
-        here = node_scores[:, of_track] + BAND * level                         # tracks scored deeper come first
-        ranks = here if ranks is None else torch.where(here.isfinite(), here, ranks)
+        logp, missing = (x.cpu().numpy() for x in code_gains(hidden, weight[level]))  # (B, W, K), (B, W)
+        expected = None if prior is None else prior[trie.rows[trie.tracks[level][:-1]], level]  # the same for all tracks of a node
+        if (trie.codes[level] < 0).all():
+            logp, missing, expected = np.zeros_like(logp), np.zeros_like(missing), None
+        parent, code = np.full((2, b, min(beam, len(trie.codes[level]))), -1)
+        for i in range(b):
+            (*beams[i], parents), lost = extend_beam(trie, level, *beams[i], logp[i], missing[i], beam if level < 4 else 0, expected)
+            done[i].append(lost)
+            parent[i, :len(parents)], code[i, :len(parents)] = parents, trie.codes[level][beams[i][0]]
         if level == 4:
             break
-        # the next beam: its best nodes, read by the model in one pass
-        scores, nodes = node_scores.topk(min(beam, node_scores.shape[1]))
-        parent, code = slot.gather(1, nodes).clamp(min=0), codes[nodes]
-        nodes = nodes.masked_fill(~scores.isfinite(), -1)
-        real = (code >= 0) & (nodes >= 0)                                      # a missing code adds no token
-        parent_ancestors = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[2]))
-        ancestors = torch.cat([parent_ancestors, torch.diag_embed(real)], 2)
-        sees = torch.cat([trunk[:, None].expand(-1, nodes.shape[1], -1), ancestors], 2)
-        positions = start_position[:, None] + ancestors.sum(2)
+        width = max(len(nodes) for nodes, _ in beams)
+        parent, code = (torch.from_numpy(x[:, :width]).to(device) for x in (parent, code))
+        real, parent = code >= 0, parent.clamp(min=0)[..., None]               # a missing code adds no token
+        ancestors = torch.cat([ancestors.gather(1, parent.expand(-1, -1, ancestors.shape[2])), torch.diag_embed(real)], 2)
+        sees = torch.cat([trunk[:, None].expand(-1, width, -1), ancestors], 2)
         mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill(~sees, torch.finfo(hidden.dtype).min)
-        read = model.base_model(input_ids=vocabulary.first + level * k + code.clamp(min=0), attention_mask=mask[:, None],
-                                position_ids=positions, past_key_values=reading.cache).last_hidden_state
-        parent_hidden = hidden.gather(1, parent[..., None].expand(-1, -1, hidden.shape[2]))
-        hidden = torch.where(real[..., None], read, parent_hidden)
+        read = model.base_model(input_ids=vocabulary.first + level * vocabulary.k + code.clamp(min=0), attention_mask=mask[:, None],
+                                position_ids=start_position[:, None] + ancestors.sum(2), past_key_values=reading.cache).last_hidden_state
+        hidden = torch.where(real[..., None], read, hidden.gather(1, parent.expand(-1, -1, hidden.shape[2])))
     reading.rewind(prompt)
-    return (ranks - torch.from_numpy(np.log(trie.counts)).to(device)).float().cpu().numpy()
+    return done
+
+
+def extend_beam(trie, level, nodes, scores, logp, missing, beam, expected=None):
+    """From one prompt's nodes to their children at `level`: the `beam` best, and those that are lost.
+
+    scores (W,), logp (W, K), missing (W,): of `nodes`, see code_gains; expected: (n_nodes,) to subtract, or None.
+    Returns: (nodes, scores, the places of their parents in the given `nodes`) of the best, (nodes, scores) of the lost.
+    """
+    children, parents = retrieval.members(trie.children[level], nodes)
+    codes = trie.codes[level][children]
+    gain = np.where(codes < 0, missing[parents], logp[parents, codes])
+    scores = scores[parents] + (gain if expected is None else gain - expected[children])
+    best = np.zeros(len(children), bool)
+    best[np.argpartition(-scores, beam)[:beam] if len(children) > beam else slice(None)] = True
+    return (children[best], scores[best], parents[best]), (children[~best], scores[~best])
+
+
+def best_tracks(trie, levels, depth):
+    """The `depth` best tracks and some more: rows, scores float64. Those that the beam has kept longest come first.
+
+    levels: (nodes, scores) for each level, see score_nodes. Tracks with the same codes share their probability.
+    """
+    rows, found = [], []
+    for level in reversed(range(5)):
+        tracks, place = retrieval.members(trie.tracks[level], levels[level][0])
+        rows.append(trie.rows[tracks])
+        found.append(levels[level][1][place] - np.log(trie.twins[tracks]) - BAND * (4 - level))
+        if sum(map(len, rows)) >= depth:
+            break
+    return np.concatenate(rows), np.concatenate(found)
+
+
+def log_total(trie, levels):
+    """log of the sum of exp(score) over the tracks of nodes. levels: as in score_nodes, or the last ones of them."""
+    scores = []
+    for tracks, (nodes, values) in zip(trie.tracks[-len(levels):], levels):
+        first, end = np.searchsorted(trie.tracks[4], [tracks[nodes], tracks[nodes + 1]])  # the last level's nodes below
+        scores.append(values + np.log(end - first))
+    return float(np.logaddexp.reduce(np.concatenate(scores).astype(float)))
 
 
 # ---------------------------------------------------------------- the expectation of the paper's overlap

@@ -116,11 +116,21 @@ def test_blocks_of_table_2(system, block):
     assert tables.block_of(system)[0] == block
 
 
+def test_table_1_by_hand():
+    turn = dict(zip(("query", "music", "response"), ("Play jazz", "a", "Some jazz .")))
+    silent = {"query": "more", "music": None, "response": None}
+    playlists = [{"split": "train", "track_ids": ["a", "c"]}, {"split": "train", "track_ids": ["a"]}, {"split": "test", "track_ids": ["b"]}]
+    dialogues = {"train": [{"turns": [turn]}], "test": [{"turns": [turn, silent]}, {"turns": [turn | {"music": "b"}]}]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.data_table(dialogues, playlists).splitlines()[2:]]
+    assert rows == [["train", "1", "1", "1.00", "4", "1", "0", "2", "1.5"], ["test", "2", "3", "1.50", "5", "1", "1", "1", "1.0"]]
+
+
 def test_table_2_says_what_was_not_run():
     found = {(system, "all", "all", m): (0.5, 0.4, 0.6, 9) for system in ("clap-tuned", "mine") for m in measures.METRICS}
-    lines = tables.paper_table(["mine", "clap-tuned"], found).splitlines()[2:]
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines]
-    assert rows == [("zero-shot", "bm25", "not run"), ("zero-shot", "nv-embed-v2", "not run"), ("zero-shot", "clap", "not run"),
-                    ("fine-tuned", "clap-tuned", "measured"), ("fine-tuned", "nv-embed-v2", "not run"),
-                    ("fine-tuned", "talkplay", "not run"), ("not trained on text", "sasrec", "not run"),
-                    ("not trained on text", "tiger", "not run"), ("other", "mine", "measured")]
+    table = tables.paper_table(["mine", "clap-tuned"], found, {("mine", "responses"): 0, ("clap-tuned", "responses"): 7})
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:6]) for line in table.splitlines()[2:]]
+    assert rows == [("zero-shot", "bm25", "not run", "yes", ""), ("zero-shot", "nv-embed-v2", "not run", "yes", ""),
+                    ("zero-shot", "clap", "not run", "yes", ""), ("fine-tuned", "clap-tuned", "measured", "yes", "yes"),
+                    ("fine-tuned", "nv-embed-v2", "not run", "yes", ""), ("fine-tuned", "talkplay", "not run", "yes", ""),
+                    ("not trained on text", "sasrec", "not run", "no", ""), ("not trained on text", "tiger", "not run", "no", ""),
+                    ("other", "mine", "measured", "", "no")]
