@@ -4,7 +4,7 @@ A dialogue is a journey through tracks of one playlist: a query, a track, an ans
 turns down comes from the negative set: tracks by artists of the playlist that are not in it. Who writes it
 is --backend:
 
-simulate  a simulated listener, offline (synthesis/simulate.py)
+simulate  a simulated listener, offline (synthesis/simulate.py); --mix and --rejections say how often it asks in which way
 gemini    Google's models, as the paper; the key in GEMINI_API_KEY or GOOGLE_API_KEY (synthesis/gemini.py)
 local     any chat model of Hugging Face's, on this machine (synthesis/local.py)
 
@@ -16,14 +16,15 @@ what the whole run would cost (--price-in, --price-out), and calls nobody. --con
 --n-train 20 --n-valid 5 --n-test 5.
 
 `audit` looks at dialogues instead, from whatever source: schema, queries that give the target away, what they speak of,
-whether "slower" brings something slower, duplicates between train and test (synthesis/audit.py).
+whether "slower" brings something slower, whether what answers say is true of the track, duplicates between train and test
+(synthesis/audit.py); with --predictions also at the answers of systems.
 
-Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues
+Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions predictions/*.jsonl
 Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl; audit:
         results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py                                  (10 s)
-            python 03_synthesize.py audit                            (14 s)
+            python 03_synthesize.py audit --predictions talkplay     (20 s)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
             python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
             python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
@@ -34,6 +35,7 @@ A killed run goes on where it stopped when the same command is given again, and 
 import argparse
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -43,10 +45,12 @@ from tqdm import tqdm
 from common import data
 from synthesis import asking, audit, parse, prompt, simulate
 
+BACKENDS = ("simulate", "gemini", "local")
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
+ONLY_SIMULATE = ("max_tracks", "mix", "rejections")
 ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
-NO_EFFECT = ("task", "file", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint", "price_in",
-             "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
+NO_EFFECT = ("task", "file", "predictions", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint",
+             "price_in", "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
 
 
 # ---------------------------------------------------------------- what a dialogue is made from
@@ -90,14 +94,15 @@ def playlists_in_turn(split, playlists, seed):
 
 # ---------------------------------------------------------------- the simulated listener
 
-def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
+def synthesize(split, playlists, tracks, row_of, facets_of, n, seed, path, most, mix):
     """Write n dialogues over the playlists of one split, in turn; several for each where n is larger.
+
+    facets_of: {track_id: simulate.track_facets(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
 
     Lines go to `path`.part one by one; whole lines that are there already are kept. Each dialogue has
     its own random stream, so a resumed run ends in the same file.
     """
     tracks_by_artist, artist_of = artists_tracks(split, playlists, tracks)
-    facets_of = {t["track_id"]: simulate.track_facets(t) for t in tracks}
     chosen = playlists_in_turn(split, playlists, seed)
 
     part = path.with_name(path.name + ".part")
@@ -109,7 +114,7 @@ def synthesize(split, playlists, tracks, row_of, n, seed, path, most):
             sampled = sample_tracks(playlist, rng, most)
             negatives = negative_set(playlist, tracks_by_artist, artist_of)
             turns = simulate.simulate(playlist.get("title"), [tracks[row_of[t]] for t in sampled],
-                                      [tracks[row_of[t]] for t in negatives], facets_of, split, rng, MAX_TURNS)
+                                      [tracks[row_of[t]] for t in negatives], facets_of, split, rng, MAX_TURNS, **mix)
             dialogue = {"dialogue_id": f"{split}-{i}", "playlist_id": playlist["playlist_id"],
                         "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
             wrong = parse.problems(dialogue, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
@@ -178,6 +183,31 @@ def describe_split(dialogues, warm):
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
+def refuse_others(paths, record):
+    """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, or somebody's own.
+
+    record: runs/03_synthesize.json of the same folder.
+    """
+    for path in (p for p in paths if p.is_file()):
+        backend = (next(data.read_jsonl(path, "the script that wrote it"), (1, {}))[1].get("meta") or {}).get("backend")
+        if backend not in BACKENDS or not record.is_file():
+            why = f"its meta says backend: {backend}" if backend not in BACKENDS else f"{record} is missing"
+            raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not overwritten. Leave 03 out and go on with "
+                             f"python 04_train.py --data-dir {path.parent}, or give another --data-dir; to have it replaced, delete it")
+
+
+def read_mix(given):
+    """["tags=2", ...] -> {kind: weight}. Raises SystemExit: no such kind, or no weight."""
+    weights = {}
+    for pair in given or ():
+        kind, _, weight = pair.partition("=")
+        if kind not in simulate.OPENING | simulate.LATER or not re.fullmatch(r"\d*\.?\d+", weight):
+            raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight of 0 or more and one of the kinds "
+                             f"{', '.join(simulate.OPENING | simulate.LATER)}")
+        weights[kind] = float(weight)
+    return weights
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description="Dialogues from playlists, or (audit) a look at dialogues.")
     add = parser.add_argument
@@ -185,11 +215,19 @@ def parse_args():
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--file", type=Path, nargs="+", help="audit: dialogue files (default: the three of --data-dir); train is the one with train "
         "in its name")
-    add("--backend", choices=("simulate", "gemini", "local"), default="simulate", help="who writes the dialogues (default simulate)")
+    add("--predictions", nargs="+", default=[], metavar="SYSTEM", help="audit: also the answers in predictions/<SYSTEM>.jsonl, such as "
+        "talkplay (default none)")
+    add("--backend", choices=BACKENDS, default="simulate", help="who writes the dialogues (default simulate)")
     add("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
     add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
     add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
     add("--max-tracks", type=int, default=10, help="simulate: most tracks sampled for a dialogue, 4 to 10 (default 10)")
+    defaults = ["; ".join(f"{kind} {weight:g}" for kind, weight in of.items()) for of in (simulate.OPENING, simulate.LATER)]
+    add("--mix", nargs="+", metavar="KIND=WEIGHT", help="simulate: how often each kind of query is tried, as in --mix lyrics=0.5 more=0; "
+        f"kinds not named keep their weight. Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. What cannot be "
+        "said of a track (no lyrics, nothing in common) is asked for by tags or sound instead")
+    add("--rejections", type=float, help="simulate: share of the later turns at which a track of the negative set comes first and is "
+        f"turned down, where one fits; 0 = never (default {simulate.REJECTION:g})")
     add("--model", help="gemini: its name (default gemini-flash-latest; the paper's, gemini-1.5-flash-002, is retired); local: a "
         "Hugging Face name or a folder")
     add("--chunk", type=int, default=7, help="gemini, local: about so many tracks for a training dialogue (default 7)")
@@ -200,8 +238,8 @@ def parse_args():
     add("--top-p", type=float, default=0.95, help="gemini, local: nucleus (default 0.95)")
     add("--max-new-tokens", type=int, default=8192, help="longest answer in tokens, what a model thinks included (default 8192)")
     add("--show-prompt", action="store_true", help="print one prompt and the tokens and cost of the whole run, and call nobody")
-    add("--price-in", type=float, help="dollars a million tokens of the prompts, to tell the cost")
-    add("--price-out", type=float, help="dollars a million tokens of the answers")
+    add("--price-in", type=float, help="dollars a million tokens of the prompts, to tell the cost (default: not told)")
+    add("--price-out", type=float, help="dollars a million tokens of the answers (default: not told)")
     add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
     add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
     add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
@@ -209,7 +247,7 @@ def parse_args():
     add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
     add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
     add("--device", default="cpu", help="local: cpu (default) or cuda")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of every draw (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with a run that was cut (default); --no-resume starts afresh and throws away what has been paid for")
     args = parser.parse_args()
@@ -219,6 +257,11 @@ def parse_args():
                         ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0)):
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
+    if args.backend != "simulate" and (args.mix or args.rejections is not None):
+        raise SystemExit(f"--mix and --rejections are for --backend simulate; what {args.backend} writes follows synthesis/prompt.txt")
+    if not 0 <= (args.rejections or 0) <= 1:
+        raise SystemExit(f"--rejections {args.rejections:g}: a share from 0 to 1 is accepted")
+    args.mix = read_mix(args.mix) or None  # None, so that runs of before the flag stay what they are
     if args.backend == "local" and not args.model:
         raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
                          "Qwen/Qwen3-4B-Instruct-2507")
@@ -233,9 +276,9 @@ def main():
     folder = args.data_dir
     paths = {split: folder / f"dialogues_{split}.jsonl" for split in data.SPLITS}
     if args.task == "audit":
-        audit.run(folder, args.file or list(paths.values()))
+        audit.run(folder, args.file or list(paths.values()), args.predictions)
         return
-    llm = args.backend != "simulate"
+    llm, mix = args.backend != "simulate", simulate.mix_of(args.mix or {}, args.rejections)
     counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
@@ -247,10 +290,11 @@ def main():
         if args.show_prompt:
             return
         args.prompt = data.file_hash(prompt.TEMPLATE)  # another prompt is another run
+    refuse_others(paths.values(), folder / "runs" / "03_synthesize.json")
     annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
     writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
     run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,
-                                resume=args.resume, record=False, ignore=NO_EFFECT + (("max_tracks",) if llm else ONLY_LLM))
+                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE if llm else ONLY_LLM))
     if state == "done":
         print("03_synthesize: already done, nothing changed")
         return
@@ -267,11 +311,12 @@ def main():
             path.unlink(missing_ok=True)
 
     facts, start, settled = {}, time.time(), 0
+    facets_of = {} if llm else {t["track_id"]: simulate.track_facets(t) for t in tracks}
     for split, path in paths.items():
         if llm:
             settled += converse(split, jobs_of[split], counts[split], backend, limiter, parts[split], args)
         elif not path.is_file():
-            synthesize(split, playlists, tracks, row_of, counts[split], args.seed, path, args.max_tracks)
+            synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
     if llm:
         journals = {split: asking.read_journal(part) for split, part in parts.items()}
         facts["summary"] = asking.summarise(journals.values(), args.price_in, args.price_out)

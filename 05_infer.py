@@ -338,9 +338,10 @@ def main():
         if name == "show":
             command.add_argument("--dialogue", help="dialogue_id (default: the first of the split)")
             continue
-        command.add_argument("--temperature", type=float, default=1.0, help="0 = greedy (paper and default: 1)")
-        command.add_argument("--top-p", type=float, default=0.9, help="nucleus (paper and default: 0.9)")
-        command.add_argument("--repetition-penalty", type=float, default=1.0, help="1 = none (paper and default)")
+        command.add_argument("--temperature", type=float, default=1.0, help="of the sampling, 0 = greedy (paper and default: 1)")
+        command.add_argument("--top-p", type=float, default=0.9, help="nucleus, a share of the probability (paper and default: 0.9)")
+        command.add_argument("--repetition-penalty", type=float, default=1.0, help="divides the logits of what was said before; 1 = none "
+                             "(paper and default)")
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
@@ -348,19 +349,20 @@ def main():
                              "tracks without a playlist code, 0 to 1 (default: their share of the catalogue)")
         command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
                              "longer prompts (default 0: as in training)")
-        command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens (default 96)")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+        command.add_argument("--seed", type=int, default=0, help="of the sampling and of the order of equal scores (default 0)")
         if name == "chat":
-            command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood")
+            command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood",
+                                 help="what chooses the track: its probability (default), or the paper's overlap")
         else:
             command.add_argument("--rankers", nargs="+", choices=SYSTEMS, default=["likelihood", "overlap"],
                                  help="a file of predictions each (default likelihood overlap)")
             command.add_argument("--samples", type=int, default=20, help="sequences that votes and expected draw a turn (default 20)")
             command.add_argument("--responses", action=argparse.BooleanOptionalAction, default=True,
                                  help="also write what the model says (default)")
-            command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time")
-            command.add_argument("--limit", type=int, default=0, help="dialogues, for a trial; 0 = all (06 accepts nothing less)")
+            command.add_argument("--batch-size", type=int, default=32, help="turns answered at a time (default 32)")
+            command.add_argument("--limit", type=int, default=0, help="dialogues, for a trial; 0 (default) = all (06 accepts nothing less)")
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                                  help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()

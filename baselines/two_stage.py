@@ -176,7 +176,7 @@ def parse_args():
     parser.add_argument("--retrieval", default="bm25",
                         help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
     parser.add_argument("--batch-size", type=int, default=16, help="turns answered at a time (default 16)")
     parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and answer, at most the model's own; older turns "
                         "are left out of longer prompts (default 4096)")

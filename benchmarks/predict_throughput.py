@@ -53,12 +53,12 @@ def turn_by_turn(model, coder, prompts):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"))
-    parser.add_argument("--dialogues", type=int, default=16)
-    parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=40, help="turns at a time")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
+    parser.add_argument("--dialogues", type=int, default=16, help="dialogues (default 16)")
+    parser.add_argument("--turns", type=int, default=10, help="turns a dialogue (default 10)")
+    parser.add_argument("--batch-size", type=int, default=40, help="turns at a time (default 40)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that both are measured (default 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     tracks = data.load_tracks(args.data_dir)

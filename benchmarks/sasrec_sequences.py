@@ -130,7 +130,7 @@ def main():
     add("--loss", choices=sasrec.LOSSES, default="ce",
         help="ce: over all items (default); bce: one random negative, as published")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each (default 0 1 2)")
-    add("--epochs", type=int, default=100, help="at most (default 100)")
+    add("--epochs", type=int, default=100, help="at most, for each seed (default 100)")
     add("--patience", type=int, default=10, help="epochs without a better valid NDCG@10, then training stops (default 10)")
     add("--dim", type=int, default=50, help="of the embeddings (default 50)")
     add("--dropout", type=float, default=0.2, help="share that is dropped (default 0.2; SASRec's authors take 0.5 on Beauty)")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from common import data
-from synthesis.parse import speaks, words_of
+from synthesis.parse import bare, speaks, words_of
+from synthesis.simulate import track_facets
 
 LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
 SHINGLE = 5          # words in a row that count as the same text
@@ -31,7 +32,7 @@ WORDS = {
     "tags": "genre genres mood moods vibe vibes style atmosphere"}
 PATTERNS = {"lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.IGNORECASE),
             "metadata": re.compile(r"\b(?:(?:19|20)\d\ds?|\d0s)\b")}
-LONGEST = 5          # words of a phrase
+LONGEST = 8          # words of a phrase, at most
 CHANGE = re.compile(r"\b(something else|something (?:very |quite |totally |completely )?different|change of|time for a change|"
                     r"change direction|switch|switching|different idea|new chapter|done with this|somewhere new|enough of that|"
                     r"instead|let's move)\b", re.IGNORECASE)
@@ -63,6 +64,8 @@ RULES = {
     "faster": (r"faster|quicker|speed (?:it|things) up|too slow", compare("tempo", lambda a, b: b > a)),
     "older": (r"(?<!getting )(?<!growing )older", compare("year", lambda a, b: b < a)),
     "newer": (r"newer|more recent", compare("year", lambda a, b: b > a)),
+    "more like this": (r"more like (?:this|that)|something similar|another one like that|same spirit|continue like that",
+                       lambda a, b: not set(a["tags"]).isdisjoint(b["tags"]) if a["tags"] and b["tags"] else None),
     "in minor": (r"in (?:a )?minor(?: key)?", compare("key", lambda a, b: b.endswith("minor"))),
     "in major": (r"in (?:a )?major(?: key)?", compare("key", lambda a, b: b.endswith("major")))}
 NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
@@ -247,11 +250,98 @@ def cold(dialogues, warm):
     return {"tracks": len(set(music) - warm) / len(set(music)), "turns": sum(t not in warm for t in music) / len(music)} if music else {}
 
 
+# ---------------------------------------------------------------- whether what answers say is true
+
+FACTS = ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade")  # kinds of the lexicon; besides: tag, name
+DENIED = {"not", "no", "without", "less", "never"}  # a phrase after one of these is no fact
+
+
+def fact_phrases(tracks):
+    """{phrase: [(kind, concept), ...]}: the lexicon's phrases, tags that it does not know, and names of two words or more."""
+    found = {}
+
+    def add(phrase, fact):
+        if phrase and fact not in found.setdefault(phrase, []):
+            found[phrase].append(fact)
+
+    for kind in FACTS:
+        for concept, entry in LEXICON[kind].items():
+            said = [x for name in ("tags", "noun", "adj", "use", "with", "about") for x in entry.get(name, ())]
+            for phrase in said if kind == "mode" else [concept, *said]:  # "major" alone is more often a word than a key
+                add(words_of(phrase), (kind, concept))
+    for track in tracks:
+        for tag in track_facets(track)["tag"]:
+            add(words_of(tag), ("tag", tag))
+        for name in (bare(track["title"]), bare(track["artist"])):
+            if " " in words_of(name) and name != name.lower():
+                add(words_of(name), ("name", name))
+    return found
+
+
+def stated(text, phrases):
+    """The facts in an answer: a list of [(kind, concept), ...], of which one has to hold; phrases as fact_phrases() gives them.
+
+    From left to right, the longest phrase first; so "I picked guitar band music" speaks of a picked guitar. A name needs its capitals.
+    """
+    words, found, i = words_of(text).split(), [], 0
+    while i < len(words):
+        for n in range(min(LONGEST, len(words) - i), 0, -1):
+            facts = [(kind, c) for kind, c in phrases.get(" ".join(words[i:i + n]), ()) if kind != "name" or c in text]
+            if facts:
+                found += [facts] if not (i and words[i - 1] in DENIED) else []
+                break
+        i += n
+    return found
+
+
+def truth(answers, tracks):
+    """Shares of the facts in answers that are true of their track, and of one drawn at random. answers: list of (text, track).
+
+    True is what the catalogue knows: tags, caption, lyrics, tempo, key, year (simulate.track_facets), title, artist. All else is not.
+    """
+    phrases = fact_phrases(tracks)
+    known = {track["track_id"]: {("name", bare(track["title"])), ("name", bare(track["artist"]))}.union(
+        (kind, c) for kind, concepts in track_facets(track).items() for c in concepts) for _, track in answers}
+    others = [answers[i][1] for i in np.random.default_rng(0).permutation(len(answers))]
+    checked = [(facts[0][0], *(not known[t["track_id"]].isdisjoint(facts) for t in (track, other)))
+               for (text, track), other in zip(answers, others) for facts in stated(text, phrases)]
+    if not checked:
+        return {"answers": len(answers), "facts in them": 0}
+    kinds = Counter(kind for kind, *_ in checked)
+    return {"answers": len(answers), "facts in them": len(checked), "facts that are true": float(np.mean([t for _, t, _ in checked])),
+            "true of the track of another answer": float(np.mean([t for *_, t in checked]))} | {
+        f"{kind}: true": float(np.mean([t for k, t, _ in checked if k == kind])) for kind in (*FACTS, "tag", "name") if kinds[kind]} | {
+        "facts by kind": dict(kinds)}
+
+
+def predicted_answers(folder, system, track_of):
+    """[(response, track)] of predictions/<system>.jsonl: the track is the first one that the dialogue has not played yet.
+
+    Raises SystemExit: the file, or the test dialogues, are missing; no line has a response.
+    """
+    path, played = folder / "predictions" / f"{system}.jsonl", {}
+    for d in data.load_dialogues(folder / "dialogues_test.jsonl", track_of):
+        for t in range(len(d["turns"])):
+            played[d["dialogue_id"], t + 1] = {turn["music"] for turn in d["turns"][:t]}
+    found = []
+    for number, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder}, or the baseline of that name"):
+        before = played.get((row.get("dialogue_id"), row.get("turn")))
+        if before is None or not set(row.get("track_ids") or ["-"]) <= set(track_of):
+            raise SystemExit(f"{path}:{number}: a dialogue_id and turn of dialogues_test.jsonl and track_ids of tracks.jsonl are expected; "
+                             f"make the file again with the script that wrote it")
+        first = next((t for t in row["track_ids"] if t not in before), row["track_ids"][0])
+        found += [(row["response"], track_of[first])] if row.get("response") else []
+    if not found:
+        raise SystemExit(f"{path}: no responses in it. --predictions takes systems that write some: talkplay, two_stage")
+    return found
+
+
 # ---------------------------------------------------------------- the page
 
 SECTIONS = {"What there is": "table_1", "Schema and order: faults": "schema",
-            "Requests that name the track before it is played": "give_away", "What requests speak of": "coverage", "Rejections and changes of direction": "directions",
-            "Tracks that no training playlist has": "cold", "Repeated from train": "duplicates"}
+            "Requests that name the track before it is played": "give_away", "What requests speak of": "coverage",
+            "Rejections and changes of direction": "directions", "Tracks that no training playlist has": "cold",
+            "Repeated from train": "duplicates", "What answers say of their track": "truth"}
 
 
 def shown(value):
@@ -263,9 +353,10 @@ def shown(value):
 
 def markdown(report):
     """The report as a Markdown page, files side by side."""
-    names, lines = list(report), ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted from words "
+    lines = ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted from words "
                                   "(the rules stand in `synthesis/audit.py`)."]
     for title, section in SECTIONS.items():
+        names = [name for name in report if section in report[name]]
         keys = list(dict.fromkeys(key for name in names for key, value in report[name].get(section, {}).items()
                                   if not isinstance(value, dict)))
         if not keys:
@@ -275,6 +366,7 @@ def markdown(report):
             cells = [report[name].get(section, {}).get(key) for name in names]
             plain = section == "table_1" and not key.startswith("queries that")
             lines.append(f"| {key} | " + " | ".join(f"{c:.1f}" if plain and isinstance(c, float) else shown(c) for c in cells) + " |")
+    names = [name for name in report if "obedience" in report[name]]
     lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed ones among those where both tracks' fields "
               "are known; the share by chance.", "", "| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for rule in RULES:
@@ -289,8 +381,8 @@ def markdown(report):
     return "\n".join(lines) + "\n"
 
 
-def run(folder, files):
-    """Audit dialogue files; print, and write results/audit.md and results/audit.json. Raises SystemExit: a file is missing."""
+def examine(folder, files, predictions=()):
+    """{name of a file: {section: numbers}}. files: paths of dialogues; predictions: names of systems. Raises SystemExit: one is missing."""
     tracks = data.load_tracks(folder)
     track_of = {t["track_id"]: t for t in tracks}
     has_playlists = (folder / "playlists.jsonl").is_file()
@@ -313,6 +405,16 @@ def run(folder, files):
             report[name]["cold"] = cold(dialogues, warm)
         if train and name != train:
             report[name]["duplicates"] = duplicates(kept[train], dialogues)
+        answers = [(response, track_of[music]) for d in dialogues for _, music, response, *_ in d["turns"] if music and response]
+        report[name]["truth"] = truth(answers, tracks)
+    for system in predictions:
+        report[f"predictions/{system}"] = {"truth": truth(predicted_answers(folder, system, track_of), tracks)}
+    return report
+
+
+def run(folder, files, predictions=()):
+    """Audit; print, and write results/audit.md and results/audit.json. Arguments as in examine."""
+    report = examine(folder, files, predictions)
     page = markdown(report)
     data.write_text(folder / "results" / "audit.md", page)
     data.write_text(folder / "results" / "audit.json", json.dumps(report, indent=1) + "\n")

@@ -17,14 +17,29 @@ LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").
 FRAMES = json.loads((Path(__file__).parent / "frames.json").read_text(encoding="utf-8"))
 TAG_CONCEPT = {tag: (kind, concept) for kind in ("genre", "mood", "instrument", "vocal")
                for concept, words in LEXICON[kind].items() for tag in (concept, *words["tags"])}
+HEARD = {tag: re.compile(rf"\b{re.escape(tag)}\b") for tag, (kind, _) in TAG_CONCEPT.items() if kind in ("instrument", "vocal")}
+SLOTS = {frame: set(re.findall(r"{(\w+)}", frame)) for both in FRAMES.values() for frames in both.values() for frame in frames}
 
-# How often the listener asks in which way. Frozen before systems were first compared.
+# How often the listener asks in which way (weights; mix_of changes them). Frozen before systems were first compared.
 OPENING = {"tags": 0.4, "lyrics": 0.15, "audio": 0.2, "metadata": 0.15, "title": 0.1}
 LATER = {"relative": 0.3, "more": 0.08, "tags": 0.15, "lyrics": 0.1, "audio": 0.12, "metadata": 0.1, "title": 0.05, "redirect": 0.1}
 REJECTION = 0.12     # share of turns after the first at which the system first plays a track that is turned down
 UNSEEN_FRAMES = 0.6  # share of the test queries whose sentence frame never occurs in training
 PRAISE = 0.35        # share of the later queries that begin with a word on the track before
 FASTER = 1.12        # a tempo is called faster or slower when it differs by this factor
+
+
+def mix_of(weights, rejection=None):
+    """The mix of queries as simulate() takes it: {opening, later, rejection}.
+
+    weights: {kind: weight} in place of the defaults, for first and later queries alike; kinds that are not named keep theirs.
+    rejection: share of the later turns, None = the default. Raises SystemExit: no weight is left.
+    """
+    opening, later = ({kind: weights.get(kind, weight) for kind, weight in defaults.items()} for defaults in (OPENING, LATER))
+    for name, found in (("first", opening), ("later", later)):
+        if not any(found.values()):
+            raise SystemExit(f"--mix leaves nothing to ask for in {name} queries; one of {', '.join(found)} needs a weight above 0")
+    return {"opening": opening, "later": later, "rejection": REJECTION if rejection is None else rejection}
 
 
 # ---------------------------------------------------------------- what is true of a track
@@ -36,8 +51,7 @@ def track_facets(track):
     """
     facets = {kind: [] for kind in ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")}
     caption = (track["caption"] or "").lower()
-    heard = [tag for tag, (kind, _) in TAG_CONCEPT.items()
-             if kind in ("instrument", "vocal") and re.search(rf"\b{re.escape(tag)}\b", caption)]
+    heard = [tag for tag, pattern in HEARD.items() if pattern.search(caption)]
     for tag in [*track["tags"], *heard]:
         kind, concept = TAG_CONCEPT.get(tag.lower(), ("decade" if tag in LEXICON["decade"] else "tag", tag))
         if concept not in facets[kind]:
@@ -187,7 +201,7 @@ class Listener:
     def say(self, name, **slots):
         """One sentence from the frames called `name` whose slots are all given and all wanted."""
         frames = FRAMES[name]["test" if self.unseen else "train"]
-        fitting = [f for f in frames if set(re.findall(r"{(\w+)}", f)) <= set(slots)]
+        fitting = [f for f in frames if SLOTS[f] <= set(slots)]
         return sentence_case(pick(fitting, self.rng).format(**slots))
 
 
@@ -258,10 +272,10 @@ def reject_first(listener, target, negatives, facets_of):
     return best
 
 
-def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turns=14):
+def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turns=14, opening=OPENING, later=LATER, rejection=REJECTION):
     """One dialogue through the tracks `sampled`, in their order.
 
-    sampled, negatives: lists of tracks (dicts). facets_of: {track_id: track_facets(track)}.
+    sampled, negatives: lists of tracks (dicts). facets_of: {track_id: track_facets(track)}. opening, later, rejection: of mix_of.
     Returns: list of turns {query, music, response, targets, rejected, kind, frame}.
     """
     listener, turns, before, played = Listener(split, rng), [], None, set()
@@ -269,7 +283,7 @@ def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turn
         listener.new_turn()
         room = len(turns) + len(sampled) - number < max_turns
         refused = None
-        if turns and room and rng.random() < REJECTION:
+        if turns and room and rng.random() < rejection:
             refused = reject_first(listener, target, [t for t in negatives if t["track_id"] not in played], facets_of)
         if refused:
             track, shared, reason = refused
@@ -283,7 +297,7 @@ def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turn
             query = listener.say("after_rejection", reason=reason, np=noun_phrase(chosen, rng))
             turns.append(make_turn(listener, query, "after_rejection", target, facets_of, after_rejection=True))
         else:
-            kind = draw(LATER if turns else OPENING, rng)
+            kind = draw(later if turns else opening, rng)
             query, kind = ask(listener, kind, target, before, facets_of, playlist_title)
             if turns and kind != "redirect" and rng.random() < PRAISE:
                 query = f"{listener.say('praise')} {query}"

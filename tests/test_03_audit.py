@@ -83,6 +83,53 @@ def test_sides(query, found):
     assert audit.sides(query, TRACKS[1], audit.side_phrases()) == found
 
 
+@pytest.mark.parametrize("text, facts", [
+    ("Slow-burning soul with a woman's voice.", ["soul", "female vocals"]), ("Not slow, no jazz, but in a minor key.", ["minor"]),
+    ("It's just instruments, from the eighties.", ["instrumental", "80s"]), ("Night Ferry by Odile Marsh", ["Night Ferry", "Odile Marsh"]),
+    ("a night ferry for Anna", []), ("a major and minor matter", []), ("real vaporwave to stare out of a window to", ["vaporwave", "dreamy"])])
+def test_facts_in_an_answer(text, facts):
+    tracks = [*TRACKS, TRACKS[0] | {"tags": ["vaporwave"]}]
+    assert [concept for (_, concept), in audit.stated(text, audit.fact_phrases(tracks))] == facts
+
+
+def test_truth_by_hand():
+    """t1: A minor, 100 BPM, 1980, folk and sad; t2: C major, 120 BPM, 1990, rock (a tag that the lexicon does not have)."""
+    answers = [("Sad folk from the eighties, a slow one.", TRACKS[1]), ("Rock in a minor key. Night Ferry!", TRACKS[2]), ("Nothing.", TRACKS[2])]
+    found = audit.truth(answers, TRACKS)
+    assert (found["answers"], found["facts in them"]) == (3, 7) and found["facts by kind"] == {
+        "mood": 1, "genre": 1, "decade": 1, "tempo": 1, "tag": 1, "mode": 1, "name": 1}
+    assert found["facts that are true"] == pytest.approx(4 / 7)
+    assert {k for k, v in found.items() if v == 1.0} == {"mood: true", "genre: true", "decade: true", "tag: true"}
+    assert {k for k, v in found.items() if v == 0.0} >= {"tempo: true", "mode: true", "name: true"}
+    one = audit.truth([("Folk.", TRACKS[1]), ("Folk.", TRACKS[1]), ("A ballad.", TRACKS[1])], TRACKS)
+    assert one["facts that are true"] == one["true of the track of another answer"] == 1.0
+    assert audit.truth([("Hm.", TRACKS[1])], TRACKS) == {"answers": 1, "facts in them": 0}
+
+
+def test_predictions(folder, monkeypatch, capsys):
+    """Of c's second turn, t1 has been played: the answer is about t0. A line without a response does not count."""
+    data.write_jsonl(folder / "predictions" / "mine.jsonl", [
+        {"dialogue_id": "c", "turn": 1, "track_ids": ["t1", "t0"], "response": "Sad folk in a minor key."},
+        {"dialogue_id": "c", "turn": 2, "track_ids": ["t1", "t0"], "response": "Sad folk in a minor key."},
+        {"dialogue_id": "c", "turn": 3, "track_ids": ["t1", "t0"], "response": None}])
+    found = run(monkeypatch, folder, "--predictions", "mine")["predictions/mine"]["truth"]
+    assert found["answers"] == 2 and found["facts that are true"] == pytest.approx(4 / 6)  # t0: folk, C major
+    assert "| facts that are true | " in capsys.readouterr().out
+    data.write_jsonl(folder / "predictions" / "mute.jsonl", [{"dialogue_id": "c", "turn": 1, "track_ids": ["t1"], "response": None}])
+    data.write_jsonl(folder / "predictions" / "odd.jsonl", [{"dialogue_id": "c", "turn": 9, "track_ids": ["t1"], "response": "x"}])
+    for name, message in (("mute", "mute.jsonl: no responses"), ("odd", "odd.jsonl:1: a dialogue_id and turn"), ("none", "none.jsonl is missing")):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, folder, "--predictions", name)
+
+
+def test_more_like_this_is_checked_by_tags(folder, monkeypatch):
+    data.write_jsonl(folder / "more.jsonl", [dialogue("a", None, turn("Hm", "t0"), turn("More like this.", "t1"), turn("Something similar!", "t2"),
+                                                      turn("In the same spirit.", "t4"))])
+    found = run(monkeypatch, folder, "--file", folder / "more.jsonl")["more.jsonl"]["obedience"]["more like this"]
+    assert (found["asked"], found["checked"], found["obeyed"]) == (3, 2, 0.5)  # t4 has no tags
+    assert found["chance"] == pytest.approx((1 / 4 + 1 / 4) / 2)
+
+
 def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):
     bad = [dialogue("x", "p0", turn("a", "t0"), turn("b", "t0", rejected=True), turn("c", "t9", rejected=True)), dialogue("x", None, turn("", None, None)),
            {"dialogue_id": "y", "turns": []}, {"turns": ["odd"]}, {"dialogue_id": "z", "conversations": []}]

@@ -1,5 +1,7 @@
 """03_synthesize.py: what every dialogue must be, resume, and that nothing of the test leaks into training."""
 
+import hashlib
+import importlib
 import json
 import os
 import re
@@ -159,6 +161,74 @@ def test_killed_and_resumed_gives_the_same_files(folder, tmp_path):
     assert run_03(tmp_path).returncode == 0
     for split in data.SPLITS:
         assert (tmp_path / f"dialogues_{split}.jsonl").read_bytes() == (folder / f"dialogues_{split}.jsonl").read_bytes()
+
+
+def test_the_simulator_is_frozen(folder):
+    """What the code of the demo's results wrote here: the results in the README hold for dialogues of these frames, words and draws."""
+    found = hashlib.sha256(b"".join((folder / f"dialogues_{split}.jsonl").read_bytes() for split in data.SPLITS)).hexdigest()
+    assert found == "99d0a242c4a4e7c45a497f83e71e41ab28bbffb2881071d395f8efad041395fd"
+
+
+def kinds_of(folder, **mix):
+    """The kinds of 60 simulated dialogues' queries; mix as for simulate.mix_of. Returns: (of first turns, of later turns), two lists."""
+    tracks = [json.loads(line) for line in open(folder / "tracks.jsonl")]
+    facets = {t["track_id"]: simulate.track_facets(t) for t in tracks}
+    turns = [simulate.simulate(None, tracks[i % 40:i % 40 + 8], tracks[50:], facets, "train", np.random.default_rng(i), 14,
+                               **simulate.mix_of(**mix)) for i in range(60)]
+    return [t[0]["kind"] for t in turns], [turn["kind"] for t in turns for turn in t[1:]]
+
+
+def test_the_mix(folder):
+    """A kind of weight 0 is gone, one of much weight prevails, the others keep their shares; rejections come and go."""
+    first, later = kinds_of(folder, weights={})
+    assert "title" in first and {"more", "title", "redirect", "after_rejection"} <= set(later)
+    none_first, none_later = kinds_of(folder, weights={"title": 0, "more": 0}, rejection=0)
+    assert not {"title", "more", "after_rejection"} & {*none_first, *none_later} and "metadata" in none_first and "relative" in none_later
+    all_first, all_later = kinds_of(folder, weights={"title": 1e6}, rejection=0)
+    assert set(all_first) == set(all_later) == {"title"}
+    assert kinds_of(folder, weights={}, rejection=1)[1].count("after_rejection") > 2 * later.count("after_rejection")
+    given = {**simulate.LATER, **simulate.OPENING}
+    assert simulate.mix_of({k: given[k] for k in ("title", "redirect")}, 0.12)["opening"] == simulate.OPENING
+
+
+def test_the_mix_by_argument(folder, tmp_path):
+    for name in ("tracks.jsonl", "playlists.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    done = run_03(tmp_path, "--mix", "more=20", "relative=0", "--rejections", "0")
+    assert done.returncode == 0, done.stderr
+    kinds = [t["kind"] for d in dialogues(tmp_path, "train") for t in d["turns"][1:]]
+    assert kinds.count("more") > 0.9 * len(kinds) and not {"relative", "after_rejection"} & set(kinds)
+    assert "already done" in run_03(tmp_path, "--mix", "relative=0", "more=20", "--rejections", "0").stdout
+    assert "mix (was {'more': 20.0, 'relative': 0.0}, is None)" in run_03(tmp_path, "--rejections", "0").stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--mix", "tag=2"], "--mix tag=2: KIND=WEIGHT is accepted.*relative"), (["--mix", "tags=-1"], "--mix tags=-1: .*0 or more"),
+    (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: a share from 0 to 1"),
+    (["--mix", "tags=0", "lyrics=0", "audio=0", "metadata=0", "title=0"], "nothing to ask for in first queries; one of tags"),
+    (["--backend", "gemini", "--mix", "tags=1"], "are for --backend simulate")])
+def test_mixes_that_are_none(folder, monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "--data-dir", str(folder), *arguments])
+    with pytest.raises(SystemExit, match=message):
+        importlib.import_module("03_synthesize").main()
+
+
+def test_dialogues_of_others_are_not_overwritten(folder, tmp_path):
+    """An adapter's, whose meta names another backend, and any where this script has left no record; --no-resume changes nothing."""
+    for name in ("tracks.jsonl", "playlists.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    row = dialogues(folder, "test")[0]
+    for meta, record, message in (({"backend": "cpcd"}, False, "backend: cpcd"), ({}, True, "backend: None"), (row["meta"], False, "03_synthesize.json is missing")):
+        data.write_jsonl(tmp_path / "dialogues_test.jsonl", [row | {"meta": meta}])
+        data.write_text(tmp_path / "runs" / "03_synthesize.json", (folder / "runs" / "03_synthesize.json").read_text())
+        if not record:
+            (tmp_path / "runs" / "03_synthesize.json").unlink()
+        before = (tmp_path / "dialogues_test.jsonl").read_bytes()
+        for flags in ((), ("--no-resume",)):
+            refused = run_03(tmp_path, *flags)
+            assert refused.returncode == 1 and message in refused.stderr and "is not overwritten. Leave 03 out" in refused.stderr
+            assert len(refused.stderr.strip().splitlines()) == 1
+        assert (tmp_path / "dialogues_test.jsonl").read_bytes() == before and not (tmp_path / "dialogues_train.jsonl").exists()
 
 
 def test_done_and_changed(folder):

@@ -121,5 +121,30 @@ def test_documented_commands_parse(command, monkeypatch):
         importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
 
 
+SCRIPTS = [p.relative_to(ROOT).as_posix() for p in (*sorted(ROOT.glob("0*.py")), *sorted(ROOT.glob("b*/*.py")))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_has_a_help_text(script, monkeypatch):
+    """Of every subcommand, too."""
+    def stop(self, args=None, namespace=None):
+        raise Parsed(self)
+
+    def options(parser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, command in action.choices.items():
+                    yield from ((f"{name} {option}", text) for option, text in options(command))
+            else:
+                yield "/".join(action.option_strings) or action.dest, action.help
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [script])
+    with pytest.raises(Parsed) as parsed:
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
+    found = list(options(parsed.value.args[0]))
+    assert len(found) > 2 and [option for option, text in found if not text] == []
+
+
 def test_more_than_a_few_commands_are_documented():
     assert len(documented_commands()) > 15
