@@ -254,7 +254,7 @@ def prepare_cpcd(args):
         data.write_jsonl(data_dir / f"dialogues_{name}.jsonl", (d for d, s in zip(dialogues, split) if s == name))
     data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems)
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists and {len(dialogues):,} dialogues to {data_dir}; leave out "
-          f"03_synthesize.py, which would replace these dialogues. Next: python 01_extract_embeddings.py --data-dir {data_dir}, "
+          f"03_synthesize.py, which refuses to replace these dialogues. Next: python 01_extract_embeddings.py --data-dir {data_dir}, "
           f"or at once python baselines/bm25.py --data-dir {data_dir}")
 
 
@@ -307,7 +307,7 @@ def prepare_talkplaydata(args):
     data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems | of_vectors)
     missing = [modality for modality in MODALITIES if modality not in present]
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists, {sum(s is not None for s in splits):,} dialogues and "
-          f"{len(present)} embeddings to {data_dir}; leave out 03_synthesize.py, which would replace these dialogues. Next: "
+          f"{len(present)} embeddings to {data_dir}; leave out 03_synthesize.py, which refuses to replace these dialogues. Next: "
           + (f"python 01_extract_embeddings.py --data-dir {data_dir} --modalities {' '.join(missing)} (what did not come with the "
              "data), or at once " if missing else "") + f"python 02_quantize.py --data-dir {data_dir}")
 
