@@ -1,8 +1,8 @@
 """What each encoder of 01_extract_embeddings.py costs: tracks a second, and the memory of its process.
 
-    python benchmarks/encoders.py                                     (minilm, librosa, clap, musicfm; two minutes on two cores)
-    python benchmarks/encoders.py qwen3 nv-embed --device cuda        (not run)
-    python benchmarks/encoders.py --peer                              (needs: pip install sentence-transformers)
+    python benchmarks/encoders.py                                        (minilm, librosa, clap, musicfm; four minutes on two cores)
+    python benchmarks/encoders.py --encoders qwen3 nv-embed --device cuda   (not run)
+    python benchmarks/encoders.py --peer                                 (needs: pip install sentence-transformers)
 
 Speed does not depend on what the weights are: all but minilm have random ones, of the published shapes, so nothing is downloaded.
 Texts: the tags, metadata and lyrics of the first tracks of --data-dir (the mean over the three). Audio: noise of 30 s, as
@@ -124,7 +124,7 @@ def compare_with_peer(data_dir, n, device, batch_size=64, rounds=3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("encoders", nargs="*", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=list(DEFAULT), help=f"default: {' '.join(DEFAULT)}")
+    add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder whose tracks' texts are read (default data/demo)")
     add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
     add("--device", default="cpu", help="cpu (default), cuda, ...")
