@@ -119,7 +119,7 @@ def test_what_becomes_of_a_session(tmp_path, capsys):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()[-1:] and line.split()[0] in ("test", "all")
             and len(line.split()) == 6 and "." not in line}
     assert rows == {"test": ["1", "3", "3", "2", "1"], "all": ["13", "99", "99", "86", "1"]}  # 12 x 7 + 2 turns are judged
-    assert "03_synthesize.py, which would replace these dialogues. Next: python 02_quantize.py --data-dir" in out
+    assert "03_synthesize.py, which refuses to replace these dialogues. Next: python 02_quantize.py --data-dir" in out
     assert "secret" not in (tmp_path / "out/dialogues_test.jsonl").read_text()
 
 
