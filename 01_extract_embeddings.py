@@ -28,7 +28,8 @@ Writes  embeddings/<modality>.npy (N, D) float32, embeddings/audio_scaling.npy (
 
 Demo        python 01_extract_embeddings.py
 Full scale  torchrun --nproc-per-node 8 01_extract_embeddings.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 \
-                --audio-encoder musicfm --audio-model pretrained_msd.pt --workers 64 --epochs 10 --item2vec-workers 16
+                --audio-encoder musicfm --audio-model pretrained_msd.pt --workers 64 --epochs 10 --item2vec-share 0.1 \
+                --item2vec-workers 16
             One GPU: python in torchrun's place, without --nproc-per-node
             A lighter text encoder: --text-encoder Qwen/Qwen3-Embedding-0.6B --pooling last
 The full-scale commands were not run: the checkpoints could not be had where this was written.
@@ -220,10 +221,10 @@ def training_rows(data_dir, tracks):
             for playlist in data.load_playlists(data_dir, row_of) if playlist["split"] == "train"]
 
 
-def write_playlist(folder, training, n_tracks, dim, epochs, seed, workers):
+def write_playlist(folder, training, n_tracks, dim, epochs, seed, workers, share):
     """embeddings/playlist.npy, from the training playlists only."""
     print(f"playlist: item2vec on {len(training)} training playlists with {sum(map(len, training))} tracks")
-    data.save_npy(folder / "playlist.npy", item2vec(training, n_tracks, dim, epochs, seed, workers))
+    data.save_npy(folder / "playlist.npy", item2vec(training, n_tracks, dim, epochs, seed, workers, share))
     data.write_jsonl(folder / "playlist.progress.jsonl", [{"first": 0, "stop": n_tracks, "notes": []}])
 
 
@@ -251,6 +252,8 @@ def parse_args(argv=None):
         "validation playlists)")
     add("--item2vec-workers", type=int, default=1, help="threads of item2vec (default 1; more are faster but the result "
         "then differs from run to run)")
+    add("--item2vec-share", type=float, default=None, help="of a playlist's pairs of tracks, those that an epoch learns, drawn "
+        "anew each time: above 0, below 1, where a whole epoch would take hours (default: all pairs)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, all of torchrun's together (default: "
         "as many as cores; the result does not depend on it)")
     add("--device", default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if there is one), cpu, "
@@ -262,6 +265,8 @@ def parse_args(argv=None):
     for name in ("batch_size", "audio_batch_size", "playlist_dim", "epochs", "item2vec_workers", "workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from 1 on is expected")
+    if args.item2vec_share is not None and not 0 < args.item2vec_share < 1:
+        raise SystemExit(f"--item2vec-share {args.item2vec_share:g}: a number above 0 and below 1 is expected; all pairs: leave it out")
     if not (args.audio_seconds == 0 or args.audio_seconds >= 1):
         raise SystemExit(f"--audio-seconds {args.audio_seconds:g}: 0 (the whole file) or a number from 1 on is expected")
     return args
@@ -300,7 +305,8 @@ def main(argv=None):
                 print(f"{modality}: finished by an earlier try")
         elif modality == "playlist":
             if ranks.rank == 0:
-                write_playlist(folder, training, len(tracks), args.playlist_dim, args.epochs, args.seed, args.item2vec_workers)
+                write_playlist(folder, training, len(tracks), args.playlist_dim, args.epochs, args.seed, args.item2vec_workers,
+                               args.item2vec_share)
         elif modality == "audio":
             encoder = load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
                                          args.audio_batch_size, args.device)

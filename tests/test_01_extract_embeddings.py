@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from common import data
-from encoders import librosa_features, text
+from encoders import item2vec, librosa_features, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -118,20 +118,54 @@ def test_item2vec_puts_tracks_that_share_playlists_together():
 def test_item2vec_window_covers_the_playlist(monkeypatch):
     """What gensim is asked for; with its defaults it would draw a smaller window for each word, and drop words beyond 10,000."""
     import gensim.models
-    asked = {}
+    asked, read = {}, []
 
     class Stop(Exception):
         pass
 
-    def fake(sentences, **kwargs):
-        asked.update(kwargs, sentences=sentences)
-        raise Stop
-    monkeypatch.setattr(gensim.models, "Word2Vec", fake)
+    class Fake:
+        def __init__(self, **kwargs):
+            asked.update(kwargs)
+
+        def build_vocab(self, sentences):
+            read.append([len(s) for s in sentences])
+
+        def train(self, sentences, total_examples, **kwargs):
+            read.append([len(s) for s in sentences])
+            asked["total_examples"] = total_examples
+            raise Stop
+    monkeypatch.setattr(gensim.models, "Word2Vec", Fake)
     with pytest.raises(Stop):
         extract.item2vec([list(range(10_500)), [1, 2, 3], [7]], 10_500)
-    assert [len(s) for s in asked["sentences"]] == [10_000, 500, 3]
+    assert read == [[10_000, 500, 3]] * 2 and asked["total_examples"] == 3
     assert (asked["window"], asked["shrink_windows"], asked["sg"], asked["negative"], asked["min_count"]) == (10_000, False, 1, 5, 1)
     assert (asked["vector_size"], asked["workers"]) == (128, 1)
+
+
+def test_a_share_of_the_pairs_is_the_same_share_of_each_playlist():
+    """5,000 epochs of playlists of 2, 5, 9 and 40 tracks; a pair is learnt if gensim's window of NEAR sees it."""
+    parts = [np.arange(n) + 100 * i for i, n in enumerate((2, 5, 9, 40))]
+    sentences = item2vec.Sentences(parts, list(range(400)), item2vec.copies_for(np.array([2, 5, 9, 40]), 0.1))
+    counts = np.zeros((400, 400))
+    for _ in range(5000):
+        for sentence in sentences:
+            for gap in range(1, item2vec.NEAR + 1):
+                np.add.at(counts, (sentence[gap:], sentence[:-gap]), 1)
+    counts = (counts + counts.T) / 5000
+    for part in parts:
+        pairs = counts[np.ix_(part, part)][~np.eye(len(part), dtype=bool)]
+        assert pairs.mean() == pytest.approx(0.1, rel=0.1) and pairs.min() > 0.07 and pairs.max() < 0.13
+    assert counts.sum() == pytest.approx(sum(counts[np.ix_(part, part)].sum() for part in parts))
+
+
+def test_item2vec_learns_from_a_share_of_the_pairs_too():
+    rng = np.random.default_rng(0)
+    playlists = [rng.permutation(20)[:12] + 20 * (i % 2) for i in range(200)]  # tracks 0-19 and 20-39 never meet
+    vectors = extract.item2vec(playlists, 40, dim=16, epochs=20, share=0.25)
+    cosine = vectors @ vectors.T
+    inside = [cosine[i, j] for i in range(40) for j in range(40) if i != j and i // 20 == j // 20]
+    assert min(inside) > cosine[:20, 20:].max()
+    assert np.array_equal(vectors, extract.item2vec(playlists, 40, dim=16, epochs=20, share=0.25))
 
 
 def test_only_training_playlists_count(tmp_path):
@@ -416,6 +450,7 @@ def test_a_damaged_output_is_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--item2vec-share", "1.5"], "--item2vec-share 1.5: a number above 0 and below 1"),
     (["--workers", "0"], "--workers 0: a number from 1 on"),
     (["--text-encoder", "nobody/no-such-encoder"], "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
 ])
