@@ -53,6 +53,7 @@ def main():
     parser.add_argument("--share", type=float, default=None, help="of the pairs, 01's --item2vec-share (default: all)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs that the hours are given for (default 10; one is run)")
     args = parser.parse_args()
+    extract.item2vec([[0, 1]], 2, epochs=1)  # what gensim loads when it is first used is not counted below
     with tempfile.TemporaryDirectory() as folder:
         occur = write_playlists(Path(folder) / "playlists.jsonl", int(PLAYLISTS * args.scale), np.random.default_rng(0))
         tracks, before = [{"track_id": f"spotify{row:015d}"} for row in occur.tolist()], peak_memory_gib()

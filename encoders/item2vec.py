@@ -47,9 +47,8 @@ def item2vec(playlists, n_tracks, dim=128, epochs=40, seed=0, workers=1, share=N
     from gensim.models.callbacks import CallbackAny2Vec
     parts = [playlist[first:first + SENTENCE] for playlist in playlists for first in range(0, len(playlist), SENTENCE)]
     parts = [part for part in parts if len(part) > 1]
-    vectors = np.full((n_tracks, dim), np.nan, np.float32)
     if not parts:
-        return vectors
+        return np.full((n_tracks, dim), np.nan, np.float32)
     lengths, names = np.array([len(part) for part in parts]), [str(row) for row in range(n_tracks)]
     copies = None if share is None else copies_for(lengths, share)
     # By default gensim draws a smaller window for each word, and drops words at random that make up more
@@ -63,5 +62,8 @@ def item2vec(playlists, n_tracks, dim=128, epochs=40, seed=0, workers=1, share=N
         model.train(Sentences(parts, names, copies, seed), epochs=epochs, callbacks=[tick],
                     total_examples=len(parts) if share is None else max(round(copies.sum()), 1))
     learnt = model.wv
-    vectors[np.array(learnt.index_to_key, dtype=int)] = learnt.vectors / np.linalg.norm(learnt.vectors, axis=1, keepdims=True)
+    del model  # its second matrix, which is as large as the one that counts
+    vectors = np.full((n_tracks, dim), np.nan, np.float32)
+    vectors[np.array(learnt.index_to_key, dtype=int)] = learnt.vectors
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
