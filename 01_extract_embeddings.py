@@ -15,16 +15,22 @@ it (nothing to learn from).
 Validation and test playlists are never looked at. The mean and deviation that standardise audio are
 those of all tracks' audio (no label, no playlist); audio_scaling.npy keeps them for new tracks.
 
-A killed run goes on after its last whole chunk of tracks and ends in the same bytes (item2vec has no
-chunks and starts again). Audio files are known by path: after changing one, use --no-resume.
+A killed run goes on with the chunks of tracks that are not on disk and ends in the same bytes (item2vec has
+no chunks and starts again). Audio files are known by path: after changing one, use --no-resume.
+
+Under torchrun each process makes its share of the chunks, on a GPU of its own where there are several; all write
+into one memory-mapped file. item2vec is made by the first alone, on the CPU, and last: --modalities playlist
+beforehand and the other four with --no-resume keep the GPUs from waiting for it.
 
 Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl, the tracks' audio files
 Writes  embeddings/<modality>.npy (N, D) float32, embeddings/audio_scaling.npy (2, D),
         embeddings/audio_failed.jsonl (audio that could not be used, and why)
 
 Demo        python 01_extract_embeddings.py
-Full scale  python 01_extract_embeddings.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 --device cuda \
-                --audio-encoder musicfm --audio-model pretrained_msd.pt --workers 32 --item2vec-workers 16
+Full scale  torchrun --nproc-per-node 8 01_extract_embeddings.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 \
+                --audio-encoder musicfm --audio-model pretrained_msd.pt --workers 64 --epochs 10 --item2vec-share 0.1 \
+                --item2vec-workers 16
+            One GPU: python in torchrun's place, without --nproc-per-node
             A lighter text encoder: --text-encoder Qwen/Qwen3-Embedding-0.6B --pooling last
 The full-scale commands were not run: the checkpoints could not be had where this was written.
 """
@@ -42,10 +48,11 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from common import data
 from common.tokens import MODALITIES
+from encoders.chunks import Ranks, fill_in_chunks, forget_progress, is_finished, start_ranks
+from encoders.item2vec import item2vec
 from encoders.librosa_features import AUDIO_SECONDS, read_features, read_windows
 from encoders.text import device_of, embed_texts, find_text_encoder, load_text_encoder
 
@@ -55,8 +62,8 @@ from encoders.text import device_of, embed_texts, find_text_encoder, load_text_e
 NAME = "01_extract_embeddings"
 TEXT_MODALITIES = ("semantic", "metadata", "lyrics")
 AUDIO_ENCODERS = ("librosa", "musicfm", "clap")
-TEXT_CHUNK = 2048                    # tracks between two marks from which a killed run can go on
-GENSIM_SENTENCE = 10_000             # gensim silently drops what a sentence has beyond this
+TEXT_CHUNK = 2048                    # tracks that a killed run makes again at most, and that a process makes at a time
+ROWS = 8192                          # of an array that are in memory at once
 
 
 # ---------------------------------------------------------------- texts
@@ -77,7 +84,7 @@ class AudioEncoder(NamedTuple):
     encode: Callable     # in this process: such a list -> (n, dim) float32
     dim: int
     blocks: tuple        # sizes, of sum dim, of the blocks of columns that shall weigh the same; () = rows stay as they are
-    chunk: int           # tracks between two marks from which a killed run can go on
+    chunk: int           # as TEXT_CHUNK
 
 
 def find_audio_encoder(name, model, layer):
@@ -133,78 +140,16 @@ def scaling_of(raw, blocks):
     return np.stack([mean, deviation * np.sqrt(np.repeat(blocks, blocks))]).astype(np.float32)
 
 
-def present_rows(array, size=65536):
-    """Yield the rows of an (N, D) array that are not NaN, at most `size` at a time."""
-    for first in range(0, len(array), size):
-        rows = array[first:first + size]
+def present_rows(array):
+    """Yield the rows of an (N, D) array that are not NaN, ROWS at a time at most."""
+    for first in range(0, len(array), ROWS):
+        rows = array[first:first + ROWS]
         yield rows[~np.isnan(rows[:, 0])]
-
-
-# ---------------------------------------------------------------- playlists
-
-def item2vec(playlists, n_tracks, dim=128, epochs=40, seed=0, workers=1):
-    """Item2vec (Barkan & Koenigstein 2016): skip-gram in which all tracks of a playlist are neighbours.
-
-    playlists: lists of track rows, of training playlists only. workers: threads; only 1 is reproducible.
-    Returns: (n_tracks, dim) float32, L2 norm 1; NaN for a track that has no neighbour in any playlist.
-    """
-    from gensim.models import Word2Vec
-    from gensim.models.callbacks import CallbackAny2Vec
-    names = [str(row) for row in range(n_tracks)]
-    sentences = [[names[row] for row in playlist[first:first + GENSIM_SENTENCE]]
-                 for playlist in playlists for first in range(0, len(playlist), GENSIM_SENTENCE)]
-    sentences = [sentence for sentence in sentences if len(sentence) > 1]
-    vectors = np.full((n_tracks, dim), np.nan, np.float32)
-    if not sentences:
-        return vectors
-    tick = CallbackAny2Vec()
-    with tqdm(total=epochs, desc="playlist", unit="epoch") as bar:
-        tick.on_epoch_end = lambda model: bar.update()
-        # By default gensim draws a smaller window for each word, and drops words at random that make up more
-        # than a thousandth of the text: most tracks of a small catalogue.
-        model = Word2Vec(sentences, sg=1, vector_size=dim, negative=5, window=max(map(len, sentences)), shrink_windows=False,
-                         min_count=1, sample=0, epochs=epochs, seed=seed, workers=workers, callbacks=[tick])
-    rows = np.array(model.wv.index_to_key, dtype=int)
-    vectors[rows] = model.wv.vectors / np.linalg.norm(model.wv.vectors, axis=1, keepdims=True)
-    return vectors
 
 
 # ---------------------------------------------------------------- files
 
-def progress_of(folder, modality):
-    """How far a killed run has come with a modality: (rows that are done, notes about them)."""
-    rows, notes, path = 0, [], folder / f"{modality}.progress.jsonl"
-    for line in path.read_text().splitlines(keepends=True) if path.is_file() else ():
-        if line.endswith("\n"):  # the kill may have cut the last line; its chunk is then done again
-            step = json.loads(line)
-            rows, notes = step["rows"], notes + step["notes"]
-    return rows, notes
-
-
-def fill_in_chunks(folder, modality, shape, chunk, encode):
-    """Write <modality>.part.npy chunk by chunk through a memory map, from where a killed run stopped.
-
-    encode: function of a slice of rows -> ((rows, D) float32, list of notes). After each flushed chunk
-    a line is added to <modality>.progress.jsonl.
-    Returns: the path of the whole part, the notes of all chunks.
-    """
-    part, progress = folder / f"{modality}.part.npy", folder / f"{modality}.progress.jsonl"
-    done, notes = progress_of(folder, modality) if part.is_file() else (0, [])
-    array = np.lib.format.open_memmap(part, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
-    data.write_jsonl(progress, [{"rows": done, "notes": notes}])
-    with tqdm(total=shape[0], initial=done, desc=modality, unit="track") as bar:
-        for first in range(done, shape[0], chunk):
-            rows = slice(first, min(first + chunk, shape[0]))
-            array[rows], new_notes = encode(rows)
-            array.flush()
-            with open(progress, "a") as f:
-                f.write(json.dumps({"rows": rows.stop, "notes": new_notes}) + "\n")
-            notes += new_notes
-            bar.update(rows.stop - rows.start)
-    return part, notes
-
-
-def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
+def write_texts(folder, modality, tracks, encoder, pooling, batch_size, ranks=Ranks()):
     """embeddings/<modality>.npy of a text modality. encoder: what load_text_encoder returns."""
     tokenizer, model, max_tokens = encoder
 
@@ -213,9 +158,10 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
         vectors, cut = embed_texts(texts, tokenizer, model, max_tokens, pooling, batch_size)
         return vectors, [tracks[rows.start + i]["track_id"] for i in cut]
 
-    part, cut = fill_in_chunks(folder, modality, (len(tracks), model.config.hidden_size), TEXT_CHUNK, encode)
-    os.replace(part, folder / f"{modality}.npy")
-    print(f"{modality}: {len(cut)} texts were longer than {max_tokens} tokens and cut there")
+    part, cut = fill_in_chunks(folder, modality, (len(tracks), model.config.hidden_size), TEXT_CHUNK, encode, ranks=ranks)
+    if ranks.rank == 0:
+        os.replace(part, folder / f"{modality}.npy")
+        print(f"{modality}: {len(cut)} texts were longer than {max_tokens} tokens and cut there")
 
 
 def start_worker():
@@ -224,21 +170,18 @@ def start_worker():
     threadpool_limits(1)
 
 
-def write_audio(folder, tracks, data_dir, encoder, workers):
+def write_audio(folder, tracks, data_dir, encoder, workers, ranks=Ranks()):
     """embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl. encoder: an AudioEncoder."""
-    shape = (len(tracks), encoder.dim)
-    ahead = {}  # the files of the next chunk are read while this one is encoded
 
-    def read(first):
-        """Start reading the chunk of files from row `first` on: the rows that have one, try_read's results one by one."""
-        audible = [i for i in range(first, min(first + encoder.chunk, len(tracks))) if tracks[i]["audio_path"]]
+    def start(rows):
+        """The rows, those of them that have a file, and try_read's results for these, which workers now begin to make."""
+        audible = [i for i in range(rows.start, rows.stop) if tracks[i]["audio_path"]]
         paths = [str(Path(data_dir) / tracks[i]["audio_path"]) for i in audible]
-        return audible, pool.map(try_read, [encoder.read] * len(paths), paths)
+        return rows, audible, pool.map(try_read, [encoder.read] * len(paths), paths)
 
-    def encode(rows):
+    def encode(begun):
+        rows, audible, found = begun
         vectors, usable, heard, failed = np.full((rows.stop - rows.start, encoder.dim), np.nan, np.float32), [], [], []
-        audible, found = ahead.pop(rows.start, None) or read(rows.start)
-        ahead[rows.stop] = read(rows.stop)
         for i, (sound, reason) in zip(audible, found):
             if sound is None:
                 failed.append({"track_id": tracks[i]["track_id"], "audio_path": tracks[i]["audio_path"], "reason": reason})
@@ -251,34 +194,39 @@ def write_audio(folder, tracks, data_dir, encoder, workers):
 
     # spawn, not fork: a forked process may hang in a library that was running threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-        part, failed = fill_in_chunks(folder, "audio", shape, encoder.chunk, encode)
+        part, failed = fill_in_chunks(folder, "audio", (len(tracks), encoder.dim), encoder.chunk, encode, start, ranks)
+    if ranks.rank == 0:
+        data.write_jsonl(folder / "audio_failed.jsonl", failed)
+        scale_audio(folder, part, encoder)
+        print(f"audio: {sum(not track['audio_path'] for track in tracks)} tracks have no audio_path; {len(failed)} files could "
+              f"not be used {dict(Counter(row['reason'] for row in failed)) or ''}")
+
+
+def scale_audio(folder, part, encoder):
+    """audio.npy, which is the part scaled, and audio_scaling.npy."""
     raw = np.load(part, mmap_mode="r")
     scaling = scaling_of(raw, encoder.blocks) if encoder.blocks else np.repeat(np.float32([[0], [1]]), encoder.dim, axis=1)
-    scaled = np.lib.format.open_memmap(folder / "audio.npy.tmp", mode="w+", dtype=np.float32, shape=shape)
-    for first in range(0, shape[0], 65536):
-        scaled[first:first + 65536] = (raw[first:first + 65536] - scaling[0]) / scaling[1]
+    scaled = np.lib.format.open_memmap(folder / "audio.npy.tmp", mode="w+", dtype=np.float32, shape=raw.shape)
+    for first in range(0, len(raw), ROWS):
+        scaled[first:first + ROWS] = (raw[first:first + ROWS] - scaling[0]) / scaling[1]
     scaled.flush()
     data.save_npy(folder / "audio_scaling.npy", scaling)
-    data.write_jsonl(folder / "audio_failed.jsonl", failed)
     os.replace(folder / "audio.npy.tmp", folder / "audio.npy")
     part.unlink()
-    print(f"audio: {sum(not track['audio_path'] for track in tracks)} tracks have no audio_path; {len(failed)} files could not "
-          f"be used {dict(Counter(row['reason'] for row in failed)) or ''}")
 
 
-def write_playlist(folder, playlists, tracks, dim, epochs, seed, workers):
-    """embeddings/playlist.npy, from the training playlists only."""
+def training_rows(data_dir, tracks):
+    """The training playlists: list of int32 arrays of track rows."""
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    training = [[row_of[t] for t in playlist["track_ids"]] for playlist in playlists if playlist["split"] == "train"]
+    return [np.array([row_of[t] for t in playlist["track_ids"]], np.int32)
+            for playlist in data.load_playlists(data_dir, row_of) if playlist["split"] == "train"]
+
+
+def write_playlist(folder, training, n_tracks, dim, epochs, seed, workers, share):
+    """embeddings/playlist.npy, from the training playlists only."""
     print(f"playlist: item2vec on {len(training)} training playlists with {sum(map(len, training))} tracks")
-    data.save_npy(folder / "playlist.npy", item2vec(training, len(tracks), dim, epochs, seed, workers))
-    data.write_jsonl(folder / "playlist.progress.jsonl", [{"rows": len(tracks), "notes": []}])
-
-
-def is_finished(folder, modality, n_tracks):
-    """Whether an earlier, killed try of this run has finished the modality."""
-    whole = (folder / f"{modality}.npy").is_file() and not (folder / f"{modality}.part.npy").is_file()
-    return whole and progress_of(folder, modality)[0] == n_tracks
+    data.save_npy(folder / "playlist.npy", item2vec(training, n_tracks, dim, epochs, seed, workers, share))
+    data.write_jsonl(folder / "playlist.progress.jsonl", [{"first": 0, "stop": n_tracks, "notes": []}])
 
 
 def check_not_brought(data_dir, chosen):
@@ -318,8 +266,10 @@ def parse_args(argv=None):
         "validation playlists)")
     add("--item2vec-workers", type=int, default=1, help="threads of item2vec (default 1; more are faster but the result "
         "then differs from run to run)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores; the "
-        "result does not depend on it)")
+    add("--item2vec-share", type=float, default=None, help="of a playlist's pairs of tracks, those that an epoch learns, drawn "
+        "anew each time: above 0, below 1, where a whole epoch would take hours (default: all pairs)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, all of torchrun's together (default: "
+        "as many as cores; the result does not depend on it)")
     add("--device", default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if there is one), cpu, "
         "cuda, ...")
     add("--seed", type=int, default=0, help="of item2vec (default 0)")
@@ -329,6 +279,8 @@ def parse_args(argv=None):
     for name in ("batch_size", "audio_batch_size", "playlist_dim", "epochs", "item2vec_workers", "workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from 1 on is expected")
+    if args.item2vec_share is not None and not 0 < args.item2vec_share < 1:
+        raise SystemExit(f"--item2vec-share {args.item2vec_share:g}: a number above 0 and below 1 is expected; all pairs: leave it out")
     if not (args.audio_seconds == 0 or args.audio_seconds >= 1):
         raise SystemExit(f"--audio-seconds {args.audio_seconds:g}: 0 (the whole file) or a number from 1 on is expected")
     return args
@@ -336,12 +288,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    ranks = start_ranks()
     chosen = [m for m in MODALITIES if m in args.modalities]
     folder = args.data_dir / "embeddings"
     tracks = data.load_tracks(args.data_dir)
-    if args.resume:
+    if args.resume and ranks.rank == 0:
         check_not_brought(args.data_dir, chosen)
-    playlists = data.load_playlists(args.data_dir, {t["track_id"] for t in tracks}) if "playlist" in chosen else []
+    training = training_rows(args.data_dir, tracks) if "playlist" in chosen and ranks.rank == 0 else None
     text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
     if "audio" in chosen:
         find_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
@@ -350,29 +303,35 @@ def main(argv=None):
     reads += ["playlists.jsonl"] * ("playlist" in chosen)
     writes = [f"embeddings/{m}.npy" for m in chosen]
     writes += ["embeddings/audio_scaling.npy", "embeddings/audio_failed.jsonl"] * ("audio" in chosen)
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume,
+    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=ranks.rank == 0,
                                 ignore=("data_dir", "resume", "device", "workers"))
-    if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+    if ranks.agree("state", lambda: state) == "done":
+        if ranks.rank == 0:
+            print(f"{NAME}: already done, nothing changed")
         return
     folder.mkdir(exist_ok=True)
-    if state == "new":
+    if state == "new" and ranks.rank == 0:
         for modality in chosen:
-            (folder / f"{modality}.progress.jsonl").unlink(missing_ok=True)
+            forget_progress(folder, modality)
 
     loaded = None
-    for modality in chosen:
-        if is_finished(folder, modality, len(tracks)):
-            print(f"{modality}: finished by an earlier try")
+    for modality in sorted(chosen, key=lambda m: m == "playlist"):  # item2vec last: the others need not wait for it
+        if ranks.agree(f"{modality} finished", lambda: is_finished(folder, modality, len(tracks))):
+            if ranks.rank == 0:
+                print(f"{modality}: finished by an earlier try")
         elif modality == "playlist":
-            write_playlist(folder, playlists, tracks, args.playlist_dim, args.epochs, args.seed, args.item2vec_workers)
+            if ranks.rank == 0:
+                write_playlist(folder, training, len(tracks), args.playlist_dim, args.epochs, args.seed, args.item2vec_workers,
+                               args.item2vec_share)
         elif modality == "audio":
             encoder = load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
                                          args.audio_batch_size, args.device)
-            write_audio(folder, tracks, args.data_dir, encoder, args.workers)
+            write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // ranks.world, 1), ranks)
         else:
             loaded = loaded or load_text_encoder(text_encoder, args.device)
-            write_texts(folder, modality, tracks, loaded, args.pooling, args.batch_size)
+            write_texts(folder, modality, tracks, loaded, args.pooling, args.batch_size, ranks)
+    if ranks.rank:
+        return
 
     for modality in chosen:
         array = data.load_npy(folder / f"{modality}.npy", f"python {NAME}.py", len(tracks), np.float32)
@@ -380,7 +339,7 @@ def main(argv=None):
         print(f"  {modality:9s} {str(array.shape):>14s}  {present} tracks have it, {len(tracks) - present} do not")
     data.finish_run(run)
     for modality in chosen:
-        (folder / f"{modality}.progress.jsonl").unlink(missing_ok=True)
+        forget_progress(folder, modality)
     print(f"wrote {', '.join(writes)} in {args.data_dir}; next: python 02_quantize.py --data-dir {args.data_dir}")
 
 

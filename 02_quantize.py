@@ -8,7 +8,8 @@ from the mean. So plain nearest centroid is the whole assignment, for new tracks
 
 Each codebook is fitted on the tracks that have the modality (for playlist those in training playlists,
 the only ones with a row), and its centroids are means. Codes come from `assign`, never from the fit, so
-that the saved codebooks give the same codes again.
+that the saved codebooks give the same codes again. Embeddings stay on disk and are read in chunks; how
+k-means copes with 1.7 million rows of 4,096 numbers stands in quantization/kmeans.py.
 
 --assign-only gives codes from the saved codebooks to the embeddings that are there now: for a catalogue
 that has grown. It is right for text rows, and for audio rows scaled with the codebooks'
@@ -20,23 +21,22 @@ Writes  codebooks/<modality>.npy (K, D) float32, codes.npy (N, 5) int16, -1 wher
         codebooks/info.json (K, diagnostics), codebooks/examples.jsonl (what each token means)
 
 Demo        python 02_quantize.py
-Full scale  python 02_quantize.py --data-dir data/mpd --k 1024
+Full scale  python 02_quantize.py --data-dir data/mpd --k 1024 --device cuda
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
+from tqdm import tqdm
 
 from common import data
 from common.tokens import MODALITIES, token_string
+from encoders.text import device_of
+from quantization.kmeans import fit_codebook
 
 NAME = "02_quantize"
 LARGEST_K = 32767       # codes are int16
-MINI_BATCH_FROM = 50_000  # rows from which on k-means looks at random batches instead of everything
 TINY = 3                # a cluster with fewer tracks teaches a token next to nothing
 EXAMPLES = 5            # tracks kept for each cluster
 SHOWN = 3               # clusters, and tracks of each, that are printed for a modality
@@ -54,8 +54,8 @@ def load_embeddings(data_dir, modality, n_tracks):
         print(f"{modality}: {path} is not there; its column of codes is -1")
         return None
     array, present = data.load_npy(path, made_by, n_tracks, np.float32), 0
-    for first in range(0, n_tracks, 65536):
-        rows = array[first:first + 65536]
+    for first in range(0, n_tracks, 8192):
+        rows = array[first:first + 8192]
         missing = np.isnan(rows).all(1)
         bad = ~missing & ~np.isfinite(rows).all(1)
         if bad.any():
@@ -91,7 +91,7 @@ def saved_k(data_dir):
         return info["k"]
 
 
-# ---------------------------------------------------------------- k-means
+# ---------------------------------------------------------------- codes
 
 def choose_k(n_tracks):
     """The power of two nearest to 2 sqrt(N), from 8 to the paper's 1024: 64 for 1,000 tracks."""
@@ -100,35 +100,14 @@ def choose_k(n_tracks):
 
 
 def count_distinct(rows, enough):
-    """How many different rows an array has; counting stops at `enough`."""
+    """How many different rows an array has, but for those of NaN; counting stops at `enough`."""
     seen = set()
     for row in rows:
-        seen.add(row.tobytes())
+        if not np.isnan(row[0]):
+            seen.add(row.tobytes())
         if len(seen) == enough:
             break
     return len(seen)
-
-
-def first_centroids(rows, k, random_state):
-    """k-means++ in float64: scikit-learn's takes ten times as long for float32, which it converts at each step."""
-    return kmeans_plusplus(rows.astype(np.float64), k, random_state=random_state)[0]
-
-
-def fit_codebook(rows, k, n_init=1, seed=0):
-    """K-means centroids of `rows`.
-
-    rows: (N, D) float32 without NaN. k: at most the number of different rows. n_init: how many starts
-    the best (smallest inertia) is taken from. From MINI_BATCH_FROM rows on, mini-batch k-means.
-    Returns: (k, D) float32.
-    """
-    if len(rows) < MINI_BATCH_FROM:
-        kmeans = KMeans(k, init=first_centroids, n_init=n_init, random_state=seed)
-    else:
-        kmeans = MiniBatchKMeans(k, init=first_centroids, n_init=n_init, random_state=seed, batch_size=8192, init_size=16 * k,
-                                 max_iter=30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # unused clusters are reported as dead below
-        return kmeans.fit(rows).cluster_centers_.astype(np.float32)
 
 
 def assign(embeddings, codebook, chunk=8192):
@@ -151,7 +130,7 @@ def assign(embeddings, codebook, chunk=8192):
     return codes
 
 
-def distances_to_own(embeddings, codebook, codes, chunk=8192):
+def distances_to_own(embeddings, codebook, codes, chunk=2048):
     """Squared distance of each row to the centroid of its code: (N,) float64, NaN where the code is -1."""
     distances = np.empty(len(embeddings))
     for first in range(0, len(embeddings), chunk):
@@ -160,14 +139,15 @@ def distances_to_own(embeddings, codebook, codes, chunk=8192):
     return np.where(codes < 0, np.nan, distances)
 
 
-def quantize(modality, embeddings, codebook, k, n_init, seed):
+def quantize(modality, embeddings, codebook, k, n_init, seed, device):
     """One modality: its codebook (fitted if None), codes (N,) and squared distances (N,)."""
     if codebook is None:
-        rows = embeddings[~np.isnan(embeddings[:, 0])]
-        clusters = count_distinct(rows, k)
+        clusters = count_distinct(embeddings, k)
         if clusters < k:
             print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
-        codebook = fit_codebook(rows, clusters, n_init, seed)
+        with tqdm(desc=modality, unit="pass") as bar:
+            codebook = fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
+                                    bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
     codes = assign(embeddings, codebook)
     return codebook, codes, distances_to_own(embeddings, codebook, codes)
 
@@ -237,8 +217,10 @@ def parse_args(argv=None):
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--k", type=int, default=0, help="clusters a modality (paper: 1024); 0 (default): the power of two nearest to twice "
         "the root of the number of tracks, from 8 to 1024")
-    add("--n-init", type=int, default=1, help="starts of k-means, the best of which is kept (default 1)")
+    add("--n-init", type=int, default=1, help="starts of k-means, the best of which is kept (default 1); they are compared "
+        "on the first sample (all rows of a small catalogue)")
     add("--assign-only", action="store_true", help="fit nothing: codes for the present embeddings from the saved codebooks")
+    add("--device", default="auto", help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of k-means (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is finished (default); --no-resume "
         "makes it again")
@@ -272,10 +254,10 @@ def main(argv=None):
         print(f"{NAME}: already done, nothing changed")
         return
 
-    codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
+    device, codes = device_of(args.device), np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
     for modality, codebook in codebooks.items():
-        codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed)
+        codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed, device)
         codebooks[modality], codes[:, MODALITIES.index(modality)] = codebook, column
         info["modalities"][modality] = describe_codes(column, distances, len(codebook))
         examples += example_rows(modality, column, nearest_tracks(column, distances, len(codebook)), tracks)

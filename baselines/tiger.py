@@ -41,6 +41,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines.popularity import count_tracks
 from common import data, turns
+from quantization.kmeans import fit_codebook
 
 quantize = importlib.import_module("02_quantize")
 
@@ -77,7 +78,7 @@ def residual_kmeans(vectors, levels, n_codes, seed=0):
     residual, codes, books = np.array(vectors, np.float32), [], []
     for level in range(levels):
         k = min(n_codes, quantize.count_distinct(residual, n_codes))
-        books.append(quantize.fit_codebook(residual, k, seed=seed + level))
+        books.append(fit_codebook(residual, k, seed=seed + level))
         codes.append(quantize.assign(residual, books[-1]).astype(np.int64))
         residual -= books[-1][codes[-1]]
     return np.stack(codes, 1), books

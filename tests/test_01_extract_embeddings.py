@@ -1,20 +1,24 @@
-"""01_extract_embeddings.py: encoders against independent results, missing modalities, kill and resume."""
+"""01_extract_embeddings.py: encoders against independent results, missing modalities, several processes, kill and resume."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import soundfile
 import torch
 
 from common import data
-from encoders import librosa_features, text
+from encoders import item2vec, librosa_features, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -114,20 +118,54 @@ def test_item2vec_puts_tracks_that_share_playlists_together():
 def test_item2vec_window_covers_the_playlist(monkeypatch):
     """What gensim is asked for; with its defaults it would draw a smaller window for each word, and drop words beyond 10,000."""
     import gensim.models
-    asked = {}
+    asked, read = {}, []
 
     class Stop(Exception):
         pass
 
-    def fake(sentences, **kwargs):
-        asked.update(kwargs, sentences=sentences)
-        raise Stop
-    monkeypatch.setattr(gensim.models, "Word2Vec", fake)
+    class Fake:
+        def __init__(self, **kwargs):
+            asked.update(kwargs)
+
+        def build_vocab(self, sentences):
+            read.append([len(s) for s in sentences])
+
+        def train(self, sentences, total_examples, **kwargs):
+            read.append([len(s) for s in sentences])
+            asked["total_examples"] = total_examples
+            raise Stop
+    monkeypatch.setattr(gensim.models, "Word2Vec", Fake)
     with pytest.raises(Stop):
         extract.item2vec([list(range(10_500)), [1, 2, 3], [7]], 10_500)
-    assert [len(s) for s in asked["sentences"]] == [10_000, 500, 3]
+    assert read == [[10_000, 500, 3]] * 2 and asked["total_examples"] == 3
     assert (asked["window"], asked["shrink_windows"], asked["sg"], asked["negative"], asked["min_count"]) == (10_000, False, 1, 5, 1)
     assert (asked["vector_size"], asked["workers"]) == (128, 1)
+
+
+def test_a_share_of_the_pairs_is_the_same_share_of_each_playlist():
+    """5,000 epochs of playlists of 2, 5, 9 and 40 tracks; a pair is learnt if gensim's window of NEAR sees it."""
+    parts = [np.arange(n) + 100 * i for i, n in enumerate((2, 5, 9, 40))]
+    sentences = item2vec.Sentences(parts, list(range(400)), item2vec.copies_for(np.array([2, 5, 9, 40]), 0.1))
+    counts = np.zeros((400, 400))
+    for _ in range(5000):
+        for sentence in sentences:
+            for gap in range(1, item2vec.NEAR + 1):
+                np.add.at(counts, (sentence[gap:], sentence[:-gap]), 1)
+    counts = (counts + counts.T) / 5000
+    for part in parts:
+        pairs = counts[np.ix_(part, part)][~np.eye(len(part), dtype=bool)]
+        assert pairs.mean() == pytest.approx(0.1, rel=0.1) and pairs.min() > 0.07 and pairs.max() < 0.13
+    assert counts.sum() == pytest.approx(sum(counts[np.ix_(part, part)].sum() for part in parts))
+
+
+def test_item2vec_learns_from_a_share_of_the_pairs_too():
+    rng = np.random.default_rng(0)
+    playlists = [rng.permutation(20)[:12] + 20 * (i % 2) for i in range(200)]  # tracks 0-19 and 20-39 never meet
+    vectors = extract.item2vec(playlists, 40, dim=16, epochs=20, share=0.25)
+    cosine = vectors @ vectors.T
+    inside = [cosine[i, j] for i in range(40) for j in range(40) if i != j and i // 20 == j // 20]
+    assert min(inside) > cosine[:20, 20:].max()
+    assert np.array_equal(vectors, extract.item2vec(playlists, 40, dim=16, epochs=20, share=0.25))
 
 
 def test_only_training_playlists_count(tmp_path):
@@ -222,7 +260,7 @@ def test_audio_from_files_to_embeddings(tmp_path):
 # ---------------------------------------------------------------- kill, resume, refuse
 
 def test_chunks_resume_in_the_same_bytes(tmp_path):
-    """The encoder raises in the third chunk of four; the last line of the progress file is cut as a kill would."""
+    """The encoder raises in the third chunk of four; the last line of the journal is cut as a kill would."""
     rows = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
     calls = []
 
@@ -239,11 +277,96 @@ def test_chunks_resume_in_the_same_bytes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, lambda part: encode(part, fail_at=8))
     with open(tmp_path / "killed" / "audio.progress.jsonl", "a") as f:
-        f.write('{"rows": 12, "no')
+        f.write('{"first": 8, "stop": 12, "no')
     calls.clear()
     resumed, notes = extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
     assert calls == [8, 12] and notes == [0, 4, 8, 12]
     assert resumed.read_bytes() == whole.read_bytes() and np.array_equal(np.load(resumed), rows)
+
+
+def test_ranks_share_the_chunks(tmp_path):
+    """Threads in place of processes: seven chunks, of which a killed run of other processes has left three."""
+    rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    part = np.lib.format.open_memmap(tmp_path / "lyrics.part.npy", mode="w+", dtype=np.float32, shape=rows.shape)
+    for name, starts in (("", [0]), (".1", [15, 3])):
+        for first in starts:
+            part[first:first + 3] = rows[first:first + 3]
+            with open(tmp_path / f"lyrics.progress{name}.jsonl", "a") as f:
+                f.write(json.dumps({"first": first, "stop": first + 3, "notes": [first]}) + "\n")
+    (tmp_path / "lyrics.progress.7.jsonl").write_text('{"first": 6, "stop": 9')  # cut by the kill
+    store, made = torch.distributed.HashStore(), []
+    store.set_timeout(timedelta(seconds=20))
+
+    def fill(rank):
+        def encode(part):
+            made.append((rank, part.start))
+            return rows[part], [part.start]
+        return extract.fill_in_chunks(tmp_path, "lyrics", rows.shape, 3, encode, ranks=extract.Ranks(rank, 3, store))
+
+    with ThreadPoolExecutor(3) as pool:
+        path, notes = list(pool.map(fill, range(3)))[0]
+    assert sorted(made) == [(0, 6), (0, 18), (1, 9), (2, 12)]
+    assert notes == list(range(0, 20, 3)) and np.array_equal(np.load(path), rows)
+
+
+def test_two_machines_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(SystemExit, match="torchrun --nnodes: .* on one machine"):
+        extract.start_ranks()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in (folder / "embeddings").iterdir()}
+
+
+def make_data_for_ranks(folder):
+    """20 tracks, which are seven chunks of tests/ranks.py."""
+    make_data(folder, n=20)
+    data.write_jsonl(folder / "tracks.jsonl", [track(i, lyrics=f"line {i}" if i % 3 else None,
+                                                     audio_path=f"{'bad' * (i % 7 == 2)}{i}.wav") for i in range(20)])
+    return folder
+
+
+def launch(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worlds")
+    for name in ranks.RUNS:
+        make_data_for_ranks(folder / name)
+    launch("tests/ranks.py", folder)
+    return folder
+
+
+def test_torchrun_with_two_processes_equals_one(worlds, tmp_path, capsys):
+    """The same bytes in all files and the same report; item2vec by one of them only; then nothing is left to do."""
+    files, printed = files_of(worlds / "one"), (worlds / "one" / "1.log").read_text()
+    assert sorted(files) == sorted([*(f"{m}.npy" for m in extract.MODALITIES), "audio_scaling.npy", "audio_failed.jsonl"])
+    assert files["audio_failed.jsonl"].count(b"no good") == 3 and "metadata: 20 texts were longer than 12" in printed
+    flags = ("--data-dir", make_data_for_ranks(tmp_path), *ranks.FLAGS)
+    out = launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "tests/ranks.py", *flags)
+    assert files_of(tmp_path) == files
+    lines = lambda text: [line for line in text.splitlines() if "GiB" not in line and "wrote" not in line]
+    assert lines(out) == lines(printed) and out.count("item2vec on 3 training playlists") == 1
+    record = json.loads((tmp_path / "runs" / "01_extract_embeddings.json").read_text())
+    assert record["state"] == "finished" and len(record["outputs"]) == 7
+    extract.main(list(map(str, flags)))
+    assert capsys.readouterr().out == "01_extract_embeddings: already done, nothing changed\n"
+
+
+@pytest.mark.parametrize("name", ["kill-1", "kill-0"])
+def test_kill_of_any_rank_and_resume_with_other_numbers(worlds, name):
+    """Of seven chunks rank 1 makes three and rank 0 four: the kills fall into metadata, and into lyrics."""
+    left, world = (worlds / name / "left.txt").read_text().split(), ranks.RUNS[name][1][0]
+    assert "playlist.npy" not in left and {"kill-1": "metadata.part.npy", "kill-0": "lyrics.part.npy"}[name] in left
+    assert "semantic: finished by an earlier try" in (worlds / name / f"{world}.log").read_text()
+    assert files_of(worlds / name) == files_of(worlds / "one")
 
 
 KILLED = """
@@ -327,6 +450,7 @@ def test_a_damaged_output_is_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--item2vec-share", "1.5"], "--item2vec-share 1.5: a number above 0 and below 1"),
     (["--workers", "0"], "--workers 0: a number from 1 on"),
     (["--text-encoder", "nobody/no-such-encoder"], "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
 ])

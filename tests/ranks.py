@@ -1,0 +1,96 @@
+"""Run by test_01_extract_embeddings.py: 01 with encoders that take no time, by one process and by several.
+
+    python tests/ranks.py FOLDER             in FOLDER/<name> for each of RUNS; what it prints is in <processes>.log there
+    torchrun --nproc-per-node 2 tests/ranks.py --data-dir ...
+
+Without torchrun processes are forked, which saves each the time to import torch and librosa; when one dies, the others are
+ended, as torchrun does.
+"""
+
+import hashlib
+import importlib
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import gensim.models  # here, so that it is imported once
+import numpy as np
+import torch.multiprocessing as mp
+
+extract = importlib.import_module("01_extract_embeddings")
+DIM, CHUNK = 6, 3
+FLAGS = ["--playlist-dim", "8", "--workers", "2"]
+# name: (processes, the rank that ends itself by SIGKILL, in which call of an encoder), one run after another
+RUNS = {"one": [(1, None, None)], "kill-1": [(2, 1, 5), (3, None, None)], "kill-0": [(2, 0, 10), (1, None, None)]}
+calls, kill = [], None
+
+
+def vector(text):
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)[:DIM].astype(np.float32)
+
+
+def count_call():
+    calls.append(1)
+    if kill == (int(os.environ.get("RANK", 0)), len(calls)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def embed_texts(texts, tokenizer, model, max_tokens, pooling, batch_size):
+    count_call()
+    rows = [np.full(DIM, np.nan, np.float32) if text is None else vector(text[:max_tokens]) for text in texts]
+    return np.stack(rows), [i for i, text in enumerate(texts) if text and len(text) > max_tokens]
+
+
+def read(path):
+    if "bad" in path:
+        raise ValueError("no good")
+    return Path(path).name
+
+
+def encode(heard):
+    count_call()
+    return np.stack([vector(name) for name in heard])
+
+
+def main(argv):
+    extract.TEXT_CHUNK = CHUNK
+    extract.find_text_encoder = lambda *args: None
+    extract.load_text_encoder = lambda *args: (None, SimpleNamespace(config=SimpleNamespace(hidden_size=DIM)), 12)
+    extract.embed_texts = embed_texts
+    extract.ProcessPoolExecutor = lambda workers, *_: ThreadPoolExecutor(workers)
+    extract.load_audio_encoder = lambda *args: extract.AudioEncoder(read, encode, DIM, (4, 2), CHUNK)
+    extract.main(argv)
+
+
+def work(rank, world, port, killed, call, folder):
+    global kill
+    kill = (killed, call)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with open(folder / f"{world}.log", "a", buffering=1) as log, redirect_stdout(log):
+        main(["--data-dir", str(folder), *FLAGS])
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        main(sys.argv[1:])
+        sys.exit()
+    for name, runs in RUNS.items():
+        folder = Path(sys.argv[1]) / name
+        for world, killed, call in runs:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            try:
+                mp.start_processes(work, (world, port, killed, call, folder), world, start_method="fork")
+                assert killed is None
+            except mp.ProcessExitedException as error:
+                assert (error.error_index, error.signal_name) == (killed, "SIGKILL"), error
+                (folder / "left.txt").write_text("\n".join(os.listdir(folder / "embeddings")))
