@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AudioFlamingo3EncoderConfig, GenerationConfig, MusicFlamingoConfig, MusicFlamingoForConditionalGeneration, \
-    MusicFlamingoProcessor, PreTrainedTokenizerFast, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, \
-    Qwen2Config, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
+from transformers import AudioFlamingo3EncoderConfig, GenerationConfig, GenerationMixin, MusicFlamingoConfig, \
+    MusicFlamingoForConditionalGeneration, MusicFlamingoProcessor, PreTrainedTokenizerFast, Qwen2AudioConfig, \
+    Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, Qwen2Config, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from benchmarks.tempo_key import judge_tempo, split_key
 from common import data
@@ -196,15 +196,6 @@ def test_compression_ratio():
     assert lyrics.compression_ratio("I love you baby\n" * 12) > 2.4
 
 
-def test_what_is_made_of_a_window():
-    limits, fine = lyrics.Limits(), "Down by the river I saw you standing"
-    assert lyrics.judge(fine, 0.1, -0.4, limits) == "sung"
-    assert lyrics.judge(fine, 0.9, -0.4, limits) == "sung"       # sure of its words
-    assert lyrics.judge(fine, 0.9, -1.2, limits) == "no_speech"
-    assert lyrics.judge(fine, 0.1, -1.2, limits) == "unsure"
-    assert lyrics.judge("la la la " * 30, 0.1, -0.1, limits) == "unsure"
-
-
 def test_endless_repetition_is_cut():
     cut = lyrics.cut_repeats
     assert cut(["a"] * 9) == ["a"] * 4 and cut(["a"] * 4) == ["a"] * 4 and cut([]) == []
@@ -221,30 +212,6 @@ def test_lyrics_are_cleaned():
     assert lyrics.clean_lyrics([*verse, *["yeah yeah yeah yeah yeah yeah yeah"] * 9]) == "\n".join(verse + ["yeah yeah yeah yeah"] * 4)
     assert lyrics.clean_lyrics(["Thank you."]) is None and lyrics.clean_lyrics([]) is None and lyrics.clean_lyrics(["la la la"] * 20) is None
     assert lyrics.clean_lyrics(["夜の海で泣いた"]) == "夜の海で泣いた"
-
-
-def test_time_stamps_part_lines_and_say_where_to_go_on():
-    """Ids from 100 on are stamps: 100 is 0 s, 101 is 0.02 s (2 frames)."""
-    split = partial(lyrics.split_at_stamps, first_stamp=100, frames=3000)
-    assert split([100, 1, 2, 300, 300, 3, 700]) == ([[1, 2], [3]], 3000)       # a single stamp at the end: nothing follows
-    assert split([100, 1, 2, 300, 300, 3, 4]) == ([[1, 2]], 400)               # 3, 4 are cut off, and heard again
-    assert split([100, 1, 300, 310, 2, 500, 500]) == ([[1], [2]], 800)
-    assert split([100, 1, 2]) == ([[1, 2]], 3000) and split([1, 2]) == ([[1, 2]], 3000) and split([]) == ([[]], 3000)
-    assert split([100, 100]) == ([[]], 3000)                                   # never stays where it is
-
-
-def test_confidence_by_hand():
-    """Two texts after two start tokens (5, 6); 9 is the end, and fills up the shorter one; 3 means no speech."""
-    ids = torch.tensor([[5, 6, 1, 2, 9], [5, 6, 1, 9, 9]])
-    p = torch.full((2, 5, 10), 0.01)
-    p[0, 0, 3], p[1, 0, 3] = 0.8, 0.3
-    p[0, 1, 1], p[0, 2, 2], p[0, 3, 9] = 0.5, 0.25, 0.125
-    p[1, 1, 1], p[1, 2, 9], p[1, 3, 9] = 0.5, 0.5, 0.01
-    rest = 1 - p.sum(-1)
-    p[..., 0] += rest  # probabilities sum to 1
-    no_speech, logprob = lyrics.read_confidence(p.log(), ids, 2, 3, 9)
-    np.testing.assert_allclose(no_speech, [0.8, 0.3], atol=1e-6)
-    np.testing.assert_allclose(logprob, [np.log(0.5 * 0.25 * 0.125) / 3, np.log(0.5)], atol=1e-6)
 
 
 # ---------------------------------------------------------------- lyrics: a Whisper
@@ -289,67 +256,87 @@ def sounds():
     return [tone(300, 70.0) + noise, tone([200, 900], 8.0), tone(2000, 41.3)]
 
 
-def test_whisper_writes_what_transformers_writes(listener, sounds, monkeypatch):
-    """Golden: transformers' own long-form generation, one track at a time, without fallback; here three side by side."""
-    monkeypatch.setattr(lyrics, "SHORTEST", 1)
-    never = lyrics.Limits(no_speech=1.0, logprob=-1e9, compression=1e9)
-    heard = lyrics.transcribe([lyrics.mel_of(sound, listener.processor) for sound in sounds], listener, never, temperatures=(0.0,))
-    for sound, (lines, language, verdicts) in zip(sounds, heard):
-        inputs = listener.processor.feature_extractor(sound, sampling_rate=RATE, truncation=False, padding=False, return_tensors="pt",
-                                                      return_attention_mask=True)
-        expected = listener.model.generate(**inputs, return_timestamps=True, language=language, task="transcribe", return_segments=True)
-        assert lines == [listener.processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip()
-                         for segment in expected["segments"][0]]
-        assert sum(verdicts.values()) == verdicts["sung"] >= len(sound) / RATE / 30
-    assert {language for _, language, _ in heard} == {"en", "de"}
-    given = lyrics.transcribe([lyrics.mel_of(sounds[1], listener.processor)], listener, never, "de", (0.0,))
-    assert given[0][1] == "de"
+ALL = {"no_speech_threshold": 1.0, "logprob_threshold": -1e9, "compression_ratio_threshold": 1e9}  # every window passes
 
 
-def test_a_window_that_is_never_sure_is_left_out_and_does_not_disturb_the_others(listener, sounds, monkeypatch):
-    mels = [lyrics.mel_of(sound, listener.processor) for sound in sounds]
-    windows, languages = lyrics.cut_windows(mels, [0, 0, 0], listener.model), ["<|en|>"] * 3
-    asked, write = [], lyrics.write_windows
+def test_mean_logprob_by_hand(listener):
+    """Three tokens after two start tokens (5, 6); 256 is the end."""
+    scores = torch.full((3, listener[0].config.vocab_size), -torch.inf)
+    for score, token, p in zip(scores, (1, 2, 256), (0.5, 0.25, 0.125)):
+        score[token], score[9] = np.log(p) + 3, np.log(1 - p) + 3  # any shift is the same
+    result = {"sequences": torch.tensor([5, 6, 1, 2, 256]), "scores": list(scores)}
+    assert lyrics.mean_logprob(result, listener[0]) == pytest.approx(np.log(0.5 * 0.25 * 0.125) / 3, abs=1e-5)
 
-    def watch(windows, languages, temperature, listener):
-        asked.append((temperature, len(windows)))
-        return write(windows, languages, temperature, listener)
-    monkeypatch.setattr(lyrics, "write_windows", watch)
-    with torch.inference_mode():
-        ids, n_start = write(windows, languages, 0.0, listener)
-        logits = listener.model(input_features=windows, decoder_input_ids=ids).logits
-        sure = np.sort(lyrics.read_confidence(logits, ids, n_start, listener.no_speech_id, 256)[1])
-        never = lyrics.Limits(no_speech=1.0, logprob=-1e9, compression=1e9)
-        all_sung = lyrics.hear_windows(windows, [3000, 800, 3000], languages, listener, never)
-        asked.clear()
-        # the surest of the three passes at once; at -0.001 and hotter no random text does
-        limits = never._replace(logprob=float(sure[2]) - 1e-4)
-        monkeypatch.setattr(lyrics, "read_confidence", lambda *a, real=lyrics.read_confidence: (
-            real(*a) if len(asked) == 1 else (np.zeros(asked[-1][1]), np.full(asked[-1][1], -1e6))))
-        heard = lyrics.hear_windows(windows, [3000, 800, 3000], languages, listener, limits)
-    assert asked == [(0.0, 3), *((t, 2) for t in lyrics.TEMPERATURES[1:])]
-    assert [verdict for verdict, _, _ in heard].count("unsure") == 2
-    for found, alone, frames in zip(heard, all_sung, (3000, 800, 3000)):
-        assert found == (alone if found[0] == "sung" else ("unsure", [], frames))
+
+def test_whole_tracks_are_heard(listener, sounds):
+    """Each window of a track, in order, in the language of its middle: as transformers writes without any threshold."""
+    model, processor = listener
+    told = []
+    for sound in sounds:
+        lines, language, windows = lyrics.hear(sound, model, processor, ALL)
+        inputs = processor.feature_extractor(sound, sampling_rate=RATE, truncation=False, padding=False, return_tensors="pt")
+        expected = model.generate(**inputs, return_timestamps=True, language=language, task="transcribe")
+        assert "".join(lines) == "".join(processor.tokenizer.decode(expected[0], skip_special_tokens=True).split("\n")).strip()
+        assert windows["unsure"] == 0 and windows["sung"] >= len(sound) / RATE / 30
+        told.append(language)
+    assert set(told) == {"en", "de"}
+    german, english = (sounds[told.index(language)] for language in ("de", "en"))
+    assert lyrics.hear(german, model, processor, ALL, "en")[1] == "en"  # as it is told to
+    german, english = np.resize(german, 30 * RATE), np.resize(english, 20 * RATE)
+    assert lyrics.hear(np.concatenate([english, german, english]), model, processor, ALL)[1] == "de"
+
+
+def test_a_window_that_is_never_sure_is_written_again_and_left_out(listener, sounds, monkeypatch):
+    model, processor = listener
+    asked, write = [], GenerationMixin.generate
+
+    def watch(self, *args, generation_config, **settings):
+        found = write(self, *args, generation_config=generation_config, **settings)
+        heat = generation_config.temperature if generation_config.do_sample else 0.0
+        scores = [score[0] * (heat or 1) for score in found.scores]  # as they were before the temperature
+        asked.append((heat, lyrics.mean_logprob({"sequences": found.sequences[0], "scores": scores}, model)))
+        assert torch.isfinite(found.scores[-1]).sum() > 50  # among how many it draws; top_k would be 50
+        return found
+    monkeypatch.setattr(GenerationMixin, "generate", watch)
+    everything = lyrics.hear(sounds[0], model, processor, ALL, "en")[0]
+    least = float(np.median([logprob for _, logprob in asked]))  # half of the windows pass at once
+    asked.clear()
+    lines, _, windows = lyrics.hear(sounds[0], model, processor, ALL | {"logprob_threshold": least}, "en")
+    starts = [i for i, (heat, _) in enumerate(asked) if heat == 0] + [len(asked)]
+    tries = [asked[first:last] for first, last in zip(starts, starts[1:])]
+    for window in tries:
+        assert tuple(heat for heat, _ in window) == lyrics.TEMPERATURES[:len(window)]
+        assert all(logprob < least for _, logprob in window[:-1]) and (window[-1][1] >= least or len(window) == 6)
+    assert windows["sung"] == sum(window[-1][1] >= least for window in tries) > 0
+    assert windows["unsure"] == sum(window[-1][1] < least for window in tries) > 0
+    assert lines and everything[:len(lines)] != lines != everything
+    # nothing passes: no lines; what is drawn last, at temperature 1, is the seed's
+    last = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        assert lyrics.hear(sounds[1], model, processor, ALL | {"logprob_threshold": -1e-9}, "en")[0] == []
+        last.append(asked[-1])
+    assert last[0] == last[1] != last[2] and last[0][0] == 1
 
 
 def test_lyrics_end_to_end(folder, threads, whisper):
-    flags = "--data-dir", str(folder), "--model", str(whisper), "--device", "cpu", "--workers", "1", "--batch-size", "4"
+    flags = "--data-dir", str(folder), "--model", str(whisper), "--device", "cpu", "--workers", "1"
     lyrics.main([*flags, "--logprob-threshold=-1e9", "--compression-ratio-threshold", "1e9"])
     rows = rows_of(folder, "lyrics")
     assert [row["sung"] for name, row in rows.items() if "failed" not in row] == [1] * 4 and rows["silent"]["lyrics"] is None
     assert sum("failed" in row for row in rows.values()) == 5 and {rows[name]["language"] for name in "abcd"} <= {"en", "de"}
     lyrics.main([*flags, "--logprob-threshold=-1e-9", "--no-speech-threshold", "0", "--no-resume"])
-    assert all(row["lyrics"] is None and ("failed" in row or row["no_speech"] == 1) for row in rows_of(folder, "lyrics").values())
+    assert all(row["lyrics"] is None and ("failed" in row or row["sung"] == row["unsure"] == 0) for row in rows_of(folder, "lyrics").values())
 
 
 def test_what_lyrics_refuses(folder, whisper, tmp_path):
-    with pytest.raises(SystemExit, match="--model .*Accepted: the folder of a Whisper"):
+    with pytest.raises(SystemExit, match="--model .*Accepted: the whole folder of a Whisper"):
         lyrics.main(["--data-dir", str(folder), "--model", str(tmp_path / "nowhere")])
+    WhisperConfig().save_pretrained(tmp_path / "half")
+    with pytest.raises(SystemExit, match="--model .*Accepted: the whole folder"):
+        lyrics.load_whisper(str(tmp_path / "half"), "cpu")
     with pytest.raises(SystemExit, match="--language fr: the model knows de, en"):
         lyrics.load_whisper(str(whisper), "cpu", "fr")
-    with pytest.raises(SystemExit, match="--batch-size 0: a number from 1"):
-        lyrics.main(["--data-dir", str(folder), "--model", str(whisper), "--batch-size", "0"])
 
 
 # ---------------------------------------------------------------- captions
@@ -442,3 +429,5 @@ def test_captions_end_to_end(folder, threads, tmp_path, monkeypatch):
     assert rows["text"]["failed"].startswith("unreadable") and rows["text"]["tags"] is None
     with pytest.raises(SystemExit, match="--model .*Accepted: the folder or Hugging Face id"):
         captions.main(["--data-dir", str(folder), "--model", "sshleifer/none"])
+    with pytest.raises(SystemExit, match="--batch-size 0: a number from 1"):
+        captions.main(["--data-dir", str(folder), "--model", str(tmp_path / "qwen"), "--batch-size", "0"])
