@@ -68,10 +68,11 @@ def progress_of(folder, modality):
     """The chunks that are on disk, in row order: dicts {first, stop, notes}, rows first to stop - 1."""
     done = {}
     for path in journals(folder, modality):
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):  # the kill may have cut the last line; its chunk is then done again
-                step = json.loads(line)
-                done[step["first"]] = step
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                if line.endswith("\n"):  # the kill may have cut the last line; its chunk is then done again
+                    step = json.loads(line)
+                    done[step["first"]] = step
     return [done[first] for first in sorted(done)]
 
 
@@ -109,7 +110,7 @@ def fill_in_chunks(folder, modality, shape, chunk, encode, start=lambda rows: ro
 
     encode: function of start(rows), rows a slice -> ((n, D) float32, list of notes). start: is called a chunk
     ahead, for work that others may do meanwhile.
-    Returns: the path of the part and the notes of all chunks in row order; in the first process they are whole.
+    Returns: the path of the part and, in the first process, the notes of all chunks in row order.
     """
     todo = ranks.agree(f"{modality} chunks", lambda: begin_part(folder, modality, shape, chunk))
     mine = [slice(first, min(first + chunk, shape[0])) for first in todo[ranks.rank::ranks.world]]
@@ -126,4 +127,5 @@ def fill_in_chunks(folder, modality, shape, chunk, encode, start=lambda rows: ro
             journal.flush()
             bar.update(rows.stop - rows.start)
     ranks.gather(f"{modality} filled")
-    return part, [note for step in progress_of(folder, modality) for note in step["notes"]]
+    steps = progress_of(folder, modality) if ranks.rank == 0 else []  # which may soon delete the journals
+    return part, [note for step in steps for note in step["notes"]]

@@ -309,6 +309,34 @@ def test_ranks_share_the_chunks(tmp_path):
     assert notes == list(range(0, 20, 3)) and np.array_equal(np.load(path), rows)
 
 
+def test_any_character_may_stand_in_a_note(tmp_path):
+    """A run that was killed twice: the second start puts the journals into one file, the third reads that."""
+    note = {"audio_path": "a\u2028b\x85c.wav"}
+    for stop in (2, 4, None):
+        def encode(rows):
+            if rows.start == stop:
+                raise KeyboardInterrupt
+            return np.zeros((2, 1), np.float32), [note]
+        try:
+            notes = extract.fill_in_chunks(tmp_path, "audio", (6, 1), 2, encode)[1]
+        except KeyboardInterrupt:
+            pass
+    assert notes == [note] * 3
+
+
+def test_only_the_first_rank_reads_journals_once_all_is_done(tmp_path, monkeypatch):
+    """It may have deleted them before another process gets to it: here, as soon as rank 1 has said that it is done."""
+    store = torch.distributed.HashStore()
+    store.set("audio chunks", "[0, 2]")
+    gather = extract.Ranks.gather
+    monkeypatch.setattr(extract.Ranks, "gather", lambda self, name: gather(self, name) or extract.forget_progress(tmp_path, "audio"))
+    monkeypatch.setattr("encoders.chunks.progress_of", lambda *_: pytest.fail("rank 1 reads journals"))
+    np.lib.format.open_memmap(tmp_path / "audio.part.npy", mode="w+", dtype=np.float32, shape=(4, 1))
+    path, notes = extract.fill_in_chunks(tmp_path, "audio", (4, 1), 2, lambda rows: (np.ones((2, 1), np.float32), ["x"]),
+                                         ranks=extract.Ranks(1, 2, store))
+    assert notes == [] and np.load(path).ravel().tolist() == [0, 0, 1, 1]
+
+
 def test_two_machines_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
