@@ -298,6 +298,8 @@ def main(argv=None):
     text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
     if "audio" in chosen:
         find_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
+    if text_encoder or "audio" in chosen and args.audio_encoder != "librosa":
+        device_of(args.device)  # known to be there
 
     reads = ["tracks.jsonl", *(f"annotations/{path.name}" for path in sorted((args.data_dir / "annotations").glob("*.jsonl")))]
     reads += ["playlists.jsonl"] * ("playlist" in chosen)

@@ -247,6 +247,7 @@ def main(argv=None):
     if not codebooks:
         raise SystemExit(f"{args.data_dir}/embeddings: no track has any modality. Make the embeddings with: "
                          f"python 01_extract_embeddings.py --data-dir {args.data_dir}")
+    device = device_of(args.device)
     reads = ["tracks.jsonl"] + [f"embeddings/{m}.npy" for m in MODALITIES]
     writes = [f"codebooks/{m}.npy" for m in MODALITIES] + ["codebooks/info.json", "codebooks/examples.jsonl", "codes.npy"]
     run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only)
@@ -254,7 +255,7 @@ def main(argv=None):
         print(f"{NAME}: already done, nothing changed")
         return
 
-    device, codes = device_of(args.device), np.full((len(tracks), len(MODALITIES)), -1, np.int16)
+    codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
     for modality, codebook in codebooks.items():
         codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed, device)

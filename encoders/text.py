@@ -50,13 +50,24 @@ def read_config(name):
 
 
 def device_of(name):
-    """--device as torch takes it: "auto" is cuda if there is one."""
+    """--device as torch takes it: "auto" is cuda if there is one. Raises SystemExit: there is no such device here."""
     import torch
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without cuda
+        raise SystemExit(f"--device {name}: torch {torch.__version__} cannot use it here ({str(error).splitlines()[0]}). "
+                         f"Accepted: auto, cpu, and cuda where there is a GPU")
+    return name
 
 
 def load_text_encoder(name, device):
-    """A text encoder that find_text_encoder has found: (tokenizer, model, longest text in tokens)."""
+    """A text encoder that find_text_encoder has found: (tokenizer, model, longest text in tokens).
+
+    Raises SystemExit: its weights or its tokenizer are missing or damaged.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import cached_file, logging
     logging.disable_progress_bar()
@@ -64,8 +75,13 @@ def load_text_encoder(name, device):
         from encoders.nv_embed import load_nv_embed
         tokenizer, model = load_nv_embed(name)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, dtype="auto", trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModel.from_pretrained(name, dtype="auto", trust_remote_code=False)
+            if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one up; all texts would be alike
+                raise ValueError("no file of a tokenizer is there.")
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Its folder is not whole; download it again")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -480,6 +481,7 @@ def test_a_damaged_output_is_made_again(tmp_path):
 @pytest.mark.parametrize("flags, message", [
     (["--item2vec-share", "1.5"], "--item2vec-share 1.5: a number above 0 and below 1"),
     (["--workers", "0"], "--workers 0: a number from 1 on"),
+    (["--device", "cuba"], "--device cuba: torch .* cannot use it here .*Accepted: auto, cpu, and cuda"),
     (["--text-encoder", "nobody/no-such-encoder"], "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
 ])
 def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
@@ -488,6 +490,25 @@ def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
     with pytest.raises(SystemExit, match=message):
         run(tmp_path, *flags)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "embeddings").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(SystemExit, match="--device cuda: torch .* cannot use it here"):
+        text.device_of("cuda")
+
+
+@pytest.mark.parametrize("ending, damage", [("safetensors", None), ("safetensors", 1000), ("tokenizer", None)])
+def test_a_text_encoder_that_is_not_whole(tmp_path, ending, damage):
+    """Weights that are missing, or cut; no tokenizer, for which transformers makes one that knows no word."""
+    shutil.copytree(text.find_text_encoder("minilm"), tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        if damage and path.suffix == ".safetensors":
+            path.write_bytes(path.read_bytes()[:damage])
+        elif path.suffix == f".{ending}" or ending == "tokenizer" and path.name.startswith(("tokenizer", "vocab", "special_tokens")):
+            path.unlink()
+    with pytest.raises(SystemExit, match="--text-encoder .*model: .* Its folder is not whole; download it again"):
+        text.load_text_encoder(text.find_text_encoder(str(tmp_path / "model")), "cpu")
 
 
 def test_missing_files_name_the_stage_before(tmp_path):
