@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
+from common import data
 from encoders.librosa_features import AUDIO_SECONDS, read_audio
 from encoders.text import device_of
 
@@ -175,7 +176,8 @@ def main(argv=None):
     args = parse_args(argv)
     rate = find_captioner(args.model)
 
-    def load(tracks):
+    def load():
+        tracks = data.load_tracks(args.data_dir, leave_out=NAME)  # without the tags that another shard has drawn
         model, processor = load_captioner(args.model, args.device)
         return partial(describe, model=model, processor=processor, prompt=args.prompt, max_new=args.max_new_tokens,
                        vocabulary=make_vocabulary(tracks))

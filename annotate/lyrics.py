@@ -178,7 +178,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
 
-    def load(tracks):
+    def load():
         model, processor = load_whisper(args.model, args.device, args.language)
         return partial(describe, model=model, processor=processor, limits={name: getattr(args, name) for name in LIMITS},
                        language=args.language, seed=args.seed)

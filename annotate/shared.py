@@ -104,8 +104,8 @@ def read_journal(part):
 def annotate(name, fields, args, read, load, group):
     """Annotate the tracks that lack one of `fields`; write annotations/<name>.jsonl (with --shard <name>-1of8.jsonl).
 
-    read: function of a path, called in worker processes; a ValueError says why the file is of no use. load: function of all
-    tracks -> describe, which see make_rows; it has a model loaded. group: tracks that are described together.
+    read: function of a path, called in worker processes; a ValueError says why the file is of no use. load: loads a model
+    and returns describe, which see make_rows. group: tracks that are described together.
     """
     check_args(args)
     name += "" if args.shard == "1/1" else f"-{args.shard.replace('/', 'of')}"
@@ -120,15 +120,14 @@ def annotate(name, fields, args, read, load, group):
     if state == "done":
         print(f"{name}: already done, nothing changed")
         return
-    path.unlink(missing_ok=True)  # what an earlier run wrote would else be laid over the tracks, and pass for known
-    if state == "new":
-        part.unlink(missing_ok=True)
-    tracks = data.load_tracks(args.data_dir)
+    tracks = data.load_tracks(args.data_dir, leave_out=path.name)  # what an earlier run wrote there would pass for known
     chosen = choose_tracks(tracks, fields, args.shard, args.overwrite, args.limit)
     print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; {sum(not track['audio_path'] for track in tracks):,} have no "
           f"audio_path, {sum(all(track[field] for field in fields) for track in tracks):,} have {' and '.join(fields)} already")
-    describe = load(tracks)
-    data.record_run(run)  # only now: what it needs is there
+    describe = load()
+    if state == "new":  # only now: what the run needs is there
+        part.unlink(missing_ok=True)
+    data.record_run(run)
     path.parent.mkdir(exist_ok=True)
     write_journal(part, chosen, args.data_dir, read, describe, fields, args.overwrite, group, args.workers)
     data.write_jsonl(path, read_journal(part))

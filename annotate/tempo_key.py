@@ -64,7 +64,7 @@ def read_tempo_key(path, seconds):
 def main(argv=None):
     args = make_parser(__doc__.splitlines()[0], AUDIO_SECONDS).parse_args(argv)
     annotate(NAME, ("tempo", "key"), args, partial(read_tempo_key, seconds=args.seconds),
-             lambda tracks: lambda found: [row for _, row in found], GROUP)
+             lambda: lambda found: [row for _, row in found], GROUP)
 
 
 if __name__ == "__main__":

@@ -123,12 +123,12 @@ def load_npy(path, made_by, n_rows=None, dtype=None, ndim=2):
     return array
 
 
-def load_tracks(data_dir):
+def load_tracks(data_dir, leave_out=None):
     """Tracks in row order, with every annotations/*.jsonl laid over them.
 
     An annotation file holds `track_id` and the fields that it fills (not null); lines of unknown
     tracks are ignored, since an annotation file may cover more than the catalogue. The row order
-    is that of tracks.jsonl, always.
+    is that of tracks.jsonl, always. leave_out: annotation files whose names begin so are not laid over.
 
     Returns: list of dicts with all TRACK_FIELDS.
     Raises SystemExit: missing file, a line without track_id, a duplicate track_id.
@@ -150,6 +150,8 @@ def load_tracks(data_dir):
     if not tracks:
         raise SystemExit(f"{path}: no tracks in it. Make it again with: {made_by}")
     for annotation in sorted((Path(data_dir) / "annotations").glob("*.jsonl")):
+        if leave_out and annotation.name.startswith(leave_out):
+            continue
         for number, row in read_jsonl(annotation, "the script that wrote it, or remove the file"):
             if "track_id" not in row:
                 raise SystemExit(f"{annotation}:{number}: no track_id; an annotation line needs one")

@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(folder, threads):
             heard.append([track_id for track_id, _ in found])
             return [{"lyrics": f"{len(samples)} samples"} for _, samples in found]
         args = shared.make_parser("", 0).parse_args(["--data-dir", str(where), "--workers", "1"])
-        shared.annotate("trial", ("lyrics",), args, partial(read_audio, rate=8000, seconds=0), lambda tracks: describe, 2)
+        shared.annotate("trial", ("lyrics",), args, partial(read_audio, rate=8000, seconds=0), lambda: describe, 2)
         return heard
     with pytest.raises(KeyboardInterrupt):
         annotate(folder, stop_at=2)
@@ -146,6 +146,17 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(folder, threads):
         path.rename(path.with_name(f"old_{path.name}"))
     assert annotate(folder) == [["a"], ["b"], ["c"], ["d"]]
     assert (folder / "annotations" / "trial.jsonl").read_bytes() == resumed and b"16000 samples" in resumed
+
+
+def test_a_model_that_is_not_there_costs_no_finished_work(folder, threads, tmp_path):
+    """Neither the file of a finished run nor the journal of a killed one goes before the model of the next is loaded."""
+    data.write_jsonl(folder / "annotations" / "lyrics.jsonl", [{"track_id": "a", "lyrics": "hours of work"}])
+    part = folder / "annotations" / "lyrics.jsonl.part"
+    part.write_text('[{"track_id": "a", "lyrics": "half of it"}]\n')
+    with pytest.raises(SystemExit, match="--model .*Accepted"):
+        lyrics.main(["--data-dir", str(folder), "--model", str(tmp_path / "nowhere"), "--no-resume"])
+    assert rows_of(folder, "lyrics")["a"]["lyrics"] == "hours of work" and "half of it" in part.read_text()
+    assert not (folder / "runs").exists()
 
 
 def test_shards_write_files_of_their_own(folder, threads):
@@ -427,6 +438,13 @@ def test_captions_end_to_end(folder, threads, tmp_path, monkeypatch):
     rows = rows_of(folder, "captions")
     assert all(rows[name]["caption"].startswith("A calm piece; no piano.") and rows[name]["tags"] == ["calm"] for name in "abcd")
     assert rows["text"]["failed"].startswith("unreadable") and rows["text"]["tags"] is None
+    # a second shard, in a catalogue without tags, draws from the lexicon as the first one did
+    monkeypatch.setattr(captions, "answer", lambda sounds, *_: [("A melancholic hip hop piece.", True)] * len(sounds))
+    data.write_jsonl(folder / "tracks.jsonl", [{"track_id": name, "audio_path": f"audio/{name}.wav"} for name in "abcd"])
+    (folder / "annotations" / "captions.jsonl").unlink()
+    data.write_jsonl(folder / "annotations" / "captions-1of2.jsonl", [{"track_id": name, "tags": ["calm"]} for name in "ac"])
+    captions.main(["--data-dir", str(folder), "--model", str(tmp_path / "qwen"), "--device", "cpu", "--shard", "2/2"])
+    assert [row["tags"] for row in rows_of(folder, "captions-2of2").values()] == [["melancholic", "hip hop"]] * 2
     with pytest.raises(SystemExit, match="--model .*Accepted: the folder or Hugging Face id"):
         captions.main(["--data-dir", str(folder), "--model", "sshleifer/none"])
     with pytest.raises(SystemExit, match="--batch-size 0: a number from 1"):
