@@ -25,6 +25,7 @@ AUDIO_SECONDS = 30.0                 # at most this much of a track is listened 
 SHORTEST_SECONDS = 0.5
 LIBROSA_RATE = 22050                 # Hz, for librosa_features
 SILENCE = 1e-4                       # peak amplitude, of 1.0
+LOUDEST = 1e10                       # no sound, but bytes that are none: the power spectrum would overflow
 HOP = 512                            # samples between two frames of the spectrogram
 TEMPI = np.geomspace(50, 220, 24)    # BPM
 KEY_PROFILES = np.array([            # Krumhansl & Kessler 1982: how well each of the 12 notes fits a key
@@ -48,8 +49,8 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
         raise ValueError(f"unreadable: {str(error).replace(str(path), 'the file')}")
     if len(samples) < SHORTEST_SECONDS * file_rate:
         raise ValueError(f"shorter than {SHORTEST_SECONDS} s")
-    if not np.isfinite(samples).all():
-        raise ValueError("samples that are not finite")
+    if not np.isfinite(samples).all() or np.abs(samples).max() > LOUDEST:
+        raise ValueError("samples that are not finite, or far too large")
     if np.abs(samples).max() < SILENCE:
         raise ValueError("silent")
     return librosa.resample(samples, orig_sr=file_rate, target_sr=rate, res_type="soxr_hq")

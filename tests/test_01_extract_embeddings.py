@@ -222,7 +222,8 @@ def test_read_audio_takes_the_middle_mono_resampled(tmp_path):
 
 @pytest.mark.parametrize("name, samples, reason", [
     ("gone.wav", None, "file missing"), ("silent.wav", np.zeros(RATE), "silent"), ("short.wav", tone(440, 0.3), "shorter than 0.5 s"),
-    ("text.wav", b"this is not audio", "unreadable: .*the file"), ("nan.wav", np.full(RATE, np.nan), "not finite")])
+    ("text.wav", b"this is not audio", "unreadable: .*the file"), ("nan.wav", np.full(RATE, np.nan), "not finite"),
+    ("random.wav", np.random.default_rng(0).integers(1, 2**30, RATE, np.int32).view(np.float32) * 1e20, "far too large")])
 def test_audio_that_cannot_be_used(tmp_path, name, samples, reason):
     if isinstance(samples, bytes):
         (tmp_path / name).write_bytes(samples)
