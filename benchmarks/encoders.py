@@ -48,14 +48,15 @@ def make_text_encoder(name, device):
     """(tokenizer, model, longest text in tokens); MiniLM's tokenizer for all, cutting where MiniLM does."""
     import torch
     import transformers
-    from encoders import text
+    from encoders import nv_embed, text
     tokenizer, model, longest = text.load_text_encoder(text.find_text_encoder("minilm"), device)
     if name != "minilm":
         with torch.device(device):
             torch.set_default_dtype(torch.bfloat16 if device != "cpu" else torch.float32)
             model = (transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3)) if name == "qwen3" else
-                     transformers.MistralModel(transformers.MistralConfig(**MISTRAL))).eval()
+                     nv_embed.NVEmbed(nv_embed.NVEmbedConfig(text_config=MISTRAL))).eval()
             torch.set_default_dtype(torch.float32)
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # no BERT's token types
     return tokenizer, model, longest
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines import dense
+from benchmarks import encoders as encoder_costs
 from common import data
 from encoders import clap, librosa_features, musicfm, nv_embed, text
 
@@ -224,6 +225,22 @@ def test_01_takes_the_folder_of_nv_embed(nv, tmp_path):
     got = np.load(tmp_path / "embeddings" / "semantic.npy")
     assert got.shape == (2, 16) and np.isnan(got[1]).all()
     np.testing.assert_allclose(got[:1], text.embed_texts(["rainy, piano"], *encoder)[0], atol=1e-6)
+
+
+def test_the_benchmarks_nv_embed_is_the_whole_one(monkeypatch):
+    """Both native text encoders, in small, read texts by MiniLM's tokenizer; the shape of NV-Embed is the published one."""
+    with torch.device("meta"):
+        model = nv_embed.NVEmbed(nv_embed.NVEmbedConfig(text_config=encoder_costs.MISTRAL))
+    assert sum(p.numel() for p in model.parameters()) == 7_851_016_192
+    small = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    for name in ("MISTRAL", "QWEN3"):
+        monkeypatch.setattr(encoder_costs, name, getattr(encoder_costs, name) | small)
+    monkeypatch.setattr(nv_embed, "LATENT_DEFAULTS", dict(num_latents_value=4, num_cross_heads=2, cross_dim_head=8, latent_dim=16,
+                                                          hidden_dim=16))
+    for name, kind in (("qwen3", "Qwen3Model"), ("nv-embed", "NVEmbed")):
+        encoder = encoder_costs.make_text_encoder(name, "cpu")
+        vectors = text.embed_texts(TEXTS, *encoder)[0]
+        assert type(encoder[1]).__name__ == kind and vectors.shape == (5, 16) and np.isfinite(vectors).all()
 
 
 def test_a_tuned_nv_embed_is_saved_and_read_again(nv, tmp_path):
