@@ -1,9 +1,9 @@
 """Embeddings made chunk by chunk, by one process or by several that torchrun started, so that a killed run can go on.
 
 All processes write <modality>.part.npy through a memory map, each its own chunks, so nothing has to be merged and
-no process holds more than a chunk. Each keeps a journal, <modality>.progress.jsonl (others than the first
-<modality>.progress.<rank>.jsonl): a line for every chunk that is on disk. The next run, of however many processes,
-shares out the chunks that no journal has.
+no process holds more than a chunk (and, of audio, the next one). Each keeps a journal, <modality>.progress.jsonl
+(others than the first <modality>.progress.<rank>.jsonl): a line for every chunk that is on disk. The next run, of
+however many processes, shares out the chunks that no journal has.
 """
 
 import json

@@ -4,7 +4,8 @@ A pass over 1.7 million rows of 4,096 numbers reads 28 GB, so most passes are ma
 then on one GROWTH times as large that contains it, in the end on all rows. Beyond the first sample each centroid
 makes STEP times the step to the mean of its rows; any step under 2 lowers the inertia too, and this one gets there in
 fewer passes. Rows are read a chunk at a time, to the device that is asked for; what is kept for every row is some
-40 bytes, whatever its length. Up to SAMPLE rows, one sample is all, and the result is that of scikit-learn's KMeans.
+40 bytes, whatever its length. Up to SAMPLE rows, one sample is all, and draws and passes are those of scikit-learn's KMeans:
+the same codes on the demo; on 8,000 rows of noise, where it makes more passes, an inertia 0.05% to 0.15% higher than its.
 """
 
 import numpy as np
