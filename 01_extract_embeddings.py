@@ -305,16 +305,17 @@ def main(argv=None):
     reads += ["playlists.jsonl"] * ("playlist" in chosen)
     writes = [f"embeddings/{m}.npy" for m in chosen]
     writes += ["embeddings/audio_scaling.npy", "embeddings/audio_failed.jsonl"] * ("audio" in chosen)
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=ranks.rank == 0,
+    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=False,
                                 ignore=("data_dir", "resume", "device", "workers"))
     if ranks.agree("state", lambda: state) == "done":
         if ranks.rank == 0:
             print(f"{NAME}: already done, nothing changed")
         return
     folder.mkdir(exist_ok=True)
-    if state == "new" and ranks.rank == 0:
-        for modality in chosen:
+    if ranks.rank == 0:
+        for modality in chosen if state == "new" else ():
             forget_progress(folder, modality)
+        data.record_run(run)  # only now: a run on record goes on with the chunks that it finds
 
     loaded = None
     for modality in sorted(chosen, key=lambda m: m == "playlist"):  # item2vec last: the others need not wait for it

@@ -469,6 +469,16 @@ def test_second_run_and_changed_arguments(tmp_path, capsys):
     assert not np.array_equal(load(tmp_path, "playlist"), before, equal_nan=True)
 
 
+def test_a_kill_before_old_chunks_are_deleted(tmp_path, monkeypatch):
+    """They are of other arguments: a run on record would take them for its own."""
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(extract, "forget_progress", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_data(tmp_path), "--modalities", "playlist", "--seed", "1", "--no-resume")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_damaged_output_is_made_again(tmp_path):
     make_data(tmp_path)
     run(tmp_path, "--modalities", "playlist")
