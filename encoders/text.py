@@ -125,6 +125,7 @@ def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=
     texts: list of str, or None where missing. max_tokens: longer texts are cut there. prefix: stands before each
     text (an instruction, for the queries of some encoders).
     Returns: (len(texts), D) float32, NaN where missing, and the indices of the texts that were cut.
+    Raises SystemExit: the model gives values that are not finite.
     """
     import torch
     vectors = {None: np.full(model.config.hidden_size, np.nan, np.float32)}
@@ -135,6 +136,10 @@ def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=
         batch = [unique[i] for i in order[first:first + batch_size]]
         with torch.inference_mode():
             encoded = encode_batch(batch, tokenizer, model, max_tokens, pooling, prefix)
+        if not encoded.isfinite().all():  # such a row would pass for missing, or 02 would refuse the file
+            at = int(encoded.isfinite().all(1).int().argmin())
+            raise SystemExit(f"the text encoder gives values that are not finite, first for {batch[at][:80]!r}: its weights are "
+                             f"damaged, or too large for their precision ({model.dtype}). Take another --text-encoder")
         vectors.update(zip(batch, encoded.cpu().numpy()))
     too_long = {text for text, length in zip(unique, lengths) if length > max_tokens}
     return np.stack([vectors[text] for text in texts]), [i for i, text in enumerate(texts) if text in too_long]

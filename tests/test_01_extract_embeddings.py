@@ -1,5 +1,6 @@
 """01_extract_embeddings.py: encoders against independent results, missing modalities, several processes, kill and resume."""
 
+import copy
 import importlib
 import json
 import os
@@ -83,6 +84,15 @@ def test_minilm_equals_sentence_transformers(minilm):
     assert max_tokens == 256 and cut == [3]
     assert got.shape == (7, 384) and got.dtype == np.float32 and np.isnan(got[2]).all()
     np.testing.assert_allclose(np.delete(got, 2, 0), expected, atol=1e-5)
+
+
+def test_an_encoder_whose_values_are_not_finite(minilm):
+    tokenizer, model, max_tokens = minilm
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.embeddings.word_embeddings.weight[tokenizer("piano").input_ids[1]] = torch.inf
+    with pytest.raises(SystemExit, match="not finite, first for 'rainy, piano': .*float32"):
+        extract.embed_texts(["sad", None, "rainy, piano", "calm"], tokenizer, broken, max_tokens)
 
 
 def test_pooling_by_hand_with_padding_on_either_side():
