@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import sasrec
 from common import metrics
+from common.device import find_device
 
 METRICS = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")  # with one target, recall is hit
 PUBLISHED = {"Beauty": {"SASRec, bce": (.0387, .0249, .0605, .0318), "SASRec, full ce (RecBole)": (.0543, .0315, .0821, .0405)},
@@ -135,7 +136,7 @@ def main():
     add("--dim", type=int, default=50, help="of the embeddings (default 50)")
     add("--dropout", type=float, default=0.2, help="share that is dropped (default 0.2; SASRec's authors take 0.5 on Beauty)")
     add("--keep-history", action="store_true", help="items of the history are ranked too (default: they are left out)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     if min(args.epochs, args.patience, args.dim) < 1 or not 0 <= args.dropout < 1:
         raise SystemExit("--epochs, --patience and --dim must be 1 or more, --dropout at least 0 and below 1")
