@@ -1,8 +1,8 @@
 """TIGER (baselines/tiger.py) on a public sequence set with ready Semantic IDs, next to the published figures.
 
     python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --device cuda                (all; not run)
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --users 1000   (partial; not run)
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --overfit 64   (check)
+    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --overfit 64   (3 minutes on a core)
+    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --users 1000 --out data/tiger_partial
 
 Sequences: one user a line, user id, then item ids in order of time, from 1 (aHuiWang/CIKM2020-S3Rec). IDs: {item id - 1: codes
 like "<a_183>"} (HonghuiBao2000/LETTER's, not TIGER's own). Leave-one-out: each user's last item is the test, the one before it
