@@ -50,11 +50,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from common import data
+from common.device import find_device
 from common.tokens import MODALITIES
 from encoders.chunks import Ranks, fill_in_chunks, forget_progress, is_finished, start_ranks
 from encoders.item2vec import item2vec
 from encoders.librosa_features import AUDIO_SECONDS, read_features, read_windows
-from encoders.text import device_of, embed_texts, find_text_encoder, load_text_encoder
+from encoders.text import embed_texts, find_text_encoder, load_text_encoder
 
 # torch, transformers and gensim are imported where they are used: each audio worker starts
 # this file again, and would load them all.
@@ -105,13 +106,13 @@ def load_audio_encoder(name, model, layer, seconds, batch_size, device):
     """The AudioEncoder of a name in AUDIO_ENCODERS; a new one is a branch here. seconds: how much of a track is heard."""
     if name == "musicfm":
         from encoders import musicfm
-        heard = musicfm.load_musicfm(model, 7 if layer is None else layer, device_of(device))
+        heard = musicfm.load_musicfm(model, 7 if layer is None else layer, device)
         read = partial(read_windows, rate=musicfm.RATE, seconds=seconds, size=musicfm.WINDOW, least=musicfm.SHORTEST)
         encode = partial(musicfm.embed_tracks, model=heard, batch_size=batch_size)
         return AudioEncoder(read, encode, musicfm.DIM, (musicfm.DIM,), 64)
     if name == "clap":
         from encoders import clap
-        heard, _, extractor = clap.load_clap(model, device_of(device), "--audio-model")
+        heard, _, extractor = clap.load_clap(model, device, "--audio-model")
         dim = heard.config.projection_dim
         return AudioEncoder(partial(clap.mel_windows, extractor=extractor, seconds=seconds),
                             partial(clap.embed_tracks, model=heard, batch_size=batch_size), dim, (), 64)
@@ -270,8 +271,8 @@ def parse_args(argv=None):
         "anew each time: above 0, below 1, where a whole epoch would take hours (default: all pairs)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, all of torchrun's together (default: "
         "as many as cores; the result does not depend on it)")
-    add("--device", default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if there is one), cpu, "
-        "cuda, ...")
+    add("--device", type=find_device, default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if "
+        "there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of item2vec (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh")
@@ -298,8 +299,6 @@ def main(argv=None):
     text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
     if "audio" in chosen:
         find_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
-    if text_encoder or "audio" in chosen and args.audio_encoder != "librosa":
-        device_of(args.device)  # known to be there
 
     reads = ["tracks.jsonl", *(f"annotations/{path.name}" for path in sorted((args.data_dir / "annotations").glob("*.jsonl")))]
     reads += ["playlists.jsonl"] * ("playlist" in chosen)

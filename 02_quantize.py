@@ -31,8 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data
+from common.device import find_device
 from common.tokens import MODALITIES, token_string
-from encoders.text import device_of
 from quantization.kmeans import fit_codebook
 
 NAME = "02_quantize"
@@ -220,7 +220,7 @@ def parse_args(argv=None):
     add("--n-init", type=int, default=1, help="starts of k-means, the best of which is kept (default 1); they are compared "
         "on the first sample (all rows of a small catalogue)")
     add("--assign-only", action="store_true", help="fit nothing: codes for the present embeddings from the saved codebooks")
-    add("--device", default="auto", help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=find_device, default="auto", help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of k-means (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is finished (default); --no-resume "
         "makes it again")
@@ -247,7 +247,6 @@ def main(argv=None):
     if not codebooks:
         raise SystemExit(f"{args.data_dir}/embeddings: no track has any modality. Make the embeddings with: "
                          f"python 01_extract_embeddings.py --data-dir {args.data_dir}")
-    device = device_of(args.device)
     reads = ["tracks.jsonl"] + [f"embeddings/{m}.npy" for m in MODALITIES]
     writes = [f"codebooks/{m}.npy" for m in MODALITIES] + ["codebooks/info.json", "codebooks/examples.jsonl", "codes.npy"]
     run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only)
@@ -258,7 +257,7 @@ def main(argv=None):
     codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
     for modality, codebook in codebooks.items():
-        codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed, device)
+        codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed, args.device)
         codebooks[modality], codes[:, MODALITIES.index(modality)] = codebook, column
         info["modalities"][modality] = describe_codes(column, distances, len(codebook))
         examples += example_rows(modality, column, nearest_tracks(column, distances, len(codebook)), tracks)

@@ -43,6 +43,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data
+from common.device import find_device
 from synthesis import asking, audit, parse, prompt, simulate
 
 BACKENDS = ("simulate", "gemini", "local")
@@ -151,7 +152,7 @@ def make_backend(args, limiter):
                                 args.timeout)
         return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries) for text in prompts]
     from synthesis import local
-    model, tokenizer = local.load_model(args.model, args.device)
+    model, tokenizer = local.load_model(args.model, find_device(args.device))
     return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
 
 
@@ -246,7 +247,7 @@ def parse_args():
     add("--timeout", type=float, default=120, help="gemini: longest wait for an answer in s (default 120)")
     add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
     add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
-    add("--device", default="cpu", help="local: cpu (default) or cuda")
+    add("--device", default="auto", help="local: auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of every draw (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with a run that was cut (default); --no-resume starts afresh and throws away what has been paid for")

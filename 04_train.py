@@ -36,6 +36,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, tokens
+from common.device import find_device
 from common.tokens import MUSIC, REJECTED, RESPONSE, USER
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
 from training import packing
@@ -262,7 +263,7 @@ def parse_args():
     add("--tensorboard", action="store_true", help="losses also to <data-dir>/runs/tensorboard")
     add("--workers", type=int, default=min(8, os.cpu_count()), help="processes that encode the dialogues")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the model, the new rows and the order (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with a run that was cut (default); --no-resume starts afresh")
@@ -274,9 +275,6 @@ def parse_args():
         raise SystemExit("--context must be above 1; --batch-size, --epochs and --lr above 0")
     if min(args.pad_vocabulary, args.keep, args.workers) < 1 or args.micro_batch < 0:
         raise SystemExit("--pad-vocabulary, --keep and --workers must be 1 or more; --micro-batch 0 or more")
-    if "cuda" in args.device and not torch.cuda.is_available():
-        raise SystemExit(f"--device {args.device}: torch {torch.__version__} sees no GPU here. Leave --device out to train on the CPU, "
-                         f"or install a CUDA build of torch")
     if args.fsdp and args.lora:
         raise SystemExit("--fsdp spreads a model over GPUs, --lora is for one small GPU: choose one")
     if args.fsdp and "WORLD_SIZE" not in os.environ:

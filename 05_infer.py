@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, retrieval, tokens
+from common.device import find_device
 from common.metrics import DEPTH, rank_rows
 from inference.generation import Reading, music_grammar, sample
 from inference.likelihood import code_marginals, group_tracks, rank_tracks
@@ -350,7 +351,7 @@ def main():
         command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
                              "longer prompts (default 0: as in training)")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens (default 96)")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+        command.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
         command.add_argument("--seed", type=int, default=0, help="of the sampling and of the order of equal scores (default 0)")
         if name == "chat":
             command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood",
@@ -368,9 +369,6 @@ def main():
     args = parser.parse_args()
     if not 0 <= (getattr(args, "new_share", None) or 0) <= 1:
         raise SystemExit(f"--new-share {args.new_share}: a number from 0 to 1 is expected")
-    if "cuda" in getattr(args, "device", "") and not torch.cuda.is_available():
-        raise SystemExit(f"--device {args.device}: torch {torch.__version__} sees no GPU here. Leave --device out to use the CPU, "
-                         f"or install a CUDA build of torch")
     torch.set_flush_denormal(True)
     {"chat": chat, "predict": predict, "show": show}[args.command](args)
 

@@ -34,8 +34,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
+from common.device import find_device
 from encoders.librosa_features import read_audio
-from encoders.text import device_of
 
 # torch and transformers are imported where they are used: each audio worker starts this file again, and would load them all.
 
@@ -103,7 +103,6 @@ def load_whisper(name, device, language=None):
     from transformers.utils import logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of what is asked for here
-    device = device_of(device)
     try:
         if AutoConfig.from_pretrained(name).model_type != "whisper":
             raise ValueError("not a Whisper model.")
@@ -170,7 +169,7 @@ def parse_args(argv=None):
     add("--language", default=None, help='code of the language of all tracks, such as "en" (default: told for each track)')
     for (name, value), unit in zip(LIMITS.items(), ("probability", "nats a token", "of a window's token ids")):
         add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"{unit} (default {value:g})")
-    add("--device", default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of what is drawn at a temperature above 0 (default 0)")
     return parser.parse_args(argv)
 

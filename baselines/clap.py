@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies 
 from baselines.dense import (HISTORIES as TEXT_HISTORIES, TUNING, draw_batch, embed_turns, fit, info_nce, load_examples,
                              rank_system, save_folder, score_turns)
 from common import data, turns
+from common.device import find_device
 from encoders.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 
 extract = importlib.import_module("01_extract_embeddings")
@@ -164,7 +165,7 @@ def parse_args():
     add("--eval-every", type=int, default=100, help="steps between validations; the run can go on from there (default 100)")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the batches and of the order of equal scores (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh, with the audio too")

@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, turns
+from common.device import find_device
 from encoders.text import embed_texts, encode_batch, find_text_encoder, load_text_encoder
 from training.checkpoints import list_checkpoints, write_whole
 
@@ -317,7 +318,7 @@ def parse_args():
     add("--batch-size", type=int, default=32, help="turns a step of fine-tuning (default 32)")
     add("--eval-every", type=int, default=40, help="steps between validations; the run can go on from there (default 40)")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
-    add("--device", default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the batches and of the order of equal scores (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh")

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, turns
+from common.device import find_device
 
 NAME = "sasrec"
 LOSSES = ("ce", "bce")
@@ -286,8 +287,8 @@ def main():
     parser = argparse.ArgumentParser(description="Rank all tracks by SASRec on what was played before; form chosen on valid.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--epochs", type=int, default=20, help="at most, for each form (default 20); valid decides how many")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="default: cuda if there is one")
+    parser.add_argument("--device", type=find_device, default="auto",
+                        help="auto (default: cuda if there is one), cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of the models and of the order of equal scores (default 0)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="skip when already done (default); --no-resume predicts afresh")

@@ -41,6 +41,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines.popularity import count_tracks
 from common import data, turns
+from common.device import find_device
 from quantization.kmeans import fit_codebook
 
 quantize = importlib.import_module("02_quantize")
@@ -448,7 +449,7 @@ def parse_args():
     add("--optimizer", choices=OPTIMIZERS, default="adafactor", help="default adafactor; for adamw, try a smaller --lr")
     add("--eval-every", type=int, default=100, help="steps between validations, each with a checkpoint (default 100)")
     add("--beam", type=int, default=100, help="width of the beam search (default 100); 0 = the catalogue's, exact")
-    add("--device", default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of IDs, weights, order and ties (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip when done, go on when half done (default); "
         "--no-resume starts afresh")
@@ -466,7 +467,6 @@ def parse_args():
 def main():
     args, recipe = parse_args()
     torch.set_flush_denormal(True)  # numbers near zero would slow a CPU down
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     tracks = data.load_tracks(args.data_dir)
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
@@ -496,17 +496,17 @@ def main():
 
     if not (part / "semantic_ids.npy").is_file():
         n_codes = args.codes or min(256, max(2, len(tracks) // 8))
-        codes = make_codes(embed_items(tracks, args.text_encoder, device), args, n_codes, device)
+        codes = make_codes(embed_items(tracks, args.text_encoder, args.device), args, n_codes, args.device)
         data.save_npy(part / "semantic_ids.npy", add_collision_code(codes).astype(np.int32))
     ids = np.array(data.load_npy(part / "semantic_ids.npy", "python baselines/tiger.py --no-resume", len(tracks), np.int32))
     print(f"Semantic IDs: {', '.join(map(str, (ids.max(0) + 1)[:-1]))} codes a level; {np.mean(ids[:, -1] == 0):.1%} of the tracks "
           f"are the only or the first with theirs, at most {ids[:, -1].max() + 1} share one")
 
     table, vocabulary = token_table(ids)
-    trie, counts, width = build_trie(table[:-1], device), count_tracks(playlists, row_of), args.beam or len(tracks)
+    trie, counts, width = build_trie(table[:-1], args.device), count_tracks(playlists, row_of), args.beam or len(tracks)
     models, results, valid_mrr = {}, {}, {}
     for source in args.sources:
-        models[source] = model = build_model(vocabulary, recipe, args.seed).to(device)
+        models[source] = model = build_model(vocabulary, recipe, args.seed).to(args.device)
         loss = fit(model, table, examples[source], lambda: mean_loss(model, table, valid), recipe,
                    part / f"{source}.pt", args.seed, args.eval_every, args.optimizer)
         results[source] = search_turns(model, table, trie, of_split["valid"], width)

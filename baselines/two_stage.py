@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, metrics, turns
+from common.device import find_device
 from inference.generation import Reading, sample
 from common.tokens import DATE, encode_text
 
@@ -176,7 +177,7 @@ def parse_args():
     parser.add_argument("--retrieval", default="bm25",
                         help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     parser.add_argument("--batch-size", type=int, default=16, help="turns answered at a time (default 16)")
     parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and answer, at most the model's own; older turns "
                         "are left out of longer prompts (default 4096)")

@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 
 from common import data
+from common.device import find_device
 
 TEXT_ENCODERS, AUDIO_ENCODERS = ("minilm", "qwen3", "nv-embed"), ("librosa", "clap", "musicfm")
 DEFAULT = ("minilm", "librosa", "clap", "musicfm")
@@ -128,7 +129,7 @@ def main():
     add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder whose tracks' texts are read (default data/demo)")
     add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
-    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add("--device", type=find_device, default="cpu", help="cpu (default), cuda, ...")
     add("--peer", action="store_true", help="instead: minilm against sentence-transformers' encode")
     args = parser.parse_args()
     if args.peer:

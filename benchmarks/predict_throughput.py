@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from common import data, retrieval, tokens
+from common.device import find_device
 from common.metrics import DEPTH
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
 from inference.generation import Reading
@@ -58,7 +59,7 @@ def main():
     parser.add_argument("--turns", type=int, default=10, help="turns a dialogue (default 10)")
     parser.add_argument("--batch-size", type=int, default=40, help="turns at a time (default 40)")
     parser.add_argument("--rounds", type=int, default=5, help="times that both are measured (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     tracks = data.load_tracks(args.data_dir)

@@ -1,8 +1,8 @@
 """TIGER (baselines/tiger.py) on a public sequence set with ready Semantic IDs, next to the published figures.
 
     python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --device cuda                (all; not run)
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --users 1000   (partial; not run)
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --overfit 64   (check)
+    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --overfit 64   (3 minutes on a core)
+    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo --users 1000 --out data/tiger_partial
 
 Sequences: one user a line, user id, then item ids in order of time, from 1 (aHuiWang/CIKM2020-S3Rec). IDs: {item id - 1: codes
 like "<a_183>"} (HonghuiBao2000/LETTER's, not TIGER's own). Leave-one-out: each user's last item is the test, the one before it
@@ -27,6 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import tiger
 from common import data, metrics
+from common.device import find_device
 
 PUBLISHED = {"Beauty": (0.0454, 0.0321, 0.0648, 0.0384)}  # TIGER, Rajput et al. 2023: quoted
 METRICS = (("R@5", metrics.hit_at, 5), ("N@5", metrics.ndcg_at, 5), ("R@10", metrics.hit_at, 10), ("N@10", metrics.ndcg_at, 10))
@@ -116,7 +117,7 @@ def parse_args():
         "are told; 0 (default) = no")
     add("--beam", type=int, default=30, help="width of the beam search, 20 or more (default 30: ten without 20 earlier items)")
     add("--eval-every", type=int, default=1000, help="steps between validations, each with a checkpoint (default 1,000)")
-    add("--device", default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of weights and order (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a run was cut (default); --no-resume "
         "starts afresh")
@@ -147,13 +148,12 @@ def main():
     part.mkdir(exist_ok=True)
 
     torch.set_flush_denormal(True)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     test = last_of(sequences)
     learnt = test if args.overfit else tiger.make_examples([sequence[:-2] for sequence in sequences])
     different, items_of_leaf = group_by_id(ids, np.bincount(learnt.items, minlength=len(ids)))
     table, vocabulary = tiger.token_table(ids)
-    levels = tiger.build_trie(tiger.token_table(different)[0][:-1], device)[0]
-    model = tiger.build_model(vocabulary, recipe, args.seed).to(device)
+    levels = tiger.build_trie(tiger.token_table(different)[0][:-1], args.device)[0]
+    model = tiger.build_model(vocabulary, recipe, args.seed).to(args.device)
     rng = np.random.default_rng(args.seed)
     valid = last_of([sequences[i][:-1] for i in rng.permutation(len(sequences))[:1000]])
 

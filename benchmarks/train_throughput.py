@@ -25,6 +25,7 @@ from transformers import (DataCollatorWithFlattening, LlamaConfig, LlamaForCausa
                           default_data_collator)
 
 from common import tokens
+from common.device import find_device
 from training import packing
 
 train = importlib.import_module("04_train")
@@ -115,7 +116,7 @@ def main():
     parser.add_argument("--lessons", type=int, default=None, help="as in 04_train.py (default: the recipe's); 0 = dialogues only")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bf16 (default 989: H100, H200)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
 

@@ -49,19 +49,6 @@ def read_config(name):
     return PretrainedConfig.get_config_dict(name)[0]
 
 
-def device_of(name):
-    """--device as torch takes it: "auto" is cuda if there is one. Raises SystemExit: there is no such device here."""
-    import torch
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without cuda
-        raise SystemExit(f"--device {name}: torch {torch.__version__} cannot use it here ({str(error).splitlines()[0]}). "
-                         f"Accepted: auto, cpu, and cuda where there is a GPU")
-    return name
-
-
 def load_text_encoder(name, device):
     """A text encoder that find_text_encoder has found: (tokenizer, model, longest text in tokens).
 
@@ -88,7 +75,7 @@ def load_text_encoder(name, device):
     settings = cached_file(name, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False)
     if settings:  # sentence-transformers models name the length that they were trained for
         limits.append(json.loads(Path(settings).read_text()).get("max_seq_length"))
-    return tokenizer, model.to(device_of(device)).eval(), min(limit for limit in limits if limit)
+    return tokenizer, model.to(device).eval(), min(limit for limit in limits if limit)
 
 
 def pool(hidden, mask, pooling):

@@ -268,7 +268,7 @@ def test_foreign_embeddings_are_refused(tmp_path, array, message):
 
 @pytest.mark.parametrize("flags, message", [(["--k", 1], "--k 1: from 2 to 32767"), (["--k", 40_000], "--k 40000: from 2 to 32767"),
                                             (["--n-init", 0], "--n-init 0"),
-                                            (["--device", "cuba"], "--device cuba: torch .* cannot use it here")])
+                                            (["--device", "cuba"], "--device cuba: torch knows no such device")])
 def test_bad_arguments(tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):
         run(make_data(tmp_path), *flags)

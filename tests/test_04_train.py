@@ -424,7 +424,7 @@ def test_unknown_base_model(small, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(small, monkeypatch):
-    for script, flags in (("04_train", []), ("05_infer", ["chat"])):
+    for script, flags in (("02_quantize", []), ("04_train", []), ("05_infer", ["chat"]), ("baselines.sasrec", [])):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags, "--data-dir", str(small), "--device", "cuda"])
         with pytest.raises(SystemExit, match="sees no GPU here"):
             importlib.import_module(script).main()

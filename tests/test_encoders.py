@@ -285,7 +285,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_for(tmp_path, mon
 @pytest.mark.skipif("TALKPLAY_NV_EMBED" not in os.environ, reason="TALKPLAY_NV_EMBED: the folder of the published NV-Embed-v2")
 def test_the_published_nv_embed_gives_its_cards_scores():
     """The example of the model card: two questions, two answers."""
-    encoder = text.load_text_encoder(text.find_text_encoder(os.environ["TALKPLAY_NV_EMBED"]), "auto")
+    encoder = text.load_text_encoder(text.find_text_encoder(os.environ["TALKPLAY_NV_EMBED"]), "cpu")
     queries = text.embed_texts(
         ["are judo throws allowed in wrestling?", "how to become a radiology technician in michigan?"], *encoder,
         prefix="Instruct: Given a question, retrieve passages that answer the question\nQuery: ")[0]

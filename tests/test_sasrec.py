@@ -372,10 +372,10 @@ def test_benchmark_leaves_the_last_two_items_out(monkeypatch):
     calls, trained, epochs = [], [], [(1, .5), (2, .4)]
     monkeypatch.setattr(benchmark, "rank_targets", lambda model, *call: calls.append(call) or np.array([1, 2]))
     monkeypatch.setattr(sasrec, "train", lambda model, sequences, *_, **__: trained.append(sequences) or iter(epochs))
-    arguments = type("", (), dict(device="cpu", dim=4, dropout=0.2, keep_history=False, loss="ce", epochs=2, patience=5))
+    arguments = type("", (), dict(device="cpu", dim=4, dropout=0.2, loss="ce", epochs=2, patience=5))
     benchmark.run_seed([[0, 1, 2, 3], [4, 2, 0]], 5, 0, arguments)
     assert trained == [[[0, 1], [4]]]
-    assert calls == [([[0, 1], [4]], [2, 2], False)] * 2 + [([[0, 1, 2], [4, 2]], [3, 0], False)]
+    assert calls == [([[0, 1], [4]], [2, 2])] * 2 + [([[0, 1, 2], [4, 2]], [3, 0], keep) for keep in (False, True)]
 
 
 def test_benchmark_learns_a_toy_file(tmp_path):
@@ -389,4 +389,4 @@ def test_benchmark_learns_a_toy_file(tmp_path):
     assert "LastFM: 200 users, 30 items" in done.stdout and "seed 1  epoch  40" in done.stdout
     here = next(line for line in done.stdout.splitlines() if line.startswith("here, mean of 2 seed(s)"))
     assert float(here.split("]")[1].split()[0]) > 0.95  # Recall@5; an order drawn at random would have 0.2
-    assert "published: SASRec " in done.stdout and "0.0688 (here +" in done.stdout
+    assert "Items of the history kept" in done.stdout and "published: SASRec (S3-Rec)" in done.stdout and "0.0688 (here +" in done.stdout
