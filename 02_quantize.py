@@ -139,17 +139,14 @@ def distances_to_own(embeddings, codebook, codes, chunk=2048):
     return np.where(codes < 0, np.nan, distances)
 
 
-def quantize(modality, embeddings, codebook, k, n_init, seed, device):
-    """One modality: its codebook (fitted if None), codes (N,) and squared distances (N,)."""
-    if codebook is None:
-        clusters = count_distinct(embeddings, k)
-        if clusters < k:
-            print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
-        with tqdm(desc=modality, unit="pass") as bar:
-            codebook = fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
-                                    bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
-    codes = assign(embeddings, codebook)
-    return codebook, codes, distances_to_own(embeddings, codebook, codes)
+def fit(modality, embeddings, k, n_init, seed, device):
+    """The codebook of a modality, (K, D) float32, with a progress bar; K is smaller where fewer rows differ."""
+    clusters = count_distinct(embeddings, k)
+    if clusters < k:
+        print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
+    with tqdm(desc=modality, unit="pass") as bar:
+        return fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
+                            bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
 
 
 # ---------------------------------------------------------------- what came of it
@@ -254,11 +251,20 @@ def main(argv=None):
         print(f"{NAME}: already done, nothing changed")
         return
 
+    parts = {m: folder / f"{m}.part.npy" for m in MODALITIES}  # what a killed run has fitted already
+    if state == "new":
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
-    for modality, codebook in codebooks.items():
-        codebook, column, distances = quantize(modality, embeddings[modality], codebook, k, args.n_init, args.seed, args.device)
-        codebooks[modality], codes[:, MODALITIES.index(modality)] = codebook, column
+    for modality in codebooks:
+        if not args.assign_only:
+            if not parts[modality].is_file():
+                data.save_npy(parts[modality], fit(modality, embeddings[modality], k, args.n_init, args.seed, args.device))
+            codebooks[modality] = np.load(parts[modality])
+        codebook = codebooks[modality]
+        column = codes[:, MODALITIES.index(modality)] = assign(embeddings[modality], codebook)
+        distances = distances_to_own(embeddings[modality], codebook, column)
         info["modalities"][modality] = describe_codes(column, distances, len(codebook))
         examples += example_rows(modality, column, nearest_tracks(column, distances, len(codebook)), tracks)
     info |= describe_collisions(codes)
@@ -274,6 +280,8 @@ def main(argv=None):
     data.save_npy(args.data_dir / "codes.npy", codes)
     print_report(info, examples)
     data.finish_run(run, **info)
+    for part in parts.values():
+        part.unlink(missing_ok=True)
     print(f"wrote codes.npy and codebooks/ (K = {k}) in {args.data_dir}; next: python 03_synthesize.py --data-dir {args.data_dir}")
 
 

@@ -250,6 +250,30 @@ def test_second_run_and_seed(tmp_path, capsys):
         run(tmp_path, "--seed", 1)
 
 
+def test_a_killed_run_fits_only_what_is_left(tmp_path, monkeypatch):
+    killed, whole = make_data(tmp_path / "killed"), make_data(tmp_path / "whole")
+    run(whole)
+    fit, fitted = quantize.fit, []
+
+    def fit_until(modality, *rest):
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(modality)
+        return fit(modality, *rest)
+    monkeypatch.setattr(quantize, "fit", fit_until)
+    with pytest.raises(KeyboardInterrupt):
+        run(killed)
+    monkeypatch.setattr(quantize, "fit", lambda modality, *rest: fitted.append(modality) or fit(modality, *rest))
+    run(killed)
+    assert fitted == list(MODALITIES)  # each once
+    for name in ("codes.npy", *(f"codebooks/{m}.npy" for m in MODALITIES)):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(killed.glob("codebooks/*.part.npy"))
+    (killed / "codebooks" / "audio.part.npy").write_bytes(b"of another run")
+    run(killed, "--no-resume")
+    assert (killed / "codes.npy").read_bytes() == (whole / "codes.npy").read_bytes()
+
+
 @pytest.mark.parametrize("array, message", [
     (np.ones((59, 3), np.float32), "59 rows, but tracks.jsonl has 60"),
     (np.ones((60, 3)), "float64 of shape .60, 3.; expected float32"),

@@ -12,6 +12,8 @@ import sys
 
 import nbformat
 import pytest
+
+from common import data
 from conftest import ROOT
 from nbclient import NotebookClient
 
@@ -148,3 +150,13 @@ def test_every_option_has_a_help_text(script, monkeypatch):
 
 def test_more_than_a_few_commands_are_documented():
     assert len(documented_commands()) > 15
+
+
+def test_a_change_in_the_middle_of_a_large_file_is_seen(tmp_path):
+    with open(tmp_path / "large", "wb") as f:
+        f.truncate(300 * 2**20)  # of no size on disk
+    before = data.file_hash(tmp_path / "large")
+    with open(tmp_path / "large", "r+b") as f:
+        f.seek(150 * 2**20)
+        f.write(b"1" * 2**20)
+    assert data.file_hash(tmp_path / "large") != before
