@@ -9,7 +9,8 @@ from the mean. So plain nearest centroid is the whole assignment, for new tracks
 Each codebook is fitted on the tracks that have the modality (for playlist those in training playlists,
 the only ones with a row), and its centroids are means. Codes come from `assign`, never from the fit, so
 that the saved codebooks give the same codes again. Embeddings stay on disk and are read in chunks; how
-k-means copes with 1.7 million rows of 4,096 numbers stands in quantization/kmeans.py.
+k-means copes with 1.7 million rows of 4,096 numbers stands in quantization/kmeans.py. Under torchrun each
+process reads and assigns its share of the rows. A killed run goes on with the modalities that are not fitted yet.
 
 --assign-only gives codes from the saved codebooks to the embeddings that are there now: for a catalogue
 that has grown. It is right for text rows, and for audio rows scaled with the codebooks'
@@ -22,18 +23,21 @@ Writes  codebooks/<modality>.npy (K, D) float32, codes.npy (N, 5) int16, -1 wher
 
 Demo        python 02_quantize.py
 Full scale  python 02_quantize.py --data-dir data/mpd --k 1024 --device cuda
+            Eight GPUs: torchrun --nproc-per-node 8 02_quantize.py --data-dir data/mpd --k 1024 --device cuda
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import data
-from common.device import find_device
+from common.device import end_process, find_device, start_process
 from common.tokens import MODALITIES, token_string
-from quantization.kmeans import fit_codebook
+from quantization.kmeans import agreed, fit_codebook, over_rows
 
 NAME = "02_quantize"
 LARGEST_K = 32767       # codes are int16
@@ -144,7 +148,7 @@ def fit(modality, embeddings, k, n_init, seed, device):
     clusters = count_distinct(embeddings, k)
     if clusters < k:
         print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
-    with tqdm(desc=modality, unit="pass") as bar:
+    with tqdm(desc=modality, unit="pass", disable=int(os.environ.get("RANK", 0)) > 0) as bar:
         return fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
                             bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
 
@@ -233,6 +237,9 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    rank, world, device = start_process(args.device)
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # all do the same, one tells of it
     folder = args.data_dir / "codebooks"
     tracks = data.load_tracks(args.data_dir)
     k = saved_k(args.data_dir) if args.assign_only else args.k or choose_k(len(tracks))
@@ -246,27 +253,37 @@ def main(argv=None):
                          f"python 01_extract_embeddings.py --data-dir {args.data_dir}")
     reads = ["tracks.jsonl"] + [f"embeddings/{m}.npy" for m in MODALITIES]
     writes = [f"codebooks/{m}.npy" for m in MODALITIES] + ["codebooks/info.json", "codebooks/examples.jsonl", "codes.npy"]
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only)
+    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only, record=not rank)
+    state = agreed(state)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
-        return
+        return end_process(world)
 
     parts = {m: folder / f"{m}.part.npy" for m in MODALITIES}  # what a killed run has fitted already
-    if state == "new":
+    if state == "new" and not rank:
         for part in parts.values():
             part.unlink(missing_ok=True)
+    fitted = agreed([m for m in MODALITIES if parts[m].is_file()])
     codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
     for modality in codebooks:
-        if not args.assign_only:
-            if not parts[modality].is_file():
-                data.save_npy(parts[modality], fit(modality, embeddings[modality], k, args.n_init, args.seed, args.device))
+        rows = embeddings[modality]
+        if modality in fitted:
             codebooks[modality] = np.load(parts[modality])
+        elif not args.assign_only:
+            codebooks[modality] = fit(modality, rows, k, args.n_init, args.seed, device)
+            if not rank:
+                data.save_npy(parts[modality], codebooks[modality])
         codebook = codebooks[modality]
-        column = codes[:, MODALITIES.index(modality)] = assign(embeddings[modality], codebook)
-        distances = distances_to_own(embeddings[modality], codebook, column)
+        column = over_rows(len(rows), lambda part: assign(rows[part], codebook))
+        distances = over_rows(len(rows), lambda part: distances_to_own(rows[part], codebook, column[part]))
+        if rank:
+            continue
+        codes[:, MODALITIES.index(modality)] = column
         info["modalities"][modality] = describe_codes(column, distances, len(codebook))
         examples += example_rows(modality, column, nearest_tracks(column, distances, len(codebook)), tracks)
+    if rank:
+        return end_process(world)
     info |= describe_collisions(codes)
 
     if not args.assign_only:
@@ -282,6 +299,7 @@ def main(argv=None):
     data.finish_run(run, **info)
     for part in parts.values():
         part.unlink(missing_ok=True)
+    end_process(world)
     print(f"wrote codes.npy and codebooks/ (K = {k}) in {args.data_dir}; next: python 03_synthesize.py --data-dir {args.data_dir}")
 
 

@@ -21,7 +21,6 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, tokens
-from common.device import find_device
+from common.device import end_process, find_device, start_process
 from common.tokens import MUSIC, REJECTED, RESPONSE, USER
 from demo.tiny_llama import tiny_llama, tiny_tokenizer
 from training import packing
@@ -175,25 +174,6 @@ def learning_rate(step, steps, peak, warmup):
 
 
 # ---------------------------------------------------------------- one or more processes
-
-class Process(NamedTuple):
-    rank: int
-    world: int   # how many there are
-    device: str
-
-
-def start_process(device):
-    """This process's place among the others, with torch.distributed started where torchrun runs us."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        # the others wait while rank 0 encodes the dialogues
-        dist.init_process_group("nccl" if "cuda" in device else "gloo", timeout=timedelta(hours=2))
-    torch.set_flush_denormal(True)  # on CPU, tiny numbers would slow everything down
-    return Process(rank, world, device)
-
 
 def distribute(model, world, device, fsdp=False):
     """A LossModel for `world` processes: each holds it all (DDP), or a part of every layer (FSDP2)."""
@@ -467,9 +447,7 @@ def main():
             leftover.unlink()
         shutil.rmtree(final / "tokens")
         print(f"wrote {final}; next: python 05_infer.py predict --data-dir {folder}")
-    if world > 1:
-        dist.barrier()  # nobody leaves while another still talks to it
-        dist.destroy_process_group()
+    end_process(world)
 
 
 if __name__ == "__main__":

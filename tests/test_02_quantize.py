@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from sklearn.cluster import KMeans
 
 from common import data
@@ -272,6 +275,31 @@ def test_a_killed_run_fits_only_what_is_left(tmp_path, monkeypatch):
     (killed / "codebooks" / "audio.part.npy").write_bytes(b"of another run")
     run(killed, "--no-resume")
     assert (killed / "codes.npy").read_bytes() == (whole / "codes.npy").read_bytes()
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    """Under torchrun, with a first sample of 64 rows, so that there are passes over samples and over all rows; four
+    of five rows are alike: the first sample has fewer different ones than clusters, and some stay empty for a while."""
+    one, two = make_data(tmp_path / "one", n=500), make_data(tmp_path / "two", n=500)
+    for folder in (one, two):
+        rng = np.random.default_rng(3)
+        for m in MODALITIES:
+            rows = np.load(folder / "embeddings" / f"{m}.npy")
+            rows[np.arange(500) % 5 > 0] = rows[0]
+            rows[::5] = rng.normal(size=rows[::5].shape)
+            data.save_npy(folder / "embeddings" / f"{m}.npy", rows)
+    script = "import sys, importlib, quantization.kmeans as k; k.SAMPLE, k.PER_CODE = 64, 1; importlib.import_module('02_quantize').main(sys.argv[1:])"
+    (tmp_path / "small_sample.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}")
+    flags = ["--k", "32", "--device", "cpu"]
+    alone = subprocess.run([sys.executable, tmp_path / "small_sample.py", *flags, "--data-dir", one], capture_output=True, text=True, check=True)
+    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "small_sample.py",
+                           *flags, "--data-dir", two], capture_output=True, text=True)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("wrote codes.npy") == 1 and "wrote codes.npy" in alone.stdout
+    for m in MODALITIES:
+        np.testing.assert_allclose(np.load(two / "codebooks" / f"{m}.npy"), np.load(one / "codebooks" / f"{m}.npy"), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(np.load(two / "codes.npy"), np.load(one / "codes.npy"))
+    assert json.loads((two / "runs" / "02_quantize.json").read_text())["state"] == "finished"
 
 
 @pytest.mark.parametrize("array, message", [
