@@ -13,6 +13,7 @@ from functools import lru_cache
 ROLES = {"user": "user", "listener": "user", "human": "user", "music": "music", "track": "music", "song": "music",
          "assistant": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant", "recommender": "assistant"}
 DECODER = json.JSONDecoder(strict=False)  # not strict: line breaks inside a text
+NO_JSON = (ValueError, RecursionError)  # what it raises: also at numbers of thousands of digits, and at brackets without end
 QUOTED = re.compile(r"\"([^\"]{2,80})\"|“([^”]{2,80})”|«([^»]{2,80})»|\*{1,2}([^*]{2,80})\*{1,2}"
                     r"|(?<!\w)['‘]([^'‘’\n]{2,80}(?:['’]\w[^'‘’\n]{0,80})*)['’](?!\w)")
 NAMING = re.compile(r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|tune)\W*$", re.IGNORECASE)
@@ -41,7 +42,7 @@ def read_messages(text, notes):
         text = fence[1].strip()
     try:
         found = DECODER.decode(text)
-    except json.JSONDecodeError:
+    except NO_JSON:
         return read_loose(text, notes)
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
@@ -63,7 +64,7 @@ def read_loose(text, notes):
     while at < len(text) and text[at] == "{":
         try:
             message, at = DECODER.raw_decode(text, at)
-        except json.JSONDecodeError:
+        except NO_JSON:
             break
         messages.append(message)
         at += len(re.match(r"[\s,]*", text[at:])[0])

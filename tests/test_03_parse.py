@@ -109,6 +109,8 @@ def changed(i, **fields):
     ("", "no JSON: an empty answer"), ("I cannot help with that.", "no JSON: 'I cannot"), ("[]", "no list of messages: an empty one"),
     ('{"a": 1}', "no list of messages"), ("[1, 2, 3]", "not a message"), ('[{"role": "user", "content": "he', "no JSON: it breaks off"),
     (GOOD[:len(GOOD) // 3], "less than half: 1 of 4"),
+    ("[" * 100_000, "no JSON: '[[["), (GOOD[:GOOD.index("}") + 1] + ', {"role": ' + "[" * 100_000, "less than half: 0 of 4"),
+    ('[{"role": "music", "content": ' + "7" * 9000, "no JSON: it breaks off"), ("7" * 9000, "no JSON: '777"),
     (changed(1, content="P9"), "unknown id: 'P9'"), (changed(1, content="Some Song"), "unknown id"), (changed(1, content="P1 or P2"), "unknown id"),
     (changed(7, content="P1"), "repeated id"), (changed(0, role="narrator"), "wrong role: 'narrator'"), (changed(0, role=None), "not a message"),
     (without(2), "missing answer: turn 1"), (changed(2, content="  "), "missing answer: turn 1"), (changed(0, content=" "), "missing request: turn 1"),
