@@ -491,7 +491,9 @@ def test_stopping_wakes_the_sleepers():
 
 @pytest.mark.parametrize("arguments, message", [
     (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
-    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more")])
+    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more"),
+    (["--temperature", "-1"], "--temperature -1: 0 or more"), (["--top-p", "0"], "--top-p 0: above 0, to 1,"), (["--top-p", "nan"], "--top-p nan"),
+    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1")])
 def test_arguments(folder, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, ["--data-dir", str(folder), *arguments])
