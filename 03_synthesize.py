@@ -258,6 +258,12 @@ def parse_args():
                         ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0)):
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
+    for name, good, accepted in (("temperature", args.temperature >= 0, "0 or more"), ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
+                                 ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
+                                 ("timeout", args.timeout > 0, "more than 0 s"), ("price_in", (args.price_in or 0) >= 0, "0 or more"),
+                                 ("price_out", (args.price_out or 0) >= 0, "0 or more")):
+        if not good:
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
     if args.backend != "simulate" and (args.mix or args.rejections is not None):
         raise SystemExit(f"--mix and --rejections are for --backend simulate; what {args.backend} writes follows synthesis/prompt.txt")
     if not 0 <= (args.rejections or 0) <= 1:

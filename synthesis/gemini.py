@@ -30,10 +30,12 @@ class Trouble(Exception):
 
 
 def read_key():
-    """The API key from GEMINI_API_KEY or GOOGLE_API_KEY. Raises SystemExit: neither is set."""
-    key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
+    """The API key from GEMINI_API_KEY or GOOGLE_API_KEY. Raises SystemExit: neither is set, or it can be no key."""
+    key = (os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or "").strip()  # files leave line ends behind it
     if not key:
         raise SystemExit("--backend gemini needs an API key in the environment: export GEMINI_API_KEY=... (or GOOGLE_API_KEY)")
+    if not re.fullmatch("[!-~]+", key):  # requests would print it, in its complaint about the header
+        raise SystemExit("the API key in the environment has a blank, a line break or a letter that is not ASCII in it; copy it once more")
     return key
 
 
@@ -64,7 +66,6 @@ def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
             from google.api_core.exceptions import GoogleAPICallError
             from google.api_core.retry import Retry
             from google.auth.exceptions import GoogleAuthError
-            from google.protobuf.json_format import ParseError
     except ImportError as error:
         raise SystemExit(f"--backend gemini needs a package that is not installed ({error.name}): pip install google-generativeai==0.8.6")
 
@@ -84,7 +85,7 @@ def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
             raise Trouble(401, clean(str(error), key))
         except requests.exceptions.Timeout:
             raise Trouble(None, f"no answer within {timeout} s")
-        except (requests.exceptions.RequestException, ParseError) as error:
+        except Exception as error:  # lost connections; and whatever the package raises at a body, such as a proxy's, that it does not expect
             raise Trouble(None, clean(f"{type(error).__name__}: {error}", key))
         return read_answer(response)
     return call
@@ -125,7 +126,9 @@ def ask_patiently(call, prompt, limiter, tries):
         except Trouble as trouble:
             if trouble.code and 400 <= trouble.code < 500 and trouble.code not in PASSING:
                 raise Stop(f"the server refuses the request: {trouble}")
-            delay = trouble.delay if trouble.delay is not None else min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+            delay = min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+            if trouble.delay is not None:  # if that was too short once, no less than the back-off: some servers ask for 0 s
+                delay = trouble.delay if attempt == 1 else max(delay, trouble.delay)
             if delay > LONGEST_WAIT:
                 raise Stop(f"the server asks to wait {delay:.0f} s: {trouble}")
             if attempt == tries:

@@ -13,6 +13,7 @@ from functools import lru_cache
 ROLES = {"user": "user", "listener": "user", "human": "user", "music": "music", "track": "music", "song": "music",
          "assistant": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant", "recommender": "assistant"}
 DECODER = json.JSONDecoder(strict=False)  # not strict: line breaks inside a text
+NO_JSON = (ValueError, RecursionError)  # what it raises: also at numbers of thousands of digits, and at brackets without end
 QUOTED = re.compile(r"\"([^\"]{2,80})\"|“([^”]{2,80})”|«([^»]{2,80})»|\*{1,2}([^*]{2,80})\*{1,2}"
                     r"|(?<!\w)['‘]([^'‘’\n]{2,80}(?:['’]\w[^'‘’\n]{0,80})*)['’](?!\w)")
 NAMING = re.compile(r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|tune)\W*$", re.IGNORECASE)
@@ -41,7 +42,7 @@ def read_messages(text, notes):
         text = fence[1].strip()
     try:
         found = DECODER.decode(text)
-    except json.JSONDecodeError:
+    except NO_JSON:
         return read_loose(text, notes)
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
@@ -63,7 +64,7 @@ def read_loose(text, notes):
     while at < len(text) and text[at] == "{":
         try:
             message, at = DECODER.raw_decode(text, at)
-        except json.JSONDecodeError:
+        except NO_JSON:
             break
         messages.append(message)
         at += len(re.match(r"[\s,]*", text[at:])[0])
@@ -202,12 +203,12 @@ def kind_of(query, track, after_rejection):
     return "title" if speaks(query, track["title"]) else "metadata" if speaks(query, track["artist"]) else None
 
 
-def wrong_name(text, known, others, heard):
-    """A title in an answer that is neither that of the track played nor of one played before; None if there is none.
+def wrong_name(text, known, others, heard, nowhere=True):
+    """A title in a text that is neither that of the track played nor of one played before; None if there is none.
 
     known: the tracks that may be named; others: the rest of the prompt's. heard: what has been said before. The title of
-    one of the others counts in quotation marks, or if it has two words and its capitals; a title of nowhere, if it stands
-    in quotation marks and is announced ("here is ...", "... by").
+    one of the others counts in quotation marks, or if it has two words and its capitals; a title of nowhere (if `nowhere`),
+    if it stands in quotation marks and is announced ("here is ...", "... by").
     """
     rest = text
     for name in sorted({bare(t[f]) for t in known for f in ("title", "artist", "album") if t[f]}, key=len, reverse=True):
@@ -219,6 +220,8 @@ def wrong_name(text, known, others, heard):
         capitals = " " in title and title != title.lower() and re.search(rf"(?<!\w){re.escape(title)}(?!\w)", rest)
         if capitals or any(words_of(bare(span)) == words_of(title) for span, _ in spans):
             return title
+    if not nowhere:
+        return None
     told = words_of(f"{heard} {[[t[f] for f in ('title', 'artist', 'album', 'tags', 'lyrics', 'caption')] for t in known]}")
     for span, match in spans:
         announced = NAMING.search(rest[:match.start()]) or re.match(r"\W*by [^a-z]", rest[match.end():])
@@ -236,10 +239,9 @@ def check_names(turns, shown):
         for who, text in (("request", query), ("answer", answer)):
             if "negative set" in text.lower() or any(h in shown for h in re.findall(r"\b[PN]\d+\b", text)):
                 raise Fault(f"speaks of the lists: the {who} of turn {number}")
-        spans = {words_of(bare(span)) for span, _ in quoted(query)}
-        asked = [t["title"] for t in others if words_of(bare(t["title"])) in spans - {""}]
+        asked = wrong_name(query, known, others, "", nowhere=False)
         if asked:
-            raise Fault(f"another track's title: turn {number} is asked for {asked[0]!r} and plays {shown[handle]['title']!r}")
+            raise Fault(f"another track's title: turn {number} is asked for {asked!r} and plays {shown[handle]['title']!r}")
         heard += " " + query
         name = wrong_name(answer, known, others, heard)
         if name:

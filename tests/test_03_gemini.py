@@ -78,7 +78,7 @@ class Server:
         code, reply, headers = make_reply(what, prompt)
         with self.lock:
             self.now -= 1
-        reply = json.dumps(reply).encode() if isinstance(reply, dict) else reply.encode()
+        reply = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         try:
             handler.send_response(code)
             for pair in {"Content-Type": "application/json", "Content-Length": str(len(reply)), **headers}.items():
@@ -110,7 +110,13 @@ def make_reply(what, prompt):
         return int(what), {"error": {"code": int(what), "message": f"API key not valid: {KEY}", "status": "INTERNAL"}}, {}
     usage = {"promptTokenCount": 1000, "candidatesTokenCount": 200, "totalTokenCount": 1250}  # 50 thought
     if what == "not JSON":
-        return 200, "<html>what?</html>", {}
+        return 200, b"<html>what?</html>", {}
+    if what == "no UTF-8":
+        return 200, b'{"candidates": "\xff"}', {}
+    if what in ("error is a text", "error in a list"):
+        return 503, {"error": "the gateway has gone"} if what == "error is a text" else [{"error": {"code": 503, "message": "busy"}}], {}
+    if what == "429, 0 s":
+        return 429, {"error": {"code": 429, "message": "quota", "details": [{"retryDelay": "0s"}]}}, {}
     if what == "empty":
         return 200, {"candidates": [], "usageMetadata": usage}, {}
     if what == "prompt blocked":
@@ -271,6 +277,24 @@ def test_one_misbehaviour(transport, serve, folder, monkeypatch, what, tries, no
         assert found[1]["turns"][0]["response"] == "? an answer"
 
 
+@pytest.mark.parametrize("what", ["error is a text", "error in a list", "no UTF-8"])
+def test_bodies_that_the_package_does_not_expect(serve, folder, monkeypatch, what):
+    """As proxies answer. The package stumbles over them with an AttributeError or a UnicodeDecodeError; it is tried again."""
+    pytest.importorskip("google.generativeai", reason="google-generativeai is not installed")
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = serve(lambda number, before: what if (number, before) == (1, 0) else "good")
+    run(monkeypatch, flags(folder, server))
+    assert server.calls() == {0: 1, 1: 2, 2: 1, 3: 1, 4: 1} and summary(folder)["made"] == 5
+
+
+def test_a_delay_that_is_too_short_is_not_believed_twice(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "429, 0 s" if number == 1 and before < 2 else "good")
+    run(monkeypatch, flags(folder, server, n=2))
+    first, second, third = (when for number, when, *_ in server.log if number == 1)
+    assert second - first < 0.75 and third - second >= 1.5
+
+
 def test_what_cannot_be_had_is_set_aside(transport, serve, folder, monkeypatch, capsys):
     bad = {0: "prompt blocked", 1: "unknown id", 2: "empty"}
     server = serve(lambda number, before: bad.get(number, "good"))
@@ -362,6 +386,7 @@ def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
         time.sleep(0.01)
     process.kill()
     assert process.wait() != 0, "the run ended before it could be killed"
+    time.sleep(0.3)  # what it had sent may still be on its way
     kept = {row["number"] for row in rows(folder, part.name)}
     assert 6 <= len(kept) < 24
     with open(part, "ab") as f:
@@ -430,6 +455,24 @@ def test_without_the_package(folder, monkeypatch):
         run(monkeypatch, ["--data-dir", str(folder), "--backend", "gemini", "--n-train", "1"])
 
 
+@pytest.mark.parametrize("key", ["AIza-top-secret\n", " AIza-top-secret\r\n"])
+def test_a_key_with_a_line_end(key, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", key)
+    assert gemini.read_key() == "AIza-top-secret"
+
+
+@pytest.mark.parametrize("key, message", [
+    ("  \n", "needs an API key"), ("AIza-top\nsecret", "has a blank, a line break"), ("AIza-top secret", "a blank"), ("AIza-top-secret\u2019", "ASCII")])
+def test_what_can_be_no_key_is_not_printed(key, message, folder, serve, monkeypatch, capsys):
+    """requests would print it, with its line breaks escaped, so that `clean` does not find it."""
+    monkeypatch.setenv("GEMINI_API_KEY", key)
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        run(monkeypatch, flags(folder, serve()))
+    told = capsys.readouterr()
+    assert "secret" not in f"{stopped.value} {told.out} {told.err}" and not (folder / "runs").exists()
+
+
 @pytest.mark.parametrize("details, headers, seconds", [
     ([{"@type": "x"}, {"retryDelay": "34.074824224s"}], {}, 34.074824224), ([{"retryDelay": "0s"}], {"Retry-After": "9"}, 0.0),
     ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, None), (None, None, None), (["odd"], {}, None)])
@@ -448,7 +491,9 @@ def test_stopping_wakes_the_sleepers():
 
 @pytest.mark.parametrize("arguments, message", [
     (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
-    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more")])
+    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more"),
+    (["--temperature", "-1"], "--temperature -1: 0 or more"), (["--top-p", "0"], "--top-p 0: above 0, to 1,"), (["--top-p", "nan"], "--top-p nan"),
+    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1")])
 def test_arguments(folder, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, ["--data-dir", str(folder), *arguments])

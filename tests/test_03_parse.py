@@ -109,6 +109,8 @@ def changed(i, **fields):
     ("", "no JSON: an empty answer"), ("I cannot help with that.", "no JSON: 'I cannot"), ("[]", "no list of messages: an empty one"),
     ('{"a": 1}', "no list of messages"), ("[1, 2, 3]", "not a message"), ('[{"role": "user", "content": "he', "no JSON: it breaks off"),
     (GOOD[:len(GOOD) // 3], "less than half: 1 of 4"),
+    ("[" * 100_000, "no JSON: '[[["), (GOOD[:GOOD.index("}") + 1] + ', {"role": ' + "[" * 100_000, "less than half: 0 of 4"),
+    ('[{"role": "music", "content": ' + "7" * 9000, "no JSON: it breaks off"), ("7" * 9000, "no JSON: '777"),
     (changed(1, content="P9"), "unknown id: 'P9'"), (changed(1, content="Some Song"), "unknown id"), (changed(1, content="P1 or P2"), "unknown id"),
     (changed(7, content="P1"), "repeated id"), (changed(0, role="narrator"), "wrong role: 'narrator'"), (changed(0, role=None), "not a message"),
     (without(2), "missing answer: turn 1"), (changed(2, content="  "), "missing answer: turn 1"), (changed(0, content=" "), "missing request: turn 1"),
@@ -120,6 +122,7 @@ def changed(i, **fields):
     (changed(2, content="Next comes Static Parade, louder."), "names 'Static Parade'"),
     (changed(2, content="This is 'Blue Velvet Rain' by Odile Marsh."), "names 'Blue Velvet Rain'"),
     (changed(0, content="Play 'Night Ferry', please."), "turn 1 is asked for 'Night Ferry' and plays 'Paper Lanterns'"),
+    (changed(0, content="Have you got Night Ferry by The Amber Line?"), "turn 1 is asked for 'Night Ferry' and plays 'Paper Lanterns'"),
     (changed(2, content="P1 is calm."), "speaks of the lists: the answer of turn 1"),
     (changed(3, content="Not from the negative set."), "speaks of the lists: the request of turn 2")])
 def test_asked_again(answer, reason):
@@ -134,7 +137,8 @@ def test_asked_again(answer, reason):
     ({1: "It feels like home, with wires and all."}, {}),                        # words that are titles, too
     ({4: "Here is 'Home', from the '70s, rock 'n' roll 'til the end."}, {}),     # apostrophes
     ({1: "As you said: \"Dust And Rain\", by all means."}, {1: "I want dust and rain."}),
-    ({4: "Here is Home."}, {4: "Play Home by Odile Marsh."})])
+    ({4: "Here is Home."}, {4: "Play Home by Odile Marsh."}),
+    ({}, {1: "A night ferry, that sort of mood, with wires."}), ({}, {4: "Like Night Ferry, but at home."})])
 def test_names_that_may_be_spoken(answers, queries):
     found = verdict(conversation(answers=answers, queries=queries))
     assert found.state == "ok", found.notes
