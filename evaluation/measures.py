@@ -48,20 +48,25 @@ def comparison_rows(systems, runs, turns, masks, seed, reference):
     """Rows of comparisons.csv: the system `reference` minus each other one; none without it.
 
     runs: {system: {run: scores}}, further runs of a system: it is then their mean, with its own file's, that is
-    compared, and the interval also says how far another run may change it.
+    compared, and the interval also says how far another run may change it. Two rankers of one model (talkplay and
+    talkplay-votes) are compared by the runs that both have, so that the weights are the same.
     """
     if reference not in systems:
         return []
     groups, rows = np.array([t["group"] for t in turns]), []
 
-    def values(system, metric, which, mask):  # (R, m)
-        return np.stack([METRICS[metric](scores[which][mask]) for scores in (systems[system], *runs.get(system, {}).values())])
+    def values(system, names, metric, which, mask):  # (R, m)
+        of_runs = {"": systems[system]} | runs.get(system, {})
+        return np.stack([METRICS[metric](of_runs[name][which][mask]) for name in names])
 
     for other in [s for s in systems if s != reference]:
+        names = [["", *runs.get(system, {})] for system in (reference, other)]
+        if other.split("-")[0] == reference.split("-")[0]:
+            names = [[name for name in names[0] if name in names[1]]] * 2
         for subset, mask in masks.items():
             which = "ranks_kept" if subset == KEPT else "ranks"
             for metric in COMPARED:
-                a, b = (values(s, metric, which, mask) for s in (reference, other))
+                a, b = (values(s, n, metric, which, mask) for s, n in zip((reference, other), names))
                 if len(a) != len(b):  # runs that cannot be paired
                     b = b.mean(axis=0)
                 margin, low, high = metrics.paired_difference(a, b, groups[mask], seed=seed)

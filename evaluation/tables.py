@@ -209,7 +209,8 @@ def subset_sections(order, found):
 def margin_sections(order, comparisons, reference, runs):
     paired = "Paired by turn; not told apart: the 95% interval holds 0."
     if runs > 1:
-        paired += f" Means of {runs} runs of {reference}, which the intervals resample too."
+        paired += f" Means of {runs} runs of {reference}, which the intervals resample too; other rankers of its " \
+                  "model by the runs that both have."
     sections = [(f"## Margins of {reference}", paired + "\n\n" + margin_text(comparisons, reference))]
     others = [s for s in order if not s.startswith(reference)]
     if comparisons and others:

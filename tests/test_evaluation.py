@@ -134,3 +134,13 @@ def test_table_2_says_what_was_not_run():
                     ("fine-tuned", "nv-embed-v2", "not run", "yes", ""), ("fine-tuned", "talkplay", "not run", "yes", ""),
                     ("not trained on text", "sasrec", "not run", "no", ""), ("not trained on text", "tiger", "not run", "no", ""),
                     ("other", "mine", "measured", "", "no")]
+
+
+def test_rankers_of_one_model_are_compared_on_the_same_runs():
+    ranks = {"talkplay": [1, 1, 1, 1], "talkplay-votes": [2, 2, 2, 2], "bm25": [2, 2, 2, 2]}
+    systems = {name: {"ranks": np.array(r), "ranks_kept": np.array(r)} for name, r in ranks.items()}
+    runs = {"talkplay": {"seed1": {"ranks": np.full(4, 4), "ranks_kept": np.full(4, 4)}}}
+    turns = [{"group": i} for i in range(4)]
+    rows = measures.comparison_rows(systems, runs, turns, {"all": np.ones(4, bool)}, 0, "talkplay")
+    margins = {other: margin for _, other, _, metric, margin, *_ in rows if metric == "mrr"}
+    assert margins == {"talkplay-votes": pytest.approx(1 - 1 / 2), "bm25": pytest.approx((1 + 1 / 4) / 2 - 1 / 2)}

@@ -12,6 +12,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from common import data
 from conftest import ROOT
@@ -119,6 +120,7 @@ def test_documented_commands_parse(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # --device cuda is refused where there is none
     with pytest.raises(Parsed):
         importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
 
