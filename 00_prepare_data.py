@@ -321,7 +321,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Raw data -> tracks.jsonl and playlists.jsonl, with the split.")
     sources = parser.add_subparsers(dest="source", required=True, metavar="{" + ",".join(SOURCES) + "}")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--data-dir", default="data/demo", help="folder to write to (default data/<source>)")
+    shared.add_argument("--data-dir", help="folder to write to (default data/<source>)")
     shared.add_argument("--seed", type=int, default=0, help="seed of every draw (default 0)")
     shared.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="skip what is done, refuse changed arguments; --no-resume starts afresh (default --resume)")
@@ -344,20 +344,19 @@ def parse_args(argv=None):
     for_mpd.add_argument("--n-test", type=int, default=1000, help="test playlists, at most a tenth (default 1000, 0: none)")
     for_mpd.add_argument("--n-valid", type=int, default=1000, help="validation playlists, at most a tenth (default 1000, 0: none)")
 
-    for_mpd.set_defaults(data_dir="data/mpd")
     for_cpcd = sources.add_parser("cpcd", parents=[shared], help="the Conversational Playlist Curation Dataset")
     for_cpcd.add_argument("--cpcd-file", required=True, metavar="FILE", help="its conversations: dialogs.dev.train.jsonl")
     for_cpcd.add_argument("--n-test", type=int, default=40, help="test conversations (default 40)")
     for_cpcd.add_argument("--n-valid", type=int, default=40, help="validation conversations (default 40)")
-    for_cpcd.set_defaults(data_dir="data/cpcd")
     for_tpd = sources.add_parser("talkplaydata", parents=[shared], help="TalkPlayData-1, -2 or the Music-CRS challenge set")
     for_tpd.add_argument("--parts", required=True, nargs="+", metavar="PART",
                          help="conversations, tracks, embeddings: files, folders, or ids on the Hugging Face hub (talkpl-ai/...)")
     for_tpd.add_argument("--n-valid", type=int, default=500, help="training playlists (TalkPlayData-1) or sessions whose dialogues "
                          "become validation ones, where none are published (default 500)")
     for_tpd.add_argument("--played-only", action="store_true", help="keep only tracks that a dialogue plays (default: all)")
-    for_tpd.set_defaults(data_dir="data/talkplaydata")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.data_dir = args.data_dir or f"data/{args.source}"  # set_defaults would change it for all, which share the argument
+    return args
 
 
 def main(argv=None):

@@ -379,6 +379,13 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tmp_path, capsys):
     assert len(read(tmp_path / "out")[0]) == 45
 
 
+@pytest.mark.parametrize("flags", ["demo", "mpd --mpd-dir x", "cpcd --cpcd-file x", "talkplaydata --parts x"])
+def test_each_source_has_a_folder_of_its_own(flags):
+    source = flags.split()[0]
+    assert prepare.parse_args(flags.split()).data_dir == f"data/{source}"
+    assert prepare.parse_args([*flags.split(), "--data-dir", "elsewhere"]).data_dir == "elsewhere"
+
+
 def test_a_lost_output_is_made_again(tmp_path):
     write_slice(tmp_path / "mpd", forty())
     run_mpd(tmp_path)
