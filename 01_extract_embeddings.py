@@ -267,8 +267,8 @@ def parse_args(argv=None):
         "validation playlists)")
     add("--item2vec-workers", type=int, default=1, help="threads of item2vec (default 1; more are faster but the result "
         "then differs from run to run)")
-    add("--item2vec-share", type=float, default=None, help="of a playlist's pairs of tracks, those that an epoch learns, drawn "
-        "anew each time: above 0, below 1, where a whole epoch would take hours (default: all pairs)")
+    add("--item2vec-share", type=float, default=None, help="share of a playlist's pairs of tracks that an epoch learns, drawn "
+        "anew each time, above 0 and below 1; for sets whose whole epochs take hours (default: all pairs)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, all of torchrun's together (default: "
         "as many as cores; the result does not depend on it)")
     add("--device", type=find_device, default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if "

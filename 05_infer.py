@@ -239,8 +239,8 @@ def show(args):
     args.dialogue = args.dialogue or dialogues[0]["dialogue_id"]
     dialogue = next((d for d in dialogues if d["dialogue_id"] == args.dialogue), None)
     if dialogue is None:
-        raise SystemExit(f"--dialogue {args.dialogue} is not in {folder}/dialogues_{args.split}.jsonl; its first is "
-                         f"{dialogues[0]['dialogue_id']}")
+        raise SystemExit(f"--dialogue {args.dialogue} is not in {folder}/dialogues_{args.split}.jsonl; its ids run from "
+                         f"{dialogues[0]['dialogue_id']} to {dialogues[-1]['dialogue_id']}")
     path = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}") / "talkplay.jsonl"
     rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder} --split {args.split}")
             if row["dialogue_id"] == args.dialogue}
@@ -299,7 +299,8 @@ def chat(args):
     model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
     tracks, codes = catalogue.tracks, catalogue.codes
     rng, turns = np.random.default_rng(args.seed), []
-    print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.")
+    print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.\n"
+          '"sampled": the five tokens that the model wrote; = where the track has the same. Only --ranker overlap goes by them.')
     while True:
         try:
             query = input("\nyou  > ").strip()
@@ -358,7 +359,7 @@ def main():
                                  help="what chooses the track: its probability (default), or the paper's overlap")
         else:
             command.add_argument("--rankers", nargs="+", choices=SYSTEMS, default=["likelihood", "overlap"],
-                                 help="a file of predictions each (default likelihood overlap)")
+                                 help="a file of predictions each (default likelihood overlap); the top of this script says what they are")
             command.add_argument("--samples", type=int, default=20, help="sequences that votes and expected draw a turn (default 20)")
             command.add_argument("--responses", action=argparse.BooleanOptionalAction, default=True,
                                  help="also write what the model says (default)")

@@ -28,7 +28,7 @@ def make_parser(description, seconds):
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its middle (default {seconds:g}; 0 = all)")
-    add("--overwrite", action="store_true", help="annotate tracks too that have what is asked for, and replace it")
+    add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
     add("--shard", default="1/1", help="only each n-th track, for several GPUs or machines: 1/8 to 8/8, a file for each (default 1/1)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores)")
     add("--limit", type=int, default=0, help="tracks, for a trial; 0 = all (default)")

@@ -28,6 +28,8 @@ def main():
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of a finished run (default data/demo)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     args = parser.parse_args()
+    if args.out.exists():
+        raise SystemExit(f"--out {args.out} is there already; name a new folder, or remove it")
     codes = np.load(args.data_dir / "codes.npy")
     known = codes[:, 0] >= 0
     files = [args.data_dir / f"embeddings/{modality}.npy" for modality in ("semantic", "metadata", "lyrics", "audio")]
