@@ -167,8 +167,10 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--model", default="openai/whisper-large-v3", help="a Whisper: Hugging Face id or folder (default openai/whisper-large-v3)")
     add("--language", default=None, help='code of the language of all tracks, such as "en" (default: told for each track)')
-    for (name, value), unit in zip(LIMITS.items(), ("probability", "nats a token", "of a window's token ids")):
-        add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"{unit} (default {value:g})")
+    for (name, value), what in zip(LIMITS.items(), (
+            "P(no speech) above which an unsure window has no words", "mean log-probability of its tokens below which a window is unsure",
+            "compression of its token ids above which a window is written again")):
+        add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"{what} (default {value:g})")
     add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of what is drawn at a temperature above 0 (default 0)")
     return parser.parse_args(argv)
