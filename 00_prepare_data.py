@@ -318,7 +318,7 @@ SOURCES = {"demo": prepare_demo, "mpd": prepare_mpd, "cpcd": prepare_cpcd, "talk
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Raw data -> tracks.jsonl and playlists.jsonl, with the split.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Raw data -> tracks.jsonl and playlists.jsonl, with the split.")
     sources = parser.add_subparsers(dest="source", required=True, metavar="{" + ",".join(SOURCES) + "}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--data-dir", help="folder to write to (default data/<source>)")
@@ -326,12 +326,12 @@ def parse_args(argv=None):
     shared.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="skip what is done, refuse changed arguments; --no-resume starts afresh (default --resume)")
 
-    for_demo = sources.add_parser("demo", parents=[shared], help="a fictional catalogue, made here")
+    for_demo = sources.add_parser("demo", allow_abbrev=False, parents=[shared], help="a fictional catalogue, made here")
     for_demo.add_argument("--n-tracks", type=int, default=1000, help="tracks to make (default 1000)")
     for_demo.add_argument("--n-playlists", type=int, default=2500, help="playlists to make (default 2500)")
     for_demo.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render audio (default: one a core)")
 
-    for_mpd = sources.add_parser("mpd", parents=[shared], help="the Million Playlist Dataset")
+    for_mpd = sources.add_parser("mpd", allow_abbrev=False, parents=[shared], help="the Million Playlist Dataset")
     for_mpd.add_argument("--mpd-dir", required=True, help="folder with mpd.slice.*.json")
     for_mpd.add_argument("--annotations", nargs="+", default=[], metavar="FILE",
                      help="JSONL files: track_id and any fields of tracks.jsonl, year, decade (default none)")
@@ -344,11 +344,11 @@ def parse_args(argv=None):
     for_mpd.add_argument("--n-test", type=int, default=1000, help="test playlists, at most a tenth (default 1000, 0: none)")
     for_mpd.add_argument("--n-valid", type=int, default=1000, help="validation playlists, at most a tenth (default 1000, 0: none)")
 
-    for_cpcd = sources.add_parser("cpcd", parents=[shared], help="the Conversational Playlist Curation Dataset")
+    for_cpcd = sources.add_parser("cpcd", allow_abbrev=False, parents=[shared], help="the Conversational Playlist Curation Dataset")
     for_cpcd.add_argument("--cpcd-file", required=True, metavar="FILE", help="its conversations: dialogs.dev.train.jsonl")
     for_cpcd.add_argument("--n-test", type=int, default=40, help="test conversations (default 40)")
     for_cpcd.add_argument("--n-valid", type=int, default=40, help="validation conversations (default 40)")
-    for_tpd = sources.add_parser("talkplaydata", parents=[shared], help="TalkPlayData-1, -2 or the Music-CRS challenge set")
+    for_tpd = sources.add_parser("talkplaydata", allow_abbrev=False, parents=[shared], help="TalkPlayData-1, -2 or the Music-CRS challenge set")
     for_tpd.add_argument("--parts", required=True, nargs="+", metavar="PART",
                          help="conversations, tracks, embeddings: files, folders, or ids on the Hugging Face hub (talkpl-ai/...)")
     for_tpd.add_argument("--n-valid", type=int, default=500, help="training playlists (TalkPlayData-1) or sessions whose dialogues "

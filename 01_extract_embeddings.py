@@ -246,7 +246,7 @@ def check_not_brought(data_dir, chosen):
 # ---------------------------------------------------------------- main
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="which to make (default all five); to "

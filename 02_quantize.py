@@ -213,7 +213,7 @@ def print_report(info, examples):
 # ---------------------------------------------------------------- main
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--k", type=int, default=0, help="clusters a modality (paper: 1024); 0 (default): the power of two nearest to twice "

@@ -210,7 +210,7 @@ def read_mix(given):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Dialogues from playlists, or (audit) a look at dialogues.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Dialogues from playlists, or (audit) a look at dialogues.")
     add = parser.add_argument
     add("task", nargs="?", choices=("write", "audit"), default="write", help="write dialogues (default), or audit those that are there")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")

@@ -214,7 +214,7 @@ def accumulate(model, batches, n_labels, world, device):
 
 def parse_args():
     """(args, recipe): the recipe's values, with those given as flags laid over them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--base-model", default="tiny", help="tiny (built here, default), a folder, or a Hugging Face id")

@@ -329,11 +329,11 @@ def chat(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (("chat", "talk to the model"), ("predict", "rank all tracks for every turn of a file of dialogues"),
                        ("show", "print a predicted dialogue")):
-        command = commands.add_parser(name, help=what, description=what)
+        command = commands.add_parser(name, allow_abbrev=False, help=what, description=what)
         command.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
         if name != "chat":
             command.add_argument("--split", choices=("test", "valid"), default="test", help="dialogues (default test)")

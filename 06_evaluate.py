@@ -119,7 +119,7 @@ def check_codes_are_the_same(data_dir, split):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Score predictions/*.jsonl; write tables and a figure to results/.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Score predictions/*.jsonl; write tables and a figure to results/.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--split", choices=tuple(FOLDERS), default="test",
                         help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ (default test)")

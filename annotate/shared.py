@@ -24,7 +24,7 @@ extract = importlib.import_module("01_extract_embeddings")  # its way of reading
 
 def make_parser(description, seconds):
     """The flags of every annotator. seconds: the default of --seconds."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=description)
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its middle (default {seconds:g}; 0 = all)")

@@ -111,7 +111,7 @@ def choose_forms(item_words, found, texts, row_of, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rank all tracks by BM25; the form is chosen on the valid dialogues.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by BM25; the form is chosen on the valid dialogues.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of equal scores (default 0)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,

@@ -152,7 +152,7 @@ def tune(text_side, examples, valid, items, of_item, part, steps, eval_every, lr
 # ---------------------------------------------------------------- main
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Rank all tracks by CLAP's vectors of their audio and of the query.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by CLAP's vectors of their audio and of the query.")
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--clap-model", default=None, help="a folder with a CLAP model, or a Hugging Face id such as laion/larger_clap_music")

@@ -302,7 +302,7 @@ def tune(encoder, examples, valid, texts, unique, of_item, part, steps, eval_eve
 # ---------------------------------------------------------------- main
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Rank all tracks by a text encoder, as it is and fine-tuned on the dialogues.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by a text encoder, as it is and fine-tuned on the dialogues.")
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--text-encoder", default="minilm", help="minilm (default, no download), a Hugging Face id, or a folder")

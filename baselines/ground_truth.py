@@ -30,7 +30,7 @@ def truth_rows(dialogues):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write the data's own tracks and answers for the listening survey.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Write the data's own tracks and answers for the listening survey.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="skip when already done (default); --no-resume writes afresh")

@@ -31,7 +31,7 @@ def count_tracks(playlists, row_of):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rank all tracks by their count in training playlists.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by their count in training playlists.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of equal counts (default 0)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,

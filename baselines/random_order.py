@@ -21,7 +21,7 @@ NAME = "random_order"
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rank all tracks in a random order, another for each turn.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks in a random order, another for each turn.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the orders (default 0)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,

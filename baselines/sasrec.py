@@ -284,7 +284,7 @@ def try_form(source, loss, sequences, popularity, found, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rank all tracks by SASRec on what was played before; form chosen on valid.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by SASRec on what was played before; form chosen on valid.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--epochs", type=int, default=20, help="at most, for each form (default 20); valid decides how many")
     parser.add_argument("--device", type=find_device, default="auto",

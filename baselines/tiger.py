@@ -431,7 +431,7 @@ def music_of(path, row_of):
 
 def parse_args():
     """(args, recipe): the recipe's values, with those given as flags laid over them."""
-    parser = argparse.ArgumentParser(description="Train TIGER on training sequences and rank all tracks by it.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Train TIGER on training sequences and rank all tracks by it.")
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     add("--text-encoder", default="minilm", help="minilm (default), a Hugging Face id, or a folder: as in 01")

@@ -172,7 +172,7 @@ def read_answers(part):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="A stored ranking's best track, presented by an instruct model.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="A stored ranking's best track, presented by an instruct model.")
     parser.add_argument("--model", required=True, help="an instruct model: a Hugging Face name or a folder")
     parser.add_argument("--retrieval", default="bm25",
                         help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")

@@ -124,7 +124,7 @@ def compare_with_peer(data_dir, n, device, batch_size=64, rounds=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder whose tracks' texts are read (default data/demo)")

@@ -47,7 +47,7 @@ def write_playlists(path, n, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the million playlists (default 1)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, 01's --item2vec-workers (default: cores)")
     parser.add_argument("--share", type=float, default=None, help="of the pairs, 01's --item2vec-share (default: all)")

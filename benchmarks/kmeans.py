@@ -118,7 +118,7 @@ def compare(rows, k, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--n", type=int, default=50_000, help="rows (default 50,000)")
     add("--dim", type=int, default=128, help="of the rows that are made (default 128)")

@@ -53,7 +53,7 @@ def turn_by_turn(model, coder, prompts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues (default 16)")
     parser.add_argument("--turns", type=int, default=10, help="turns a dialogue (default 10)")

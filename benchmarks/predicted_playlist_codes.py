@@ -24,7 +24,7 @@ LINKED = ("tracks.jsonl", "playlists.jsonl", "annotations", "codebooks", "dialog
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of a finished run (default data/demo)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     args = parser.parse_args()

@@ -34,7 +34,7 @@ def long_tailed_codes(n, k, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--n", type=int, default=1_700_000, help="tracks (default 1,700,000)")
     parser.add_argument("--k", type=int, default=1024, help="codes a modality (default 1024)")
     parser.add_argument("--beam", type=int, default=50, help="prefixes kept a level (default 50)")

@@ -128,7 +128,7 @@ def summarise(of_seeds, published):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--sequences", type=Path, required=True, help="file of a user a line: user id, then item ids in order of time")
     add("--loss", choices=sasrec.LOSSES, default="ce",

@@ -60,7 +60,7 @@ def split_key(label):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=Path, default=None, help="a CSV file; without it, the tracks of --data-dir")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--seconds", type=float, default=30.0, help="how much of a clip is heard, from its middle (default 30; 0 = all)")

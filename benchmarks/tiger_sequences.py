@@ -98,7 +98,7 @@ def table_row(name, ranks):
 
 def parse_args():
     """(args, recipe): the recipe's values, with those given as flags laid over them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("sequences", type=Path, help="text file of sequences")
     add("ids", type=Path, help="JSON file of Semantic IDs")

@@ -106,7 +106,7 @@ def trainer(make_model, packed, args, recipe, flatten):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--size", choices=("tiny", "1b"), default="tiny", help="tiny (the demo's, default), or Llama-3.2-1B's shape, random weights")
     parser.add_argument("--context", type=int, default=512, help="tokens a packed sequence (default 512)")
