@@ -37,7 +37,7 @@ from tqdm import tqdm
 from common import data
 from common.device import end_process, find_device, start_process
 from common.tokens import MODALITIES, token_string
-from quantization.kmeans import agreed, fit_codebook, over_rows
+from quantization.kmeans import agreed, fit_codebook, over_rows, place
 
 NAME = "02_quantize"
 LARGEST_K = 32767       # codes are int16
@@ -148,7 +148,7 @@ def fit(modality, embeddings, k, n_init, seed, device):
     clusters = count_distinct(embeddings, k)
     if clusters < k:
         print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
-    with tqdm(desc=modality, unit="pass", disable=int(os.environ.get("RANK", 0)) > 0) as bar:
+    with tqdm(desc=modality, unit="pass", disable=place()[0] > 0) as bar:
         return fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
                             bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
 

@@ -22,7 +22,6 @@ import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch

@@ -21,8 +21,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
 from encoders.librosa_features import AUDIO_SECONDS, KEY_PROFILES, LIBROSA_RATE, key_strengths, librosa, read_audio

@@ -5,7 +5,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import librosa
 import numpy as np

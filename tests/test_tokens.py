@@ -2,7 +2,6 @@
 
 import importlib
 
-import numpy as np
 import pytest
 from conftest import K, make_codes, make_dialogues
 
