@@ -13,7 +13,7 @@ import numpy as np
 
 from common import data
 from synthesis.parse import bare, speaks, words_of
-from synthesis.simulate import track_facets
+from synthesis.simulate import TAG_CONCEPT, track_facets
 
 LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
 SHINGLE = 5          # words in a row that count as the same text
@@ -35,11 +35,16 @@ PATTERNS = {"lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.
 LONGEST = 8          # words of a phrase, at most
 CHANGE = re.compile(r"\b(something else|something (?:very |quite |totally |completely )?different|change of|time for a change|"
                     r"change direction|switch|switching|different idea|new chapter|done with this|somewhere new|enough of that|"
-                    r"instead|let's move)\b", re.IGNORECASE)
+                    r"somewhere else|the opposite|new plan|turn the page|plot twist|leave that behind|enough of this|instead|let's move)\b", re.IGNORECASE)
 
 
 def year(track):
     return int(str(track["release_date"])[:4]) if track["release_date"] else None
+
+
+def concepts(track):
+    """A track's tags as a set, those that the lexicon knows as its concepts ("dub" and "reggae" are one)."""
+    return {TAG_CONCEPT.get(tag.lower(), tag.lower()) for tag in track["tags"]}
 
 
 def compare(field, holds):
@@ -65,7 +70,7 @@ RULES = {
     "older": (r"(?<!getting )(?<!growing )older", compare("year", lambda a, b: b < a)),
     "newer": (r"newer|more recent", compare("year", lambda a, b: b > a)),
     "more like this": (r"more like (?:this|that)|something similar|another one like that|same spirit|continue like that",
-                       lambda a, b: not set(a["tags"]).isdisjoint(b["tags"]) if a["tags"] and b["tags"] else None),
+                       lambda a, b: not concepts(a).isdisjoint(concepts(b)) if a["tags"] and b["tags"] else None),
     "in minor": (r"in (?:a )?minor(?: key)?", compare("key", lambda a, b: b.endswith("minor"))),
     "in major": (r"in (?:a )?major(?: key)?", compare("key", lambda a, b: b.endswith("major")))}
 NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
@@ -196,7 +201,7 @@ def directions(dialogues, track_of):
     other = {True: [], False: []}
     for d in dialogues:
         for (_, before, _, rejected, _), (query, now, *_) in zip(d["turns"], d["turns"][1:]):
-            tags, tags_now = ({t.lower() for t in track_of[x]["tags"]} if x else set() for x in (before, now))
+            tags, tags_now = (concepts(track_of[x]) if x else set() for x in (before, now))
             if not rejected and tags and tags_now:
                 other[bool(CHANGE.search(query))].append(not tags & tags_now)
     return {"turns rejected": sum(t[3] for t in turns) / len(turns),

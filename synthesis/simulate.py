@@ -1,12 +1,12 @@
 """The offline backend of 03_synthesize.py: a simulated listener who walks through a playlist.
 
 The listener knows what is true of each track (its tags, lyrics, caption, tempo, key, artist, year) and asks
-for the next one: by description, by comparison with the track before, by name, or just for more. Now
-and then the system plays a track that is not in the playlist (from the negative set), and the listener
-turns it down with a reason. What the listener says comes from two files that are meant to be read: common/lexicon.json
-(ways to say a concept) and synthesis/frames.json (sentences; those under "test" never occur in training).
+for the next one: by description, by comparison with the track before, by name, or just for more. What the track before has
+is not said again ("one with piano"). Now and then the system plays a track of the negative set for which all that was
+said holds too, and the listener turns it down with a reason. What is said comes from two files that are meant to be read:
+common/lexicon.json (ways to say a concept) and synthesis/frames.json (sentences; those under "test" never occur in training).
 
-Answers describe the track but leave its title and artist to the player's display.
+Answers take up what was asked for and add what else is true, but leave title and artist to the player's display.
 """
 
 import json
@@ -20,14 +20,17 @@ TAG_CONCEPT = {tag: (kind, concept) for kind in ("genre", "mood", "instrument", 
 HEARD = {tag: re.compile(rf"\b{re.escape(tag)}\b") for tag, (kind, _) in TAG_CONCEPT.items() if kind in ("instrument", "vocal")}
 SLOTS = {frame: set(re.findall(r"{(\w+)}", frame)) for both in FRAMES.values() for frames in both.values() for frame in frames}
 
-# How often the listener asks in which way (weights; mix_of changes them). Frozen before systems were first compared.
+# How often the listener asks in which way (weights; mix_of changes them), of what can be said truly. Version 2; frozen before any
+# system was run on it.
 OPENING = {"tags": 0.4, "lyrics": 0.15, "audio": 0.2, "metadata": 0.15, "title": 0.1}
-LATER = {"relative": 0.3, "more": 0.08, "tags": 0.15, "lyrics": 0.1, "audio": 0.12, "metadata": 0.1, "title": 0.05, "redirect": 0.1}
+LATER = {"relative": 0.4, "more": 0.12, "tags": 0.11, "lyrics": 0.09, "audio": 0.1, "metadata": 0.08, "title": 0.04, "redirect": 0.06}
 REJECTION = 0.12     # share of turns after the first at which the system first plays a track that is turned down
 UNSEEN_FRAMES = 0.6  # share of the test queries whose sentence frame never occurs in training
 PRAISE = 0.35        # share of the later queries that begin with a word on the track before
 FASTER = 1.12        # a tempo is called faster or slower when it differs by this factor
-
+YEARS = 7            # a track is called newer or older when more years lie between
+NOUNS = ("genre", "tag")            # kinds of which a phrase has only one
+PIECES = ("song", "track", "tune")
 
 def mix_of(weights, rejection=None):
     """The mix of queries as simulate() takes it: {opening, later, rejection}.
@@ -52,12 +55,12 @@ def track_facets(track):
     facets = {kind: [] for kind in ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")}
     caption = (track["caption"] or "").lower()
     heard = [tag for tag, pattern in HEARD.items() if pattern.search(caption)]
-    for tag in [*track["tags"], *heard]:
-        kind, concept = TAG_CONCEPT.get(tag.lower(), ("decade" if tag in LEXICON["decade"] else "tag", tag))
+    for tag in [*(tag.lower() for tag in track["tags"]), *heard]:
+        tag = re.sub(r"^(?:19(?=[6-9])|20(?=[01]))(\d0s)$", r"\1", tag)  # 1980s -> 80s
+        kind, concept = TAG_CONCEPT.get(tag, ("decade" if tag in LEXICON["decade"] else "tag", tag))
         if concept not in facets[kind]:
             facets[kind].append(concept)
-    if "instrumental" in facets["vocal"] or len(facets["vocal"]) > 1:
-        facets["vocal"] = facets["vocal"][:1]
+    facets["vocal"], facets["decade"] = facets["vocal"][:1], facets["decade"][:1]
     words = set(re.findall(r"[a-z]+", (track["lyrics"] or "").lower()))
     hits = {theme: len(words & set(entry["words"])) for theme, entry in LEXICON["theme"].items()}
     best = max(hits, key=hits.get)
@@ -68,9 +71,49 @@ def track_facets(track):
     if track["key"]:
         facets["mode"] = [track["key"].split()[-1]]
     if track["release_date"]:
-        decade = f"{int(str(track['release_date'])[:4]) // 10 % 10}0s"
-        facets["decade"] = [decade] if decade in LEXICON["decade"] else []
+        year = int(str(track["release_date"])[:4])
+        facets["decade"] = [f"{year // 10 % 10}0s"] if 1960 <= year < 2020 else []
     return facets
+
+
+# ---------------------------------------------------------------- what two tracks share, and how they differ
+
+def intersection(facets):
+    """Facets that several tracks have in common, in the order of the first. facets: list of {kind: [concepts]}."""
+    return {kind: [c for c in concepts if all(c in other[kind] for other in facets[1:])] for kind, concepts in facets[0].items()}
+
+
+def pairs(facets, kinds=None):
+    """{kind: [concepts]} -> [(kind, concept), ...], of the kinds named."""
+    return [(kind, c) for kind in kinds or facets for c in facets[kind]]
+
+
+def compared_tempo(a, b):
+    """"faster" or "slower", as track b is beside track a; None: about the same, or not known."""
+    ratio = b["tempo"] / a["tempo"] if a["tempo"] and b["tempo"] else 1
+    return "faster" if ratio > FASTER else "slower" if ratio < 1 / FASTER else None
+
+
+def in_common(a, b, facets_of):
+    """What a listener would keep of track a when b follows: [(kind, concept), ...]."""
+    named = [("artist", a["artist"])] * bool(a["artist"] and a["artist"] == b["artist"])
+    both = intersection([facets_of[a["track_id"]], facets_of[b["track_id"]]])
+    if compared_tempo(a, b):
+        both["tempo"] = []  # both are called fast, say, and yet one is faster
+    return named + pairs(both, ("genre", "tag", "vocal", "mood", "theme", "tempo", "instrument"))
+
+
+def changes(a, b, facets_of):
+    """How track b differs from track a: [(kind, concept), ...]; besides the kinds of facets compared (faster ...) and without."""
+    old, new, found = facets_of[a["track_id"]], facets_of[b["track_id"]], []
+    if compared_tempo(a, b):
+        found.append(("compared", compared_tempo(a, b)))
+    if a["release_date"] and b["release_date"]:
+        years = int(str(b["release_date"])[:4]) - int(str(a["release_date"])[:4])
+        found += [("compared", "newer" if years > 0 else "older")] if abs(years) > YEARS else []
+    found += [(kind, c) for kind, c in pairs(new, ("instrument", "mood", "vocal", "theme")) if c not in old[kind]]
+    found += [("mode", c) for c in new["mode"] if old["mode"] and c not in old["mode"]]
+    return found + [("without", c) for c in old["instrument"] if new["instrument"] and c not in new["instrument"]][:1]
 
 
 # ---------------------------------------------------------------- saying it
@@ -79,235 +122,331 @@ def pick(items, rng):
     return items[int(rng.integers(len(items)))]
 
 
-def sentence_case(text):
-    """Capital letters at the start and after a full stop."""
-    return re.sub(r"(^|[.!?] )(\w)", lambda m: m.group(1) + m.group(2).upper(), text)
-
-
-def noun_phrase(chosen, rng):
-    """[(kind, concept), ...] -> "slow, sad folk with piano about leaving home"."""
-    noun, adjectives, ends = None, [], {"with": [], "about": [], "mode": [], "decade": [], "use": []}
-    for kind, concept in chosen:
-        entry = LEXICON.get(kind, {}).get(concept, {})
-        if kind == "tag" or kind == "genre":
-            noun = noun or (concept if kind == "tag" else pick(entry["noun"], rng))
-        elif kind in ("instrument", "vocal"):
-            ends["with"].append(pick(entry["with"], rng))
-        elif kind == "theme":
-            ends["about"].append("about " + pick(entry["about"], rng))
-        elif kind in ("mode", "decade"):
-            ends[kind].append(pick(entry["use"], rng))
-        elif rng.random() < 0.6 or ends["use"]:
-            adjectives.append(pick(entry["adj"], rng))
-        else:
-            ends["use"].append(pick(entry["use"], rng))
-    head = f"{', '.join(adjectives)} {noun}" if noun else f"something {' and '.join(adjectives)}"
-    with_ = ["with " + " and ".join(ends["with"])] if ends["with"] else []
-    return " ".join([head.strip(), *with_, *ends["about"], *ends["mode"], *ends["decade"], *ends["use"]])
-
-
-def choose_facets(facets, kind, rng):
-    """Two or three things to say of a track; `kind` tells what they are about. Empty if nothing is known."""
-    core = {"tags": ("genre", "mood", "instrument", "vocal", "tag"), "lyrics": ("theme",),
-            "audio": ("tempo", "mode", "instrument", "vocal"), "metadata": ("decade",)}[kind]
-    extra = ("genre", "mood", "vocal", "tag") if kind != "tags" else ("tempo", "decade")
-    known = [(k, c) for k in core for c in facets[k]]
-    if not known:
-        return []
-    n = min(len(known), {"tags": 2, "lyrics": 1, "audio": 2, "metadata": 1}[kind] + int(rng.random() < 0.4))
-    chosen = [known[i] for i in rng.permutation(len(known))[:n]]
-    others = [(k, c) for k in extra for c in facets[k] if (k, c) not in chosen]
-    if others and (kind in ("lyrics", "metadata") or rng.random() < 0.4):
-        chosen.append(pick(others, rng))
-    return one_noun(chosen)
-
-
-def one_noun(chosen):
-    """Keep only the first genre or unknown tag, since a phrase has one noun."""
-    nouns = [x for x in chosen if x[0] in ("genre", "tag")]
-    return [x for x in chosen if x not in nouns[1:]]
-
-
-def common_ground(a, b, track_a, track_b):
-    """What two tracks share, as noun phrases that follow "keep"."""
-    shared = {kind: [c for c in a[kind] if c in b[kind]] for kind in a}
-    found = []
-    if track_a["artist"] and track_a["artist"] == track_b["artist"]:
-        found += ["the same artist", "this artist"]
-    if shared["genre"] or shared["tag"]:
-        found += ["the same style", "this style"]
-    if shared["vocal"]:
-        found += ["no singing"] if shared["vocal"] == ["instrumental"] else ["the same kind of voice", "that sort of voice"]
-    if shared["mood"]:
-        found += ["the same mood", "this mood"]
-    if shared["theme"]:
-        found += ["the same subject", "this kind of story"]
-    if shared["tempo"]:
-        found += ["the tempo", "the same pace"]
-    found += [f"the {instrument}" for instrument in shared["instrument"]]
-    return found
-
-
-def differences(a, b, track_a, track_b, rng):
-    """How track b differs from track a, as phrases that follow "but" or "make it"."""
-    found = []
-    if track_a["tempo"] and track_b["tempo"]:
-        if track_b["tempo"] > FASTER * track_a["tempo"]:
-            found += ["faster", "a bit quicker"]
-        elif track_a["tempo"] > FASTER * track_b["tempo"]:
-            found += ["slower", "a bit calmer in pace"]
-    found += ["with " + pick(LEXICON["instrument"][c]["with"], rng) for c in b["instrument"] if c not in a["instrument"]]
-    found += [f"less {c}" for c in a["instrument"] if c not in b["instrument"]][:1]
-    found += [pick(LEXICON["mood"][c]["adj"], rng) for c in b["mood"] if c not in a["mood"]]
-    found += ["with " + pick(LEXICON["vocal"][c]["with"], rng) for c in b["vocal"] if c not in a["vocal"]]
-    found += ["about " + pick(LEXICON["theme"][c]["about"], rng) for c in b["theme"] if c not in a["theme"]]
-    if b["mode"] and a["mode"] and a["mode"] != b["mode"]:
-        found.append(pick(LEXICON["mode"][b["mode"][0]]["use"], rng))
-    if track_a["release_date"] and track_b["release_date"]:
-        years = int(str(track_b["release_date"])[:4]) - int(str(track_a["release_date"])[:4])
-        found += ["newer"] if years > 7 else ["older"] if years < -7 else []
-    return found
-
-
-def complaints(a, b, track_a, track_b, rng):
-    """Reasons to turn track a down that track b does not give."""
-    found = []
-    if track_a["tempo"] and track_b["tempo"]:
-        if track_a["tempo"] > FASTER * track_b["tempo"]:
-            found.append("it's too fast")
-        elif track_b["tempo"] > FASTER * track_a["tempo"]:
-            found.append("it's too slow")
-    if a["vocal"] and b["vocal"] and a["vocal"] != b["vocal"]:
-        found.append("there's singing in it" if b["vocal"] == ["instrumental"] else "I don't like the voice"
-                     if a["vocal"] != ["instrumental"] else "I want to hear somebody sing")
-    found += [f"it's too {pick(LEXICON['mood'][c]['adj'], rng)}" for c in a["mood"] if c not in b["mood"]]
-    found += [f"there's too much {c} in it" for c in a["instrument"] if c not in b["instrument"]]
-    if track_a["artist"] != track_b["artist"]:
-        found.append(f"I've heard enough of {track_a['artist']}")
-    return found
-
-
-# ---------------------------------------------------------------- the journey
-
-class Listener:
-    """Says queries, from the frames of one split; remembers whether the last frame was an unseen one."""
-
-    def __init__(self, split, rng):
-        self.split, self.rng, self.unseen = split, rng, False
-
-    def new_turn(self):
-        self.unseen = self.split == "test" and self.rng.random() < UNSEEN_FRAMES
-
-    def say(self, name, **slots):
-        """One sentence from the frames called `name` whose slots are all given and all wanted."""
-        frames = FRAMES[name]["test" if self.unseen else "train"]
-        fitting = [f for f in frames if SLOTS[f] <= set(slots)]
-        return sentence_case(pick(fitting, self.rng).format(**slots))
-
-
 def draw(weights, rng):
     names = list(weights)
     return names[int(rng.choice(len(names), p=[weights[n] / sum(weights.values()) for n in names]))]
 
 
-def ask(listener, kind, target, before, facets_of, playlist_title):
-    """(query, kind) for `target`; `before` is the track played last, or None. Falls back to a kind that can be said."""
-    rng, facets = listener.rng, facets_of[target["track_id"]]
-    if kind == "title" and target["title"]:
-        return listener.say("title", title=target["title"], artist=target["artist"]), "title"
+def sentence_case(text):
+    """Capital letters at the start and after a full stop."""
+    return re.sub(r"(^|[.!?] )(\w)", lambda m: m.group(1) + m.group(2).upper(), text)
+
+
+def with_article(phrase):
+    """"an easy-going song"; "an 80s song", but "a uk garage song"."""
+    return f"{'an' if re.match('[aio8]|e(?!u)|u(?!k|s|ni)', phrase) else 'a'} {phrase}"
+
+
+def listed(phrases):
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), *phrases[-1:])))
+
+
+def noun_phrase(facts, rng, known_genre=False, several=True):
+    """[(kind, concept), ...] -> "slow, sad folk with piano, about leaving home".
+
+    known_genre: the genre need not be said: "a slow, sad one with piano". several: "songs" may be said of it.
+    """
+    nouns, adjectives, with_, ends, decade = [], [], [], [], ""
+    for kind, concept in facts:
+        entry = LEXICON.get(kind, {}).get(concept, {})
+        if kind in NOUNS:
+            nouns.append((entry.get("noun") or [concept], concept))
+        elif kind == "theme":
+            ends.append("about " + pick(entry["about"], rng))
+        elif "with" in entry and ("use" not in entry or rng.random() < 0.75):
+            with_.append(pick(entry["with"], rng))
+        elif kind == "decade" and not known_genre and rng.random() < 0.4:
+            decade = pick(entry["adj"], rng)
+        elif kind != "decade" and "adj" in entry and rng.random() < 0.65:
+            adjectives.append(pick(entry["adj"], rng))
+        else:
+            ends.append(pick(entry["use"], rng))
+    rng.shuffle(adjectives)
+    if with_:
+        ends.append("with " + listed(with_))
+    rng.shuffle(ends)
+    both = listed(adjectives) if rng.random() < 0.5 else ", ".join(adjectives)
+    if nouns:
+        words, concept = nouns[0]
+        single = rng.random() < 0.3
+        noun = f"{concept} {pick(PIECES, rng)}" if single else pick(words, rng)
+        head = " ".join(filter(None, (both, decade, noun)))
+    elif known_genre:
+        single, head = bool(both), f"{both} one"
+    else:
+        noun = pick(("something",) * 2 * (not decade) + ("music",) + ("songs",) * several + PIECES, rng)
+        single = noun in PIECES
+        head = f"something {listed(adjectives)}" if noun == "something" else " ".join(filter(None, (both, decade, noun)))
+    head = with_article(head.strip()) if single else head.strip()
+    return head + "".join((", " if i and len(ends[i - 1].split()) > 1 else " ") + end for i, end in enumerate(ends))
+
+
+def one_noun(facts):
+    """Keep only the first genre or unknown tag."""
+    nouns = [fact for fact in facts if fact[0] in NOUNS]
+    return [fact for fact in facts if fact not in nouns[1:]]
+
+
+def choose_facts(facets, kind, rng):
+    """Two to four things to say of a track; `kind` tells what they are about. Empty if nothing is known."""
+    core = {"tags": ("genre", "mood", "instrument", "vocal", "tag"), "lyrics": ("theme",),
+            "audio": ("tempo", "mode", "instrument", "vocal"), "metadata": ("decade",)}[kind]
+    known = pairs(facets, core)
+    if not known:
+        return []
+    n = {"tags": 2, "lyrics": 1, "audio": 2, "metadata": 1}[kind] + int(rng.random() < 0.5)
+    chosen = [known[i] for i in rng.permutation(len(known))[:n]]
+    others = pairs(facets, ("genre", "mood", "vocal", "tag") if kind != "tags" else ("tempo", "decade"))
+    others = [fact for fact in others if fact not in chosen]
+    if others and (kind in ("lyrics", "metadata") or rng.random() < 0.4):
+        chosen.append(pick(others, rng))
+    chosen = one_noun(chosen)
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+class Listener:
+    """Says queries, from the frames of one split, none twice in a dialogue while there are others; `unseen`: from those of "test"."""
+
+    def __init__(self, split, rng):
+        self.split, self.rng, self.unseen, self.used = split, rng, False, set()
+        self.asked, self.disliked = [], set()  # facts of the last request; instruments turned down
+
+    def new_turn(self):
+        self.unseen = self.split == "test" and self.rng.random() < UNSEEN_FRAMES
+
+    def words(self, name, **slots):
+        """A phrase from the frames called `name`, of those whose slots are all given."""
+        frames = FRAMES[name]["test" if self.unseen and "test" in FRAMES[name] else "train"]
+        fitting = [f for f in frames if SLOTS[f] <= set(slots)]
+        frame = pick([f for f in fitting if f not in self.used] or fitting, self.rng)
+        self.used.add(frame)
+        return frame.format(**slots)
+
+    def say(self, name, **slots):
+        return sentence_case(self.words(name, **slots))
+
+    def kept(self, fact):
+        """A fact of in_common() as a noun phrase: "the same mood"."""
+        kind, concept = fact
+        return self.words("same_instrumental" if concept == "instrumental" else f"same_{kind}", concept=concept)
+
+    def changed(self, facts):
+        """Facts of changes() -> slots: diff, and with or adj where the frame needs a phrase ("with piano") or an adjective ("sad")."""
+        adjectives, with_, others = [], [], []
+        for kind, concept in facts:
+            entry = LEXICON.get(kind, {}).get(concept, {})
+            if kind in ("compared", "mood"):
+                adjectives.append(self.words(concept) if kind == "compared" else pick(entry["adj"], self.rng))
+            elif "with" in entry:
+                with_.append(pick(entry["with"], self.rng))
+            else:
+                others.append(f"without the {concept}" if kind == "without" else "about " + pick(entry["about"], self.rng) if kind == "theme"
+                              else pick(entry["use"], self.rng))
+        others = [f"with {listed(with_)}"] * bool(with_) + others
+        diff = ", ".join(filter(None, (listed(adjectives), listed(others))))
+        return {"diff": diff} | ({"adj": diff} if not others else {} if adjectives else {"with": diff})
+
+
+# ---------------------------------------------------------------- requests
+
+def ask_relative(listener, aims, before, facets_of, like):
+    """A request that starts from the track before: what to keep of it, what to change; as ask(). like: the genre stays."""
+    rng = listener.rng
+    fickle = {("without", c) for _, c in listener.asked} | {(kind, c) for kind in ("instrument", "without") for c in listener.disliked}
+    kept, new = (set.intersection(*(set(f(before, t, facets_of)) for t in aims)) for f in (in_common, changes))
+    kept, new = sorted(kept - fickle), sorted(new - fickle)
+    new = [new[i] for i in rng.permutation(len(new))[:1 + int(rng.random() < 0.4)]]
+    if new and like and rng.random() < 0.3:
+        return listener.say("relative_diff", **listener.changed(new)), new
+    if not kept:
+        return None
+    same = pick(kept, rng)
+    new = [fact for fact in new if fact[0] != same[0] or fact[0] == "instrument"]
+    slots = listener.changed(new) if new else {}
+    name = "relative_both" if new else "relative_same"
+    if same[0] == "artist":
+        return listener.say(name.replace("_", "_artist_"), **slots), new
+    phrase = listener.kept(same)
+    kept = {"genre": "in", "tag": "in", "mood": "in", "tempo": "at"}.get(same[0], "with") + " " + phrase
+    return listener.say(name, same=phrase, kept=kept, **slots), [*new, same]
+
+
+def ask(listener, kind, aims, before, facets_of, playlist_title=None):
+    """A request of this kind that holds for each of the tracks `aims`: (query, facts in it), or None if it cannot be made.
+
+    before: the track played last, or None.
+    """
+    rng, target, facets = listener.rng, aims[0], intersection([facets_of[t["track_id"]] for t in aims])
+    facets["instrument"] = [c for c in facets["instrument"] if c not in listener.disliked]
+    old = facets_of[before["track_id"]] if before else None
+    like = bool(before) and any(set(facets[k]) & set(old[k]) for k in NOUNS)
+    if kind == "title":
+        named = {field: target[field] for field in ("title", "artist") if target[field]}
+        return (listener.say("title", **named), []) if "title" in named and len(aims) == 1 else None
     if kind == "more":
-        return listener.say("more"), "more"
+        return (listener.say("more"), pairs(intersection([facets, old]))) if like else None
     if kind == "relative":
-        old = facets_of[before["track_id"]]
-        same, diff = common_ground(old, facets, before, target), differences(old, facets, before, target, rng)
-        if same and diff and rng.random() < 0.75:
-            return listener.say("relative_both", same=pick(same, rng), diff=pick(diff, rng)), "relative"
-        if diff:
-            return listener.say("relative_diff", diff=pick(diff, rng)), "relative"
-        if same:
-            return listener.say("relative_same", same=pick(same, rng)), "relative"
+        return ask_relative(listener, aims, before, facets_of, like)
+    names = {t["artist"] for t in aims}
+    if kind == "metadata" and len(names) == 1 and target["artist"] and not (before and before["artist"] in names) and rng.random() < 0.6:
+        facts = choose_facts(facets, "tags", rng) if rng.random() < 0.5 else []
+        if facts:
+            return listener.say("artist_described", artist=target["artist"], np=noun_phrase(facts, rng)), facts
+        return listener.say("artist", artist=target["artist"]), []
+    news = {k: [c for c in concepts if not old or c not in old[k]] for k, concepts in facets.items()}
     if kind == "redirect":
-        old = facets_of[before["track_id"]]
-        new = not any(c in old[k] for k in ("genre", "mood", "tag") for c in facets[k])
-        chosen = choose_facets(facets, "tags", rng)
-        if chosen and new:
-            return listener.say("redirect", np=noun_phrase(chosen, rng)), "redirect"
-    if kind == "metadata" and target["artist"] and rng.random() < 0.6:
-        chosen = choose_facets(facets, "tags", rng)
-        slots = {"np": noun_phrase(chosen, rng)} if chosen else {}
-        return listener.say("artist", artist=target["artist"], **slots), "metadata"
-    for said in ([kind] if kind in ("lyrics", "audio", "metadata") else []) + ["tags", "audio"]:
-        chosen = choose_facets(facets, said, rng)
-        if chosen:
-            phrase = noun_phrase(chosen, rng)
-            if before is None and playlist_title and rng.random() < 0.2:
-                return listener.say("opening_playlist", playlist=playlist_title, np=phrase), said
-            return listener.say("describe", np=phrase), said
+        facts = choose_facts(news, "tags", rng)
+        new = any(old[k] for k in ("genre", "mood", "tag")) and not any(
+            c in old[k] for t in aims for k, c in pairs(facets_of[t["track_id"]], ("genre", "mood", "tag")))
+        return (listener.say("redirect", np=noun_phrase(facts, rng)), facts) if facts and new else None
+    if like and rng.random() < 0.9:  # what the track before has too need not be said
+        facts = choose_facts(news | dict.fromkeys(NOUNS, []), kind, rng)
+        if facts:
+            return listener.say("describe", np=noun_phrase(facts, rng, known_genre=True)), facts
+    facts = choose_facts(facets, kind, rng)
+    if not facts:
+        return None
+    if before is None and playlist_title and rng.random() < 0.2:
+        return listener.say("opening_playlist", playlist=playlist_title, np=noun_phrase(facts, rng)), facts
+    return listener.say("describe", np=noun_phrase(facts, rng)), facts
+
+
+def complaints(listener, a, b, before, facets_of, plays, coming):
+    """Reasons to turn track a down that b does not give, nor the track before: [(name of its frames, slots), ...].
+
+    plays: {artist: how often played so far}; coming: artists that are still to be played.
+    """
+    old, new, liked, found = facets_of[a["track_id"]], facets_of[b["track_id"]], facets_of[before["track_id"]], []
+    other = compared_tempo(a, b)
+    if other and old["tempo"] != [{"faster": "fast", "slower": "slow"}[other]]:
+        found.append((f"too_{'slow' if other == 'faster' else 'fast'}", {}))
+    if old["vocal"] and new["vocal"] and old["vocal"] != new["vocal"]:
+        name = "has_singing" if new["vocal"] == ["instrumental"] else "no_singing" if old["vocal"] == ["instrumental"] else "wrong_voice"
+        found.append((name, {}))
+    for kind, c in pairs(old, ("mood", "instrument")):
+        if new[kind] and c not in new[kind] and c not in liked[kind]:
+            found.append((f"wrong_{kind}", {"adj": pick(LEXICON["mood"][c]["adj"], listener.rng)} if kind == "mood" else {"concept": c}))
+    if a["artist"] and a["artist"] != b["artist"] and a["artist"] not in coming:
+        heard = plays.get(a["artist"], 0)
+        found.append(("unloved_artist" if not heard else "wrong_artist" if heard == 1 else "enough_of_artist", {"artist": a["artist"]}))
+    return found
+
+
+def turn_down(listener, kind, target, before, negatives, facets_of, plays, coming):
+    """A request that a track of the negative set fulfils as well as the target does: (negative, query, facts, reason), or None."""
+    wanted = facets_of[target["track_id"]]
+    some = [negatives[i] for i in listener.rng.permutation(len(negatives))[:20]]
+    some.sort(key=lambda track: -len(pairs(intersection([facets_of[track["track_id"]], wanted]))))
+    for track in some[:5]:
+        reasons = complaints(listener, track, target, before, facets_of, plays, coming)
+        asked = ask(listener, kind, [track, target], before, facets_of) if reasons else None
+        if asked:
+            name, slots = pick(reasons, listener.rng)
+            listener.disliked |= {slots["concept"]} if "concept" in slots else set()
+            return track, *asked, listener.words(name, **slots)
+    return None
+
+
+def clarify(listener, reason, asked, refused, target, facets_of):
+    """What the listener says after a rejection: (query, facts). asked: the facts in what was said before; the genre is clear from it."""
+    rng, facets = listener.rng, facets_of[target["track_id"]]
+    facets = {k: [c for c in concepts if (k, c) not in asked and k not in NOUNS * bool(asked)] for k, concepts in facets.items()}
+    new = [fact for fact in changes(refused, target, facets_of) if fact[0] != "without" and fact not in asked]
+    facts = choose_facts(facets, "lyrics" if facets["theme"] and rng.random() < 0.25 else "tags", rng) or choose_facts(facets, "audio", rng)
+    if new and (not facts or rng.random() < 0.5):
+        facts = [new[i] for i in rng.permutation(len(new))[:1 + int(rng.random() < 0.4)]]
+        return listener.say("after_rejection", reason=reason, **listener.changed(facts)), facts
+    return listener.say("after_rejection", reason=reason, np=noun_phrase(facts, rng, known_genre=bool(asked)) if facts else "something else"), facts
+
+
+def praise(listener, before, facets_of, asked):
+    """A word on the track played last; not on what the request that follows wants otherwise (asked: its facts)."""
+    facets = facets_of[before["track_id"]]
+    without, kinds = [c for kind, c in asked if kind == "without"], {kind for kind, _ in asked}
+    things = [f"the {c}" for c in facets["instrument"] if c not in without]
+    things += ["that voice"] * (facets["vocal"] not in ([], ["instrumental"]) and "vocal" not in kinds)
+    things += ["the mood"] * (facets["mood"] != [] and "mood" not in kinds) + ["the lyrics"] * (facets["theme"] != [] and "theme" not in kinds)
+    return listener.say("praise", **{"thing": pick(things, listener.rng)} if things else {})
+
+
+def answer(listener, track, facets, kind, asked):
+    """One sentence that says truly what the track is like. kind: of the request; asked: the facts in it, of which one or two are taken up."""
+    rng, name, slots = listener.rng, "response", {}
+    compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]
+    known = [fact for fact in pairs(facets) if not (compared and fact[0] == "tempo")]
+    taken = [fact for fact in asked if fact in known]
+    facts = [taken[i] for i in rng.permutation(len(taken))[:1 + int(rng.random() < 0.6)]]
+    others = [fact for fact in known if fact not in facts and fact not in taken] or [fact for fact in known if fact not in facts]
+    facts += [others[i] for i in rng.permutation(len(others))[:max(1, 2 - len(facts)) + int(rng.random() < 0.4)]]
+    facts = one_noun(facts)
+    phrase = noun_phrase([facts[i] for i in rng.permutation(len(facts))], rng, several=False) if facts else "your next track"
+    if kind == "after_rejection":
+        name, slots = "response_after_rejection", {"asked": compared[0]} if compared else {}
+    elif compared:
+        name, slots = "response_compared", {"asked": compared[0]}
+    elif kind in ("more", "redirect") and rng.random() < 0.6:
+        name = f"response_{kind}"
+    return listener.say(name, np=phrase, **slots)
+
+
+# ---------------------------------------------------------------- the journey
+
+def next_request(listener, remaining, before, facets_of, playlist_title, weights):
+    """(kind, target, (query, facts)): a kind drawn by weight, and the first of the remaining tracks that can truly be asked for so."""
+    weights = {kind: weight for kind, weight in weights.items() if weight}
+    while weights:
+        kind = draw(weights, listener.rng)
+        for target in remaining:
+            asked = ask(listener, kind, [target], before, facets_of, playlist_title)
+            if asked:
+                return kind, target, asked
+        del weights[kind]
+    target = remaining[0]  # little is known of it
+    for kind in ("tags", "audio", "title"):
+        asked = ask(listener, kind, [target], before, facets_of)
+        if asked:
+            return kind, target, asked
     if target["artist"]:
-        return listener.say("artist", artist=target["artist"]), "metadata"
-    return listener.say("title", title=target["title"], artist=target["artist"]), "title"
-
-
-def answer(listener, track, facets, after_rejection=False):
-    """One sentence that says truly what the track is like."""
-    known = [(kind, c) for kind in facets for c in facets[kind]]
-    n = min(len(known), 2 + int(listener.rng.random() < 0.5))
-    chosen = one_noun([known[i] for i in listener.rng.permutation(len(known))[:n]])
-    phrase = noun_phrase(chosen, listener.rng) if chosen else "something you may like"
-    listener.unseen = False
-    return listener.say("response_after_rejection" if after_rejection else "response", np=phrase)
-
-
-def reject_first(listener, target, negatives, facets_of):
-    """A track to be turned down before `target`: (negative, shared facets, reason), or None."""
-    rng, wanted = listener.rng, facets_of[target["track_id"]]
-    best = None
-    for i in rng.permutation(len(negatives))[:20]:
-        track = negatives[i]
-        facets = facets_of[track["track_id"]]
-        shared = [(k, c) for k in ("genre", "mood", "instrument", "vocal", "theme", "tag") for c in facets[k] if c in wanted[k]]
-        reasons = complaints(facets, wanted, track, target, rng)
-        if shared and reasons and (best is None or len(shared) > len(best[1])):
-            best = track, shared, pick(reasons, rng)
-    return best
+        return "metadata", target, (listener.say("artist", artist=target["artist"]), [])
+    return "more", target, (listener.say("more"), [])
 
 
 def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turns=14, opening=OPENING, later=LATER, rejection=REJECTION):
-    """One dialogue through the tracks `sampled`, in their order.
+    """One dialogue through the tracks `sampled`: mostly in their order, but "more of this" waits for one like the last.
 
     sampled, negatives: lists of tracks (dicts). facets_of: {track_id: track_facets(track)}. opening, later, rejection: of mix_of.
     Returns: list of turns {query, music, response, targets, rejected, kind, frame}.
     """
-    listener, turns, before, played = Listener(split, rng), [], None, set()
-    for number, target in enumerate(sampled):
+    listener, turns, before, plays, played = Listener(split, rng), [], None, {}, set()
+    remaining = list(sampled)
+
+    def play(track, query, facts, kind, rejected=False):
+        frame = "unseen" if listener.unseen else "seen"
+        listener.unseen = False  # answers have no unseen frames: the model is to learn them
+        turns.append({"query": query, "music": track["track_id"], "targets": [track["track_id"]], "rejected": rejected, "kind": kind,
+                      "response": answer(listener, track, facets_of[track["track_id"]], kind, facts), "frame": frame})
+        listener.asked = facts
+        plays[track["artist"]] = plays.get(track["artist"], 0) + 1
+        played.add(track["track_id"])
+
+    while remaining:
         listener.new_turn()
-        room = len(turns) + len(sampled) - number < max_turns
+        kind, target, (query, facts) = next_request(listener, remaining, before, facets_of, playlist_title, later if turns else opening)
+        room = len(turns) + len(remaining) < max_turns
         refused = None
         if turns and room and rng.random() < rejection:
-            refused = reject_first(listener, target, [t for t in negatives if t["track_id"] not in played], facets_of)
+            refused = turn_down(listener, kind, target, before, [t for t in negatives if t["track_id"] not in played], facets_of, plays,
+                                {t["artist"] for t in remaining})
         if refused:
-            track, shared, reason = refused
-            played.add(track["track_id"])
-            chosen = one_noun([shared[i] for i in rng.permutation(len(shared))[:2 + int(rng.random() < 0.4)]])
-            query = listener.say("describe", np=noun_phrase(chosen, rng))
-            turns.append(make_turn(listener, query, "tags", track, facets_of, rejected=True))
+            negative, query, facts, reason = refused
+        if turns and kind != "redirect" and rng.random() < PRAISE:
+            query = f"{praise(listener, before, facets_of, facts)} {query}"
+        if refused:
+            play(negative, query, facts, kind, rejected=True)
             listener.new_turn()
-            kind = "lyrics" if rng.random() < 0.25 and facets_of[target["track_id"]]["theme"] else "tags"
-            chosen = choose_facets(facets_of[target["track_id"]], kind, rng) or shared[:1]
-            query = listener.say("after_rejection", reason=reason, np=noun_phrase(chosen, rng))
-            turns.append(make_turn(listener, query, "after_rejection", target, facets_of, after_rejection=True))
-        else:
-            kind = draw(later if turns else opening, rng)
-            query, kind = ask(listener, kind, target, before, facets_of, playlist_title)
-            if turns and kind != "redirect" and rng.random() < PRAISE:
-                query = f"{listener.say('praise')} {query}"
-            turns.append(make_turn(listener, query, kind, target, facets_of))
+            kind, (query, facts) = "after_rejection", clarify(listener, reason, facts, negative, target, facets_of)
+        play(target, query, facts, kind)
+        remaining.remove(target)
         before = target
     return turns
-
-
-def make_turn(listener, query, kind, track, facets_of, rejected=False, after_rejection=False):
-    frame = "unseen" if listener.unseen else "seen"
-    response = answer(listener, track, facets_of[track["track_id"]], after_rejection)
-    return {"query": query, "music": track["track_id"], "response": response, "targets": [track["track_id"]],
-            "rejected": rejected, "kind": kind, "frame": frame}
