@@ -225,8 +225,8 @@ def parse_args():
     add("--max-tracks", type=int, default=10, help="simulate: most tracks sampled for a dialogue, 4 to 10 (default 10)")
     defaults = ["; ".join(f"{kind} {weight:g}" for kind, weight in of.items()) for of in (simulate.OPENING, simulate.LATER)]
     add("--mix", nargs="+", metavar="KIND=WEIGHT", help="simulate: how often each kind of query is tried, as in --mix lyrics=0.5 more=0; "
-        f"kinds not named keep their weight. Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. What cannot be "
-        "said of a track (no lyrics, nothing in common) is asked for by tags or sound instead")
+        f"kinds not named keep their weight. Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. A kind that holds for "
+        "none of the tracks to come (no lyrics, nothing in common) gives way to another")
     add("--rejections", type=float, help="simulate: share of the later turns at which a track of the negative set comes first and is "
         f"turned down, where one fits; 0 = never (default {simulate.REJECTION:g})")
     add("--model", help="gemini: its name (default gemini-flash-latest; the paper's, gemini-1.5-flash-002, is retired); local: a "

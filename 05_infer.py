@@ -20,6 +20,7 @@ Full scale  python 05_infer.py predict --data-dir data/mpd --device cuda --batch
 import argparse
 import json
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -232,6 +233,7 @@ def predict(args):
 
 def show(args):
     """Print one dialogue with what the listener was played, and what the model would have answered."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "show | head" ends quietly
     folder = args.data_dir
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}

@@ -184,7 +184,8 @@ def main():
         print(f"\n## As the Music-CRS challenge scores ({results}/music_crs/)\n\n{tables.table(music_crs.COLUMNS, rows)}")
     print()
     data.finish_run(run)
-    print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}. Next: python 05_infer.py chat --data-dir {args.data_dir}")
+    chat = f". Next: python 05_infer.py chat --data-dir {args.data_dir}" if (args.data_dir / "model").is_dir() else ""
+    print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}{chat}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -23,6 +24,14 @@ import numpy as np
 TRACK_FIELDS = ("track_id", "title", "artist", "album", "release_date", "duration_ms", "popularity",
                 "tags", "lyrics", "caption", "tempo", "key", "audio_path")
 SPLITS = ("train", "valid", "test")
+# what a field of a track is, where it is not null: (in words, the test)
+TEXT = "a string", lambda value: isinstance(value, str)
+NUMBER = "a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+FORMS = dict.fromkeys(("title", "artist", "album", "lyrics", "caption", "audio_path"), TEXT) | dict.fromkeys(
+    ("duration_ms", "popularity", "tempo"), NUMBER) | {
+    "tags": ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value)),
+    "release_date": ("a string YYYY-MM-DD or YYYY", lambda value: isinstance(value, str) and re.match(r"\d{4}(?!\d)", value)),
+    "key": ("tonic and mode, as in G# minor", lambda value: isinstance(value, str) and re.fullmatch(r"[A-G][#b]? (major|minor)", value))}
 
 
 # ---------------------------------------------------------------- files
@@ -123,6 +132,13 @@ def load_npy(path, made_by, n_rows=None, dtype=None, ndim=2):
     return array
 
 
+def check_track(row, where):
+    """Raises SystemExit: a field of a track (dict) is not of its form. where: the file and line, for the message."""
+    for field, (form, good) in FORMS.items():
+        if row.get(field) is not None and not good(row[field]):
+            raise SystemExit(f"{where}: {field} is {json.dumps(row[field])[:60]}; {form} is expected, or null")
+
+
 def load_tracks(data_dir, leave_out=None):
     """Tracks in row order, with every annotations/*.jsonl laid over them.
 
@@ -131,7 +147,7 @@ def load_tracks(data_dir, leave_out=None):
     is that of tracks.jsonl, always. leave_out: annotation files whose names begin so are not laid over.
 
     Returns: list of dicts with all TRACK_FIELDS.
-    Raises SystemExit: missing file, a line without track_id, a duplicate track_id.
+    Raises SystemExit: missing file, a line without track_id, a duplicate track_id, a field of another form (check_track).
     """
     path = Path(data_dir) / "tracks.jsonl"
     made_by = f"python 00_prepare_data.py demo --data-dir {data_dir} (or mpd, for real playlists)"
@@ -145,6 +161,7 @@ def load_tracks(data_dir, leave_out=None):
         if track_id in row_of:
             raise SystemExit(f"{path}:{number}: track_id {track_id} stands twice (also line {row_of[track_id] + 1}); "
                              f"each track may stand once. Make the file again with: {made_by}")
+        check_track(row, f"{path}:{number}")
         row_of[track_id] = len(tracks)
         tracks.append({field: row.get(field) for field in TRACK_FIELDS} | {"tags": row.get("tags") or []})
     if not tracks:
@@ -156,6 +173,7 @@ def load_tracks(data_dir, leave_out=None):
             if "track_id" not in row:
                 raise SystemExit(f"{annotation}:{number}: no track_id; an annotation line needs one")
             if row["track_id"] in row_of:
+                check_track(row, f"{annotation}:{number}")
                 tracks[row_of[row["track_id"]]].update(
                     {k: v for k, v in row.items() if k in TRACK_FIELDS and v is not None})
     return tracks

@@ -556,3 +556,20 @@ def test_a_real_slice_with_every_field(tmp_path):
     assert [sum(p["split"] == s for p in playlists) for s in data.SPLITS] == [31, 3, 3]
     last = sorted((p["modified_at"] for p in playlists), reverse=True)[:6]
     assert sorted(p["modified_at"] for p in playlists if p["split"] == "test") == sorted(last[:3])
+
+
+@pytest.mark.parametrize("field, value, form", [
+    ("tempo", "120", "a number"), ("tags", "jazz", "a list of strings"), ("tags", [1], "a list of strings"), ("title", 7, "a string"),
+    ("release_date", 1984, "YYYY-MM-DD or YYYY"), ("release_date", "May 1984", "YYYY-MM-DD or YYYY"), ("key", "5A", "as in G# minor"),
+    ("popularity", True, "a number")])
+def test_fields_of_another_form_are_named(tmp_path, field, value, form):
+    """In the catalogue, and in what is laid over it; null is accepted."""
+    good = {"track_id": "a", "title": "A", "tags": ["jazz"], "tempo": 120, "key": "G# minor", "release_date": "1984", field: None}
+    data.write_jsonl(tmp_path / "tracks.jsonl", [good, good | {"track_id": "b", field: value}])
+    with pytest.raises(SystemExit, match=rf"tracks\.jsonl:2: {field} is .*; .*{form} is expected, or null"):
+        data.load_tracks(tmp_path)
+    data.write_jsonl(tmp_path / "tracks.jsonl", [good])
+    assert data.load_tracks(tmp_path)[0][field] == ([] if field == "tags" else None)
+    data.write_jsonl(tmp_path / "annotations" / "more.jsonl", [{"track_id": "a", field: value}])
+    with pytest.raises(SystemExit, match=rf"more\.jsonl:1: {field} is "):
+        data.load_tracks(tmp_path)
