@@ -147,7 +147,7 @@ def noun_phrase(facts, rng, known_genre=False, several=True):
 
     known_genre: the genre need not be said: "a slow, sad one with piano". several: "songs" may be said of it.
     """
-    nouns, adjectives, with_, ends, decade = [], [], [], [], ""
+    nouns, adjectives, with_, ends, decade, occasion = [], [], [], [], "", False
     for kind, concept in facts:
         entry = LEXICON.get(kind, {}).get(concept, {})
         if kind in NOUNS:
@@ -158,10 +158,11 @@ def noun_phrase(facts, rng, known_genre=False, several=True):
             with_.append(pick(entry["with"], rng))
         elif kind == "decade" and not known_genre and rng.random() < 0.4:
             decade = pick(entry["adj"], rng)
-        elif kind != "decade" and "adj" in entry and rng.random() < 0.65:
+        elif kind != "decade" and "adj" in entry and (rng.random() < 0.65 or occasion):
             adjectives.append(pick(entry["adj"], rng))
         else:
             ends.append(pick(entry["use"], rng))
+            occasion = occasion or kind == "mood"  # "for a run": one is enough
     rng.shuffle(adjectives)
     if with_:
         ends.append("with " + listed(with_))
@@ -210,7 +211,7 @@ class Listener:
 
     def __init__(self, split, rng):
         self.split, self.rng, self.unseen, self.used = split, rng, False, set()
-        self.asked, self.disliked = [], set()  # facts of the last request; instruments turned down
+        self.asked, self.wished, self.disliked = [], set(), set()  # facts of the last request, and of all; those turned down
 
     def new_turn(self):
         self.unseen = self.split == "test" and self.rng.random() < UNSEEN_FRAMES
@@ -225,6 +226,10 @@ class Listener:
 
     def say(self, name, **slots):
         return sentence_case(self.words(name, **slots))
+
+    def without_disliked(self, facets):
+        """Facets that the listener has not turned down before."""
+        return {kind: [c for c in concepts if (kind, c) not in self.disliked] for kind, concepts in facets.items()}
 
     def kept(self, fact):
         """A fact of in_common() as a noun phrase: "the same mood"."""
@@ -253,7 +258,7 @@ class Listener:
 def ask_relative(listener, aims, before, facets_of, like):
     """A request that starts from the track before: what to keep of it, what to change; as ask(). like: the genre stays."""
     rng = listener.rng
-    fickle = {("without", c) for _, c in listener.asked} | {(kind, c) for kind in ("instrument", "without") for c in listener.disliked}
+    fickle = {("without", c) for _, c in [*listener.asked, *listener.disliked]} | listener.disliked
     kept, new = (set.intersection(*(set(f(before, t, facets_of)) for t in aims)) for f in (in_common, changes))
     kept, new = sorted(kept - fickle), sorted(new - fickle)
     new = [new[i] for i in rng.permutation(len(new))[:1 + int(rng.random() < 0.4)]]
@@ -278,7 +283,7 @@ def ask(listener, kind, aims, before, facets_of, playlist_title=None):
     before: the track played last, or None.
     """
     rng, target, facets = listener.rng, aims[0], intersection([facets_of[t["track_id"]] for t in aims])
-    facets["instrument"] = [c for c in facets["instrument"] if c not in listener.disliked]
+    facets = listener.without_disliked(facets)
     old = facets_of[before["track_id"]] if before else None
     like = bool(before) and any(set(facets[k]) & set(old[k]) for k in NOUNS)
     if kind == "title":
@@ -312,24 +317,26 @@ def ask(listener, kind, aims, before, facets_of, playlist_title=None):
     return listener.say("describe", np=noun_phrase(facts, rng)), facts
 
 
-def complaints(listener, a, b, before, facets_of, plays, coming):
-    """Reasons to turn track a down that b does not give, nor the track before: [(name of its frames, slots), ...].
+def complaints(listener, a, b, asked, facets_of, plays, coming):
+    """Reasons to turn track a down that b does not give, and that were not asked for: [(name of its frames, slots, fact or None), ...].
 
-    plays: {artist: how often played so far}; coming: artists that are still to be played.
+    asked: the facts of the request; plays: {artist: how often played so far}; coming: artists that are still to be played.
     """
-    old, new, liked, found = facets_of[a["track_id"]], facets_of[b["track_id"]], facets_of[before["track_id"]], []
-    other = compared_tempo(a, b)
-    if other and old["tempo"] != [{"faster": "fast", "slower": "slow"}[other]]:
-        found.append((f"too_{'slow' if other == 'faster' else 'fast'}", {}))
+    old, new, found = facets_of[a["track_id"]], facets_of[b["track_id"]], []
+    if compared_tempo(a, b) and not {"tempo", "compared"} & {kind for kind, _ in [*asked, *listener.asked]}:
+        found += [("too_slow", {}, None)] * (old["tempo"] == ["slow"] and new["tempo"] != ["slow"])
+        found += [("too_fast", {}, None)] * (old["tempo"] == ["fast"] and new["tempo"] != ["fast"])
     if old["vocal"] and new["vocal"] and old["vocal"] != new["vocal"]:
         name = "has_singing" if new["vocal"] == ["instrumental"] else "no_singing" if old["vocal"] == ["instrumental"] else "wrong_voice"
-        found.append((name, {}))
+        found.append((name, {}, None))
     for kind, c in pairs(old, ("mood", "instrument")):
-        if new[kind] and c not in new[kind] and c not in liked[kind]:
-            found.append((f"wrong_{kind}", {"adj": pick(LEXICON["mood"][c]["adj"], listener.rng)} if kind == "mood" else {"concept": c}))
+        if new[kind] and c not in new[kind] and (kind, c) not in listener.wished:
+            slots = {"adj": pick(LEXICON["mood"][c]["adj"], listener.rng)} if kind == "mood" else {"concept": c}
+            found.append((f"wrong_{kind}", slots, (kind, c)))
     if a["artist"] and a["artist"] != b["artist"] and a["artist"] not in coming:
         heard = plays.get(a["artist"], 0)
-        found.append(("unloved_artist" if not heard else "wrong_artist" if heard == 1 else "enough_of_artist", {"artist": a["artist"]}))
+        name = "unloved_artist" if not heard else "wrong_artist" if heard == 1 else "enough_of_artist"
+        found.append((name, {"artist": a["artist"]}, None))
     return found
 
 
@@ -339,20 +346,20 @@ def turn_down(listener, kind, target, before, negatives, facets_of, plays, comin
     some = [negatives[i] for i in listener.rng.permutation(len(negatives))[:20]]
     some.sort(key=lambda track: -len(pairs(intersection([facets_of[track["track_id"]], wanted]))))
     for track in some[:5]:
-        reasons = complaints(listener, track, target, before, facets_of, plays, coming)
-        asked = ask(listener, kind, [track, target], before, facets_of) if reasons else None
-        if asked:
-            name, slots = pick(reasons, listener.rng)
-            listener.disliked |= {slots["concept"]} if "concept" in slots else set()
-            return track, *asked, listener.words(name, **slots)
+        request = ask(listener, kind, [track, target], before, facets_of)
+        reasons = complaints(listener, track, target, request[1], facets_of, plays, coming) if request else []
+        if reasons:
+            name, slots, fact = pick(reasons, listener.rng)
+            listener.disliked |= {fact} if fact else set()
+            return track, *request, listener.words(name, **slots)
     return None
 
 
 def clarify(listener, reason, asked, refused, target, facets_of):
     """What the listener says after a rejection: (query, facts). asked: the facts in what was said before; the genre is clear from it."""
-    rng, facets = listener.rng, facets_of[target["track_id"]]
+    rng, facets = listener.rng, listener.without_disliked(facets_of[target["track_id"]])
     facets = {k: [c for c in concepts if (k, c) not in asked and k not in NOUNS * bool(asked)] for k, concepts in facets.items()}
-    new = [fact for fact in changes(refused, target, facets_of) if fact[0] != "without" and fact not in asked]
+    new = [fact for fact in changes(refused, target, facets_of) if fact[0] != "without" and fact not in [*asked, *listener.disliked]]
     facts = choose_facts(facets, "lyrics" if facets["theme"] and rng.random() < 0.25 else "tags", rng) or choose_facts(facets, "audio", rng)
     if new and (not facts or rng.random() < 0.5):
         facts = [new[i] for i in rng.permutation(len(new))[:1 + int(rng.random() < 0.4)]]
@@ -360,28 +367,30 @@ def clarify(listener, reason, asked, refused, target, facets_of):
     return listener.say("after_rejection", reason=reason, np=noun_phrase(facts, rng, known_genre=bool(asked)) if facts else "something else"), facts
 
 
-def praise(listener, before, facets_of, asked):
-    """A word on the track played last; not on what the request that follows wants otherwise (asked: its facts)."""
-    facets = facets_of[before["track_id"]]
-    without, kinds = [c for kind, c in asked if kind == "without"], {kind for kind, _ in asked}
-    things = [f"the {c}" for c in facets["instrument"] if c not in without]
+def praise(listener, kind, before, facets_of, asked):
+    """A word on the track played last. kind, asked: of the request that follows, and its facts; what it speaks of is not praised."""
+    facets, kinds = facets_of[before["track_id"]], {k for k, _ in asked}
+    things = [f"the {c}" for c in facets["instrument"] if ("instrument", c) not in listener.disliked and c not in [c for _, c in asked]]
     things += ["that voice"] * (facets["vocal"] not in ([], ["instrumental"]) and "vocal" not in kinds)
     things += ["the mood"] * (facets["mood"] != [] and "mood" not in kinds) + ["the lyrics"] * (facets["theme"] != [] and "theme" not in kinds)
-    return listener.say("praise", **{"thing": pick(things, listener.rng)} if things else {})
+    return listener.say("praise", **{"thing": pick(things, listener.rng)} if things and kind != "relative" else {})
 
 
 def answer(listener, track, facets, kind, asked):
     """One sentence that says truly what the track is like. kind: of the request; asked: the facts in it, of which one or two are taken up."""
     rng, name, slots = listener.rng, "response", {}
     compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]
-    known = [fact for fact in pairs(facets) if not (compared and fact[0] == "tempo")]
+    unfit = {"faster": ("mood", "calm"), "slower": ("mood", "energetic")}.get(compared[0]) if compared else None
+    known = [fact for fact in pairs(facets) if fact != unfit and (fact[0] != "tempo" or fact in asked or not compared and kind != "after_rejection")]
     taken = [fact for fact in asked if fact in known]
     facts = [taken[i] for i in rng.permutation(len(taken))[:1 + int(rng.random() < 0.6)]]
     others = [fact for fact in known if fact not in facts and fact not in taken] or [fact for fact in known if fact not in facts]
     facts += [others[i] for i in rng.permutation(len(others))[:max(1, 2 - len(facts)) + int(rng.random() < 0.4)]]
     facts = one_noun(facts)
     phrase = noun_phrase([facts[i] for i in rng.permutation(len(facts))], rng, several=False) if facts else "your next track"
-    if kind == "after_rejection":
+    if kind == "title":
+        name = "response_title"
+    elif kind == "after_rejection":
         name, slots = "response_after_rejection", {"asked": compared[0]} if compared else {}
     elif compared:
         name, slots = "response_compared", {"asked": compared[0]}
@@ -427,6 +436,7 @@ def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turn
         turns.append({"query": query, "music": track["track_id"], "targets": [track["track_id"]], "rejected": rejected, "kind": kind,
                       "response": answer(listener, track, facets_of[track["track_id"]], kind, facts), "frame": frame})
         listener.asked = facts
+        listener.wished |= set(facts)
         plays[track["artist"]] = plays.get(track["artist"], 0) + 1
         played.add(track["track_id"])
 
@@ -441,7 +451,7 @@ def simulate(playlist_title, sampled, negatives, facets_of, split, rng, max_turn
         if refused:
             negative, query, facts, reason = refused
         if turns and kind != "redirect" and rng.random() < PRAISE:
-            query = f"{praise(listener, before, facets_of, facts)} {query}"
+            query = f"{praise(listener, kind, before, facets_of, facts)} {query}"
         if refused:
             play(negative, query, facts, kind, rejected=True)
             listener.new_turn()
