@@ -272,6 +272,8 @@ def parse_args():
     if args.backend == "local" and not args.model:
         raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
                          "Qwen/Qwen3-4B-Instruct-2507")
+    if args.task == "write" and (args.predictions or args.file):
+        raise SystemExit("--predictions and --file are for python 03_synthesize.py audit")
     if args.show_prompt and args.backend == "simulate":
         raise SystemExit("--show-prompt: the simulated listener has no prompt; give --backend gemini or local")
     args.model = args.model or "gemini-flash-latest"

@@ -246,6 +246,11 @@ def show(args):
     path = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}") / "talkplay.jsonl"
     rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder} --split {args.split}")
             if row["dialogue_id"] == args.dialogue}
+    record = folder / "runs" / f"05_infer.{args.split}.json"
+    name = f"dialogues_{args.split}.jsonl"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["inputs"].get(name) != data.file_hash(folder / name):
+        raise SystemExit(f"{folder}/{name} has changed since the model answered; predict again: "
+                         f"python 05_infer.py predict --data-dir {folder} --split {args.split} --no-resume")
     played = set()
     print(f"{args.dialogue}: what the model would answer. The dialogue goes on with the track of the data, not with the model's.")
     for t, turn in enumerate(dialogue["turns"], 1):

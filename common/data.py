@@ -26,7 +26,7 @@ TRACK_FIELDS = ("track_id", "title", "artist", "album", "release_date", "duratio
 SPLITS = ("train", "valid", "test")
 # what a field of a track is, where it is not null: (in words, the test)
 TEXT = "a string", lambda value: isinstance(value, str)
-NUMBER = "a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+NUMBER = "a number, 0 or more", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 FORMS = dict.fromkeys(("title", "artist", "album", "lyrics", "caption", "audio_path"), TEXT) | dict.fromkeys(
     ("duration_ms", "popularity", "tempo"), NUMBER) | {
     "tags": ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value)),

@@ -22,9 +22,6 @@ from common import data
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
 AUDIO_SUFFIXES = (".mp3", ".flac", ".ogg", ".wav")
 TRACK_URI = re.compile(r"spotify:track:([A-Za-z0-9]+)")
-ANNOTATION_TYPES = {"title": str, "artist": str, "album": str, "release_date": str, "duration_ms": int,
-                    "popularity": (int, float), "tags": list, "lyrics": str, "caption": str,
-                    "tempo": (int, float), "key": str, "audio_path": str}
 NO_DATE, LAST_DAY = -1, 2_932_896  # in days since 1970-01-01; the last is 9999-12-31, the end of ISO dates
 
 
@@ -268,14 +265,11 @@ def map_annotation(row):
     `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known, since
     a date would claim more than that.
 
-    Returns: the fields; names of the fields whose value is of the wrong type.
+    Returns: the fields; names of the fields whose value is not of the form that data.FORMS says.
     """
     row = {k: v for k, v in row.items() if v is not None}
-    good = {k: row[k] for k, types in ANNOTATION_TYPES.items() if isinstance(row.get(k), types)
-            and not isinstance(row[k], bool) and row[k] == row[k]}  # NaN is not equal to itself
-    if not all(isinstance(tag, str) for tag in good.get("tags", [])):
-        del good["tags"]
-    bad = [k for k in row if k in ANNOTATION_TYPES and k not in good]
+    good = {field: row[field] for field, (_, is_good) in data.FORMS.items() if field in row and is_good(row[field])}
+    bad = [field for field in row if field in data.FORMS and field not in good]
     if "year" in row and "release_date" not in good:
         if re.fullmatch(r"\d{4}", str(row["year"])):
             good["release_date"] = str(row["year"])
@@ -320,7 +314,7 @@ def check_annotations(files, track_ids, problems):
             for field in row:
                 counts[field] = counts.get(field, 0) + 1
         if not counts:
-            raise SystemExit(f"{path}: no line is about a track of this catalogue. One JSON object a line is expected, "
+            raise SystemExit(f"{path}: no line has a field of use for a track of this catalogue. One JSON object a line is expected, "
                              f"with track_id (the id in Spotify's uri) and fields of tracks.jsonl")
         n_tracks = counts.pop("track_id")
         print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({', '.join(f'{k} {n:,}' for k, n in counts.items())})")

@@ -11,6 +11,8 @@ Answers take up what was asked for and add what else is true, but leave title an
 
 import json
 import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
@@ -176,7 +178,8 @@ def noun_phrase(facts, rng, known_genre=False, several=True):
     elif known_genre:
         single, head = bool(both), f"{both} one"
     else:
-        noun = pick(("something",) * 2 * (not decade) + ("music",) + ("songs",) * several + PIECES, rng)
+        plain = () if decade else ("something", "something")
+        noun = pick((*plain, "music", *(["songs"] if several else []), *PIECES), rng)
         single = noun in PIECES
         head = f"something {listed(adjectives)}" if noun == "something" else " ".join(filter(None, (both, decade, noun)))
     head = with_article(head.strip()) if single else head.strip()
@@ -220,6 +223,8 @@ class Listener:
         """A phrase from the frames called `name`, of those whose slots are all given."""
         frames = FRAMES[name]["test" if self.unseen and "test" in FRAMES[name] else "train"]
         fitting = [f for f in frames if SLOTS[f] <= set(slots)]
+        if not fitting:
+            raise ValueError(f"frames.json: no sentence of {name} does with the slots {', '.join(slots)}")
         frame = pick([f for f in fitting if f not in self.used] or fitting, self.rng)
         self.used.add(frame)
         return frame.format(**slots)
@@ -241,80 +246,122 @@ class Listener:
         adjectives, with_, others = [], [], []
         for kind, concept in facts:
             entry = LEXICON.get(kind, {}).get(concept, {})
-            if kind in ("compared", "mood"):
-                adjectives.append(self.words(concept) if kind == "compared" else pick(entry["adj"], self.rng))
+            if kind == "compared":
+                adjectives.append(self.words(concept))
+            elif kind == "mood":
+                adjectives.append(pick(entry["adj"], self.rng))
+            elif kind == "without":
+                others.append(f"without the {concept}")
+            elif kind == "theme":
+                others.append("about " + pick(entry["about"], self.rng))
             elif "with" in entry:
                 with_.append(pick(entry["with"], self.rng))
             else:
-                others.append(f"without the {concept}" if kind == "without" else "about " + pick(entry["about"], self.rng) if kind == "theme"
-                              else pick(entry["use"], self.rng))
-        others = [f"with {listed(with_)}"] * bool(with_) + others
+                others.append(pick(entry["use"], self.rng))
+        if with_:
+            others = [f"with {listed(with_)}", *others]
         diff = ", ".join(filter(None, (listed(adjectives), listed(others))))
-        return {"diff": diff} | ({"adj": diff} if not others else {} if adjectives else {"with": diff})
+        slots = {"diff": diff}
+        if not others:
+            slots["adj"] = diff
+        elif not adjectives:
+            slots["with"] = diff
+        return slots
 
 
 # ---------------------------------------------------------------- requests
 
-def ask_relative(listener, aims, before, facets_of, like):
-    """A request that starts from the track before: what to keep of it, what to change; as ask(). like: the genre stays."""
-    rng = listener.rng
+@dataclass
+class Situation:
+    """What a request starts from, and of which tracks it must hold."""
+    listener: "Listener"
+    aims: list                   # the track to come; or one that will be turned down, and the track to come
+    before: dict | None          # the track played last
+    facets_of: dict
+    playlist_title: str | None
+
+    def __post_init__(self):
+        self.facets = self.listener.without_disliked(intersection([self.facets_of[t["track_id"]] for t in self.aims]))
+        self.old = self.facets_of[self.before["track_id"]] if self.before else {kind: [] for kind in self.facets}
+        self.news = {kind: [c for c in concepts if c not in self.old[kind]] for kind, concepts in self.facets.items()}
+        self.same_genre = any(set(self.facets[kind]) & set(self.old[kind]) for kind in NOUNS)
+
+
+def ask_title(now):
+    named = {field: now.aims[0][field] for field in ("title", "artist") if now.aims[0][field]}
+    return (now.listener.say("title", **named), []) if "title" in named and len(now.aims) == 1 else None
+
+
+def ask_more(now):
+    return (now.listener.say("more"), pairs(intersection([now.facets, now.old]))) if now.same_genre else None
+
+
+def ask_relative(now):
+    """From the track before: what to keep of it, what to change."""
+    listener, rng = now.listener, now.listener.rng
     fickle = {("without", c) for _, c in [*listener.asked, *listener.disliked]} | listener.disliked
-    kept, new = (set.intersection(*(set(f(before, t, facets_of)) for t in aims)) for f in (in_common, changes))
-    kept, new = sorted(kept - fickle), sorted(new - fickle)
+    shared, new = (set.intersection(*(set(f(now.before, t, now.facets_of)) for t in now.aims)) for f in (in_common, changes))
+    shared, new = sorted(shared - fickle), sorted(new - fickle)
     new = [new[i] for i in rng.permutation(len(new))[:1 + int(rng.random() < 0.4)]]
-    if new and like and rng.random() < 0.3:
+    if new and now.same_genre and rng.random() < 0.3:
         return listener.say("relative_diff", **listener.changed(new)), new
-    if not kept:
+    if not shared:
         return None
-    same = pick(kept, rng)
-    new = [fact for fact in new if fact[0] != same[0] or fact[0] == "instrument"]
+    keep = pick(shared, rng)
+    new = [fact for fact in new if fact[0] != keep[0] or fact[0] == "instrument"]
     slots = listener.changed(new) if new else {}
     name = "relative_both" if new else "relative_same"
-    if same[0] == "artist":
+    if keep[0] == "artist":
         return listener.say(name.replace("_", "_artist_"), **slots), new
-    phrase = listener.kept(same)
-    kept = {"genre": "in", "tag": "in", "mood": "in", "tempo": "at"}.get(same[0], "with") + " " + phrase
-    return listener.say(name, same=phrase, kept=kept, **slots), [*new, same]
+    same = listener.kept(keep)
+    preposition = {"genre": "in", "tag": "in", "mood": "in", "tempo": "at"}.get(keep[0], "with")
+    return listener.say(name, same=same, kept=f"{preposition} {same}", **slots), [*new, keep]
+
+
+def ask_metadata(now):
+    """By an artist who was not played last, or of a decade."""
+    rng, artists = now.listener.rng, {t["artist"] for t in now.aims}
+    artist = now.aims[0]["artist"]
+    if len(artists) == 1 and artist and not (now.before and now.before["artist"] == artist) and rng.random() < 0.6:
+        facts = choose_facts(now.facets, "tags", rng) if rng.random() < 0.5 else []
+        if facts:
+            return now.listener.say("artist_described", artist=artist, np=noun_phrase(facts, rng)), facts
+        return now.listener.say("artist", artist=artist), []
+    return ask_description(now, "metadata")
+
+
+def ask_redirect(now):
+    """For a track whose genre and moods are all others than those of the track before."""
+    rng, kinds = now.listener.rng, ("genre", "mood", "tag")
+    facts = choose_facts(now.news, "tags", rng)
+    other = not any(c in now.old[kind] for t in now.aims for kind, c in pairs(now.facets_of[t["track_id"]], kinds))
+    return (now.listener.say("redirect", np=noun_phrase(facts, rng)), facts) if facts and other and pairs(now.old, kinds) else None
+
+
+def ask_description(now, kind):
+    """For a track of which this is true; where the genre stays, only what the track before does not have is said."""
+    rng = now.listener.rng
+    if now.same_genre and rng.random() < 0.9:
+        facts = choose_facts(now.news | dict.fromkeys(NOUNS, []), kind, rng)
+        if facts:
+            return now.listener.say("describe", np=noun_phrase(facts, rng, known_genre=True)), facts
+    facts = choose_facts(now.facets, kind, rng)
+    if not facts:
+        return None
+    if now.before is None and now.playlist_title and rng.random() < 0.2:
+        return now.listener.say("opening_playlist", playlist=now.playlist_title, np=noun_phrase(facts, rng)), facts
+    return now.listener.say("describe", np=noun_phrase(facts, rng)), facts
+
+
+# A kind of request: a function of a Situation -> (query, facts in it), or None where no such request holds for its aims.
+# A new one needs a line here, a weight in OPENING or LATER, and sentences under "train" and "test" in frames.json.
+REQUESTS = {"title": ask_title, "more": ask_more, "relative": ask_relative, "metadata": ask_metadata, "redirect": ask_redirect} | {
+    kind: partial(ask_description, kind=kind) for kind in ("tags", "lyrics", "audio")}
 
 
 def ask(listener, kind, aims, before, facets_of, playlist_title=None):
-    """A request of this kind that holds for each of the tracks `aims`: (query, facts in it), or None if it cannot be made.
-
-    before: the track played last, or None.
-    """
-    rng, target, facets = listener.rng, aims[0], intersection([facets_of[t["track_id"]] for t in aims])
-    facets = listener.without_disliked(facets)
-    old = facets_of[before["track_id"]] if before else None
-    like = bool(before) and any(set(facets[k]) & set(old[k]) for k in NOUNS)
-    if kind == "title":
-        named = {field: target[field] for field in ("title", "artist") if target[field]}
-        return (listener.say("title", **named), []) if "title" in named and len(aims) == 1 else None
-    if kind == "more":
-        return (listener.say("more"), pairs(intersection([facets, old]))) if like else None
-    if kind == "relative":
-        return ask_relative(listener, aims, before, facets_of, like)
-    names = {t["artist"] for t in aims}
-    if kind == "metadata" and len(names) == 1 and target["artist"] and not (before and before["artist"] in names) and rng.random() < 0.6:
-        facts = choose_facts(facets, "tags", rng) if rng.random() < 0.5 else []
-        if facts:
-            return listener.say("artist_described", artist=target["artist"], np=noun_phrase(facts, rng)), facts
-        return listener.say("artist", artist=target["artist"]), []
-    news = {k: [c for c in concepts if not old or c not in old[k]] for k, concepts in facets.items()}
-    if kind == "redirect":
-        facts = choose_facts(news, "tags", rng)
-        new = any(old[k] for k in ("genre", "mood", "tag")) and not any(
-            c in old[k] for t in aims for k, c in pairs(facets_of[t["track_id"]], ("genre", "mood", "tag")))
-        return (listener.say("redirect", np=noun_phrase(facts, rng)), facts) if facts and new else None
-    if like and rng.random() < 0.9:  # what the track before has too need not be said
-        facts = choose_facts(news | dict.fromkeys(NOUNS, []), kind, rng)
-        if facts:
-            return listener.say("describe", np=noun_phrase(facts, rng, known_genre=True)), facts
-    facts = choose_facts(facets, kind, rng)
-    if not facts:
-        return None
-    if before is None and playlist_title and rng.random() < 0.2:
-        return listener.say("opening_playlist", playlist=playlist_title, np=noun_phrase(facts, rng)), facts
-    return listener.say("describe", np=noun_phrase(facts, rng)), facts
+    """A request of this kind that holds for each of the tracks `aims`: (query, facts in it), or None. before: the track played last, or None."""
+    return REQUESTS[kind](Situation(listener, aims, before, facets_of, playlist_title))
 
 
 def complaints(listener, a, b, asked, facets_of, plays, coming):
@@ -324,8 +371,9 @@ def complaints(listener, a, b, asked, facets_of, plays, coming):
     """
     old, new, found = facets_of[a["track_id"]], facets_of[b["track_id"]], []
     if compared_tempo(a, b) and not {"tempo", "compared"} & {kind for kind, _ in [*asked, *listener.asked]}:
-        found += [("too_slow", {}, None)] * (old["tempo"] == ["slow"] and new["tempo"] != ["slow"])
-        found += [("too_fast", {}, None)] * (old["tempo"] == ["fast"] and new["tempo"] != ["fast"])
+        for tempo in ("slow", "fast"):
+            if old["tempo"] == [tempo] and new["tempo"] != [tempo]:
+                found.append((f"too_{tempo}", {}, None))
     if old["vocal"] and new["vocal"] and old["vocal"] != new["vocal"]:
         name = "has_singing" if new["vocal"] == ["instrumental"] else "no_singing" if old["vocal"] == ["instrumental"] else "wrong_voice"
         found.append((name, {}, None))
@@ -350,7 +398,8 @@ def turn_down(listener, kind, target, before, negatives, facets_of, plays, comin
         reasons = complaints(listener, track, target, request[1], facets_of, plays, coming) if request else []
         if reasons:
             name, slots, fact = pick(reasons, listener.rng)
-            listener.disliked |= {fact} if fact else set()
+            if fact:
+                listener.disliked.add(fact)
             return track, *request, listener.words(name, **slots)
     return None
 
@@ -380,8 +429,10 @@ def answer(listener, track, facets, kind, asked):
     """One sentence that says truly what the track is like. kind: of the request; asked: the facts in it, of which one or two are taken up."""
     rng, name, slots = listener.rng, "response", {}
     compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]
-    unfit = {"faster": ("mood", "calm"), "slower": ("mood", "energetic")}.get(compared[0]) if compared else None
-    known = [fact for fact in pairs(facets) if fact != unfit and (fact[0] != "tempo" or fact in asked or not compared and kind != "after_rejection")]
+    known = pairs(facets)
+    if compared or kind == "after_rejection":  # "slower it is: something fast" may be true, and still sounds wrong
+        unfit = {"faster": ("mood", "calm"), "slower": ("mood", "energetic")}.get(compared[0]) if compared else None
+        known = [fact for fact in known if fact != unfit and (fact[0] != "tempo" or fact in asked)]
     taken = [fact for fact in asked if fact in known]
     facts = [taken[i] for i in rng.permutation(len(taken))[:1 + int(rng.random() < 0.6)]]
     others = [fact for fact in known if fact not in facts and fact not in taken] or [fact for fact in known if fact not in facts]

@@ -78,6 +78,14 @@ def test_show_prints_a_dialogue(mini):
     assert done.returncode == 0 and done.stdout.count("listener") >= 4 and done.stdout.count("model ") >= 4
     missing = run("05_infer.py", "show", "--data-dir", str(mini), "--dialogue", "no-such")
     assert missing.returncode == 1 and "no-such is not in" in missing.stderr
+    path = mini / "dialogues_test.jsonl"
+    before = path.read_bytes()
+    try:  # other dialogues than those that the model answered
+        path.write_bytes(before.replace(b'"query": "', b'"query": "Well. ', 1))
+        other = run("05_infer.py", "show", "--data-dir", str(mini))
+        assert other.returncode == 1 and "has changed since the model answered" in other.stderr and "Traceback" not in other.stderr
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
