@@ -67,13 +67,18 @@ RULES = {
     "the same album": (r"same (?:album|record)", compare("album", lambda a, b: a == b)),
     "slower": (r"slower|slow (?:it|things) down|calmer in pace|too fast", compare("tempo", lambda a, b: b < a)),
     "faster": (r"faster|quicker|speed (?:it|things) up|too slow", compare("tempo", lambda a, b: b > a)),
-    "older": (r"(?<!getting )(?<!growing )older", compare("year", lambda a, b: b < a)),
+    "older": (r"(?<!getting )(?<!growing )older|less recent", compare("year", lambda a, b: b < a)),
     "newer": (r"newer|more recent", compare("year", lambda a, b: b > a)),
     "more like this": (r"more like (?:this|that)|something similar|another one like that|same spirit|continue like that",
                        lambda a, b: not concepts(a).isdisjoint(concepts(b)) if a["tags"] and b["tags"] else None),
     "in minor": (r"in (?:a )?minor(?: key)?", compare("key", lambda a, b: b.endswith("minor"))),
     "in major": (r"in (?:a )?major(?: key)?", compare("key", lambda a, b: b.endswith("major")))}
 NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
+
+
+def rule_pattern(name):
+    """What is said where a rule of RULES counts."""
+    return re.compile(rf"{NOT}\b(?:{RULES[name][0]})(?!\w)", re.IGNORECASE)
 
 
 def side_phrases():
@@ -173,8 +178,8 @@ def obedience(dialogues, track_of, tracks):
     rng = np.random.default_rng(0)
     others = [tracks[i] for i in rng.permutation(len(tracks))[:CHANCE]]
     found = {}
-    for name, (said, rule) in RULES.items():
-        pattern = re.compile(rf"{NOT}\b(?:{said})(?!\w)", re.IGNORECASE)
+    for name, (_, rule) in RULES.items():
+        pattern = rule_pattern(name)
         asked, checked, obeyed, chances = 0, 0, 0, []
         for d in dialogues:
             for (_, before, *_), (query, now, *_) in zip(d["turns"], d["turns"][1:]):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import make_tracks
@@ -104,6 +105,14 @@ def test_truth_by_hand():
     one = audit.truth([("Folk.", TRACKS[1]), ("Folk.", TRACKS[1]), ("A ballad.", TRACKS[1])], TRACKS)
     assert one["facts that are true"] == one["true of the track of another answer"] == 1.0
     assert audit.truth([("Hm.", TRACKS[1])], TRACKS) == {"answers": 1, "facts in them": 0}
+
+
+def test_the_rules_know_how_the_simulator_compares():
+    frames = json.loads((Path(audit.__file__).parent / "frames.json").read_text(encoding="utf-8"))
+    for name in ("faster", "slower", "newer", "older"):
+        for said in frames[name]["train"]:
+            found = {rule for rule in audit.RULES if audit.rule_pattern(rule).search(f"One like that, but {said}.")}
+            assert found == {name}, said
 
 
 def test_predictions(folder, monkeypatch, capsys):
