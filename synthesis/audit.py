@@ -305,42 +305,48 @@ def stated(text, phrases):
 
 
 def truth(answers, tracks):
-    """Shares of the facts in answers that are true of their track, and of one drawn at random. answers: list of (text, track).
+    """What the facts in answers are worth: shares that hold of their track, of one drawn at random, and that the request named.
+
+    answers: list of (request, text, track). An answer can say what it was asked for without a look at the track, and the other way round.
 
     True is what the catalogue knows: tags, caption, lyrics, tempo, key, year (simulate.track_facets), title, artist. All else is not.
     """
     phrases = fact_phrases(tracks)
     known = {track["track_id"]: {("name", bare(track["title"])), ("name", bare(track["artist"]))}.union(
-        (kind, c) for kind, concepts in track_facets(track).items() for c in concepts) for _, track in answers}
-    others = [answers[i][1] for i in np.random.default_rng(0).permutation(len(answers))]
-    checked = [(facts[0][0], *(not known[t["track_id"]].isdisjoint(facts) for t in (track, other)))
-               for (text, track), other in zip(answers, others) for facts in stated(text, phrases)]
+        (kind, c) for kind, concepts in track_facets(track).items() for c in concepts) for *_, track in answers}
+    others = [answers[i][2] for i in np.random.default_rng(0).permutation(len(answers))]
+    checked = []  # (kind, true of the track, true of the other track, named in the request) of each fact
+    for (query, text, track), other in zip(answers, others):
+        asked = {fact for facts in stated(query, phrases) for fact in facts}
+        checked += [(facts[0][0], *(not s.isdisjoint(facts) for s in (known[track["track_id"]], known[other["track_id"]], asked)))
+                    for facts in stated(text, phrases)]
     if not checked:
         return {"answers": len(answers), "facts in them": 0}
     kinds = Counter(kind for kind, *_ in checked)
-    return {"answers": len(answers), "facts in them": len(checked), "facts that are true": float(np.mean([t for _, t, _ in checked])),
-            "true of the track of another answer": float(np.mean([t for *_, t in checked]))} | {
-        f"{kind}: true": float(np.mean([t for k, t, _ in checked if k == kind])) for kind in (*FACTS, "tag", "name") if kinds[kind]} | {
+    _, true, true_of_another, asked = zip(*checked)
+    return {"answers": len(answers), "facts in them": len(checked), "facts that are true": float(np.mean(true)),
+            "true of the track of another answer": float(np.mean(true_of_another)), "facts that the request names": float(np.mean(asked))} | {
+        f"{kind}: true": float(np.mean([t for k, t, *_ in checked if k == kind])) for kind in (*FACTS, "tag", "name") if kinds[kind]} | {
         "facts by kind": dict(kinds)}
 
 
 def predicted_answers(folder, system, track_of):
-    """[(response, track)] of predictions/<system>.jsonl: the track is the first one that the dialogue has not played yet.
+    """[(query, response, track)] of predictions/<system>.jsonl: the track is the first one that the dialogue has not played yet.
 
     Raises SystemExit: the file, or the test dialogues, are missing; no line has a response.
     """
-    path, played = folder / "predictions" / f"{system}.jsonl", {}
+    path, asked = folder / "predictions" / f"{system}.jsonl", {}
     for d in data.load_dialogues(folder / "dialogues_test.jsonl", track_of):
         for t in range(len(d["turns"])):
-            played[d["dialogue_id"], t + 1] = {turn["music"] for turn in d["turns"][:t]}
+            asked[d["dialogue_id"], t + 1] = d["turns"][t]["query"], {turn["music"] for turn in d["turns"][:t]}
     found = []
     for number, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder}, or the baseline of that name"):
-        before = played.get((row.get("dialogue_id"), row.get("turn")))
+        query, before = asked.get((row.get("dialogue_id"), row.get("turn")), (None, None))
         if before is None or not set(row.get("track_ids") or ["-"]) <= set(track_of):
             raise SystemExit(f"{path}:{number}: a dialogue_id and turn of dialogues_test.jsonl and track_ids of tracks.jsonl are expected; "
                              f"make the file again with the script that wrote it")
         first = next((t for t in row["track_ids"] if t not in before), row["track_ids"][0])
-        found += [(row["response"], track_of[first])] if row.get("response") else []
+        found += [(query, row["response"], track_of[first])] if row.get("response") else []
     if not found:
         raise SystemExit(f"{path}: no responses in it. --predictions takes systems that write some: talkplay, two_stage")
     return found
@@ -415,7 +421,7 @@ def examine(folder, files, predictions=()):
             report[name]["cold"] = cold(dialogues, warm)
         if train and name != train:
             report[name]["duplicates"] = duplicates(kept[train], dialogues)
-        answers = [(response, track_of[music]) for d in dialogues for _, music, response, *_ in d["turns"] if music and response]
+        answers = [(query, response, track_of[music]) for d in dialogues for query, music, response, *_ in d["turns"] if music and response]
         report[name]["truth"] = truth(answers, tracks)
     for system in predictions:
         report[f"predictions/{system}"] = {"truth": truth(predicted_answers(folder, system, track_of), tracks)}
