@@ -45,6 +45,7 @@ from tqdm import tqdm
 from common import data
 from common.device import find_device
 from synthesis import asking, audit, parse, prompt, simulate
+from synthesis.facts import track_facets
 
 BACKENDS = ("simulate", "gemini", "local")
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
@@ -98,7 +99,7 @@ def playlists_in_turn(split, playlists, seed):
 def synthesize(split, playlists, tracks, row_of, facets_of, n, seed, path, most, mix):
     """Write n dialogues over the playlists of one split, in turn; several for each where n is larger.
 
-    facets_of: {track_id: simulate.track_facets(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
+    facets_of: {track_id: track_facets(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
 
     Lines go to `path`.part one by one; whole lines that are there already are kept. Each dialogue has
     its own random stream, so a resumed run ends in the same file.
@@ -320,7 +321,7 @@ def main():
             path.unlink(missing_ok=True)
 
     facts, start, settled = {}, time.time(), 0
-    facets_of = {} if llm else {t["track_id"]: simulate.track_facets(t) for t in tracks}
+    facets_of = {} if llm else {t["track_id"]: track_facets(t) for t in tracks}
     for split, path in paths.items():
         if llm:
             settled += converse(split, jobs_of[split], counts[split], backend, limiter, parts[split], args)

@@ -7,17 +7,16 @@ words. So the shares serve to compare files and to find examples, not as truths 
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from common import data
+from synthesis.facts import LEXICON, TAG_CONCEPT, track_facets
 from synthesis.parse import bare, speaks, words_of
-from synthesis.simulate import TAG_CONCEPT, track_facets
 
-LEXICON = json.loads((Path(__file__).parent.parent / "common" / "lexicon.json").read_text(encoding="utf-8"))
 SHINGLE = 5          # words in a row that count as the same text
 NEAR = 0.5           # share of a dialogue's shingles (or tracks) that makes another one its near-duplicate
+SAID = ("tags", "noun", "adj", "more", "use", "with", "about")  # where the lexicon has phrases
 CHANCE = 200         # random tracks, and instances of a rule at most, from which the share by chance is estimated
 
 # What a request speaks of: the lexicon's phrases of these kinds, these words besides, and what a pattern finds.
@@ -86,7 +85,7 @@ def side_phrases():
     found = {}
     for side, words in WORDS.items():
         phrases = {p for kind in FIELDS[side] for concept, entry in LEXICON[kind].items()
-                   for p in (concept, *(x for name in ("tags", "noun", "adj", "use", "with", "about") for x in entry.get(name, ())))}
+                   for p in (concept, *(x for name in SAID for x in entry.get(name, ())))}
         for phrase in {*map(words_of, phrases), *words.split()}:
             found.setdefault(phrase, set()).add(side)
     return found
@@ -276,7 +275,7 @@ def fact_phrases(tracks):
 
     for kind in FACTS:
         for concept, entry in LEXICON[kind].items():
-            said = [x for name in ("tags", "noun", "adj", "use", "with", "about") for x in entry.get(name, ())]
+            said = [x for name in SAID for x in entry.get(name, ())]
             for phrase in said if kind == "mode" else [concept, *said]:  # "major" alone is more often a word than a key
                 add(words_of(phrase), (kind, concept))
     for track in tracks:
