@@ -61,7 +61,8 @@ def track_facets(track):
 
 def intersection(facets):
     """Facets that several tracks have in common, in the order of the first. facets: list of {kind: [concepts]}."""
-    return {kind: [c for c in concepts if all(c in other[kind] for other in facets[1:])] for kind, concepts in facets[0].items()}
+    first, *others = facets
+    return {kind: [c for c in concepts if all(c in other[kind] for other in others)] for kind, concepts in first.items()} if others else first
 
 
 def pairs(facets, kinds=None):

@@ -258,7 +258,6 @@ def judge(text, shown):
     try:
         messages, cut = read_messages(text, notes)
         found = to_turns(messages, cut, shown, notes)
-        check_names(found, shown)
         turns = []
         for i, (query, handle, answer) in enumerate(found):
             track = shown[handle]
@@ -270,6 +269,7 @@ def judge(text, shown):
         wrong = problems({"turns": turns}, sampled, negatives, least=2, most=len(shown))
         if wrong:
             raise Fault(wrong[0])
+        check_names(found, shown)  # last, since it compares all that is said: an answer that loops is too long before
     except Fault as fault:
         return Verdict("ask again", notes=[str(fault)])
     return Verdict("repaired" if notes else "ok", turns, sorted(set(notes)))

@@ -165,7 +165,9 @@ def ask_description(now, kind):
         if facts:
             return now.listener.say("describe", np=noun_phrase(facts, rng, known_genre=True)), facts
     facts = choose_facts(now.facets, kind, rng)
-    return (now.listener.say("describe", np=noun_phrase(facts, rng)), facts) if facts else None
+    if all(c in now.old[k] for k, c in facts):  # nothing but what is playing already
+        return None
+    return now.listener.say("describe", np=noun_phrase(facts, rng)), facts
 
 
 # A kind of request: a function of a Situation -> (query, facts in it), or None where no such request holds for its aims.
@@ -223,6 +225,8 @@ def clarify(listener, reason, asked, refused, target, facets_of):
     """What the listener says after a rejection: (query, facts). asked: the facts in what was said before; the genre is clear from it."""
     rng, facets = listener.rng, listener.without_disliked(facets_of[target["track_id"]])
     facets = {k: [c for c in concepts if (k, c) not in asked and k not in NOUNS * bool(asked)] for k, concepts in facets.items()}
+    fresh = {k: [c for c in concepts if c not in facets_of[refused["track_id"]][k]] for k, concepts in facets.items()}
+    facets = fresh if any(fresh[k] for k in ("mood", "instrument", "vocal", "theme", "tempo")) else facets
     new = [fact for fact in changes(refused, target, facets_of) if fact[0] != "without" and fact not in [*asked, *listener.disliked]]
     facts = choose_facts(facets, "lyrics" if facets["theme"] and rng.random() < 0.25 else "tags", rng) or choose_facts(facets, "audio", rng)
     if new and (not facts or rng.random() < 0.5):
@@ -244,8 +248,10 @@ def praise(listener, kind, before, target, facets_of, asked):
     if not stays or kind == "recall" or listener.by_title:
         return listener.say("praise_mild")
     things = [f"the {c}" for c in facets["instrument"] if ("instrument", c) not in listener.disliked and c not in [c for _, c in asked]]
-    things += ["that voice"] * (facets["vocal"] not in ([], ["instrumental"]) and "vocal" not in kinds)
-    things += ["the mood"] * (facets["mood"] != [] and "mood" not in kinds) + ["the lyrics"] * (facets["theme"] != [] and "theme" not in kinds)
+    if facets_of[target["track_id"]]["vocal"] != ["instrumental"]:
+        things += ["that voice"] * (facets["vocal"] not in ([], ["instrumental"]) and "vocal" not in kinds)
+        things += ["the lyrics"] * (facets["theme"] != [] and "theme" not in kinds)
+    things += ["the mood"] * (facets["mood"] != [] and "mood" not in kinds)
     return listener.say("praise", **{"thing": pick(things, listener.rng)} if things and kind != "relative" else {})
 
 
