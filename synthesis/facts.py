@@ -36,7 +36,7 @@ def track_facets(track):
     facets = {kind: [] for kind in ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")}
     caption = AMBIGUOUS.sub(" ", (track["caption"] or "").lower())
     heard = [fact for fact, pattern in PATTERNS.items() if pattern.search(caption)]
-    tags = [re.sub(r"^(?:19(?=[6-9])|20(?=[01]))(\d0s)$", r"\1", tag.lower()) for tag in track["tags"]]  # 1980s -> 80s
+    tags = [re.sub(r"^(?:19(?=[6-9])|20(?=[01]))(\d0s)$", r"\1", " ".join(tag.lower().split())) for tag in track["tags"]]  # 1980s -> 80s
     told = [TAG_CONCEPT.get(tag, ("decade" if tag in LEXICON["decade"] else "tag", tag)) for tag in tags]
     sure = {kind for kind, _ in heard if kind in ("genre", "vocal")}
     for kind, concept in [*(fact for fact in told if fact[0] not in sure), *heard]:

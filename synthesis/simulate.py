@@ -83,7 +83,7 @@ class Situation:
 
 
 def ask_title(now):
-    named = {field: now.aims[0][field] for field in ("title", "artist") if now.aims[0][field]}
+    named = {field: " ".join(now.aims[0][field].split()) for field in ("title", "artist") if (now.aims[0][field] or "").strip()}
     return (now.listener.say("title", **named), []) if "title" in named and len(now.aims) == 1 else None
 
 
