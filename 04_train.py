@@ -47,7 +47,7 @@ RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
                   lessons=0),
     "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
-                 lessons=40),
+                 lessons=30),
 }
 # parts of a dialogue on which the loss is taken
 LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}
@@ -417,7 +417,7 @@ def main():
     # dialogues -> pieces -> sequences
     context = recipe["context"]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    train = train + packing.name_lessons(tracks, codes_of, recipe["lessons"], args.seed)
+    train = train + packing.name_lessons(tracks, codes_of, recipe["lessons"], packing.answers_by_track(train), args.seed)
     packed = []
     for name, dialogues, drop in (("train", train, recipe["drop_tokens"]), ("valid", valid, 0.0)):
         pieces = encode_once(part / "tokens" / name, lambda: packing.encode_all(

@@ -132,7 +132,7 @@ def main():
 
     tokens.add_music_tokens(tokenizer, k)
     recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
-    dialogues += packing.name_lessons(tracks, codes_of, recipe["lessons"] if args.lessons is None else args.lessons)
+    dialogues += packing.name_lessons(tracks, codes_of, recipe["lessons"] if args.lessons is None else args.lessons, packing.answers_by_track(dialogues))
     pieces, _, _ = packing.encode_all(tokens.make_coder(tokenizer), dialogues, codes_of, args.context)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), args.context), args.context, tokenizer.pad_token_id)
     systems = {"04_train.py": lambda: ours(make_model, packed, args, recipe),

@@ -39,9 +39,9 @@ def tiny_tokenizer(texts, vocab_size=2048):
 
 
 def tiny_llama(tokenizer, seed=0):
-    """Llama's architecture with 2 layers of 192 dimensions and random weights."""
+    """Llama's architecture with 2 layers of 192 dimensions, 6 heads and random weights."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=3,
-        num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=6, max_position_embeddings=4096, tie_word_embeddings=True, rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))

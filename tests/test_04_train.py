@@ -117,14 +117,22 @@ def test_lessons_name_known_tracks_only():
     tracks, codes = make_tracks(30), make_codes(30)
     codes[:5, 0], codes[5:, 0] = -1, 2
     codes_of = {t["track_id"]: c for t, c in zip(tracks, codes)}
-    lessons = packing.name_lessons(tracks, codes_of, 3, longest=8)
+    lessons = packing.name_lessons(tracks, codes_of, 3, {"t7": ["a", "b", "c"], "t2": ["never"]}, longest=8)
     assert len({len(d["turns"]) for d in lessons}) > 3 and max(len(d["turns"]) for d in lessons) <= 8  # some fill small gaps
     turns = [turn for d in lessons for turn in d["turns"]]
     named = [turn["music"] for turn in turns]
     assert {t: named.count(t) for t in set(named)} == {f"t{i}": 3 for i in range(5, 30)}
     title_of = {t["track_id"]: t["title"] for t in tracks}
     assert any(turn["query"] == title_of[turn["music"]] for turn in turns)
-    assert all(turn["response"] is None for turn in turns) and packing.name_lessons(tracks, codes_of, 0) == []
+    assert all(turn["response"] in (("a", "b", "c") if turn["music"] == "t7" else (None,)) for turn in turns)
+    assert packing.name_lessons(tracks, codes_of, 0, {}) == []
+
+
+def test_lessons_answer_as_dialogues_do_where_nothing_came_before():
+    """"Slower it is: ..." would be no answer to a title."""
+    turns = [{"query": "q", "music": "t1", "response": kind, "kind": kind} for kind in ("tags", "title", "relative", "more", None)]
+    turns += [{"query": "q", "music": None, "response": "hm", "kind": "tags"}, {"query": "q", "music": "t2", "response": None, "kind": "audio"}]
+    assert packing.answers_by_track([{"turns": turns}, {"turns": turns[:1]}]) == {"t1": ["tags", "title", "tags"]}
 
 
 def test_learning_rate():

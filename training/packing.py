@@ -17,6 +17,7 @@ from common import data, tokens
 
 # what 04_train.py names known tracks by, one of these a lesson
 LESSON_FIELDS = (("title",), ("title", "artist"), ("artist",))
+STANDALONE = ("title", "metadata", "tags", "lyrics", "audio")  # kinds of request that need no dialogue before them
 
 
 class Pieces(NamedTuple):
@@ -41,12 +42,21 @@ def drop_codes(codes, rate, rng):
     return np.where(keep, codes, -1) if keep.any() else codes
 
 
-def name_lessons(tracks, codes_of, n, seed=0, longest=11):
-    """Dialogues that teach the model what its tracks are called: title, artist or both, then the track's tokens.
+def answers_by_track(dialogues):
+    """{track_id: what dialogues answer when it is played at a request that needs no dialogue before it}."""
+    answers = {}
+    for turn in (turn for dialogue in dialogues for turn in dialogue["turns"]):
+        if turn["music"] is not None and turn["response"] and turn.get("kind") in STANDALONE:
+            answers.setdefault(turn["music"], []).append(turn["response"])
+    return answers
+
+
+def name_lessons(tracks, codes_of, n, answers, seed=0, longest=11):
+    """Dialogues that teach the model what its tracks are called and are like: title, artist or both, the track's tokens, an answer.
 
     The dialogues say little of names, and five tokens do not spell one. Each track of the training playlists (it has
     a playlist code; new tracks stay new) is named n times. This is the indexing task of generative
-    retrieval (Tay et al. 2022), not in the paper.
+    retrieval (Tay et al. 2022), not in the paper. answers: of answers_by_track; one of the track's is drawn each time, none where it has none.
     """
     rng = np.random.default_rng([seed, 1])
     known = [t for t in tracks if codes_of[t["track_id"]][0] >= 0]
@@ -54,8 +64,9 @@ def name_lessons(tracks, codes_of, n, seed=0, longest=11):
     for track in known * n:
         fields = LESSON_FIELDS[int(rng.integers(len(LESSON_FIELDS)))]
         text = data.item_text(track, fields) or data.item_text(track)
+        said = answers.get(track["track_id"])
         if text:
-            turns.append({"query": text, "music": track["track_id"], "response": None})
+            turns.append({"query": text, "music": track["track_id"], "response": said[int(rng.integers(len(said)))] if said else None})
     turns = [turns[i] for i in rng.permutation(len(turns))]
     # dialogues of 1 to `longest` lessons: what packing leaves free after the real ones is filled by some of them
     dialogues, at = [], 0
