@@ -90,7 +90,7 @@ def read_loose(text, notes):
             raise Fault(f"two lists: one of {len(messages)} messages and one of {len(others)}")
         notes += ["the same list twice"] * bool(others)
     closed = text[at:at + 1] == "]"
-    if "the same list twice" not in notes and (start.start() or closed and text[at + 1:].strip()):
+    if not notes and (start.start() or closed and text[at + 1:].strip()):
         notes.append("prose around the JSON")
     if not closed:
         notes.append(f"cut off: after message {len(messages)}")
