@@ -180,3 +180,23 @@ def test_a_name_is_no_wish(folder, monkeypatch, query, rules):
     data.write_jsonl(folder / "tracks.jsonl", [*tracks, *TRACKS[2:]])
     data.write_jsonl(folder / "named.jsonl", [dialogue("a", None, turn("Hm", "t0"), turn(query, "t1"))])
     assert set(run(monkeypatch, folder, "--file", folder / "named.jsonl")["named.jsonl"]["obedience"]) == rules
+
+
+@pytest.mark.parametrize("query, answer", [("Hm", "Hm"), ("slower", "It is slow folk.")])
+def test_the_notebook_on_a_handful_of_dialogues(tmp_path, monkeypatch, query, answer):
+    """Without a playlist, a rule to check (no tempo is known) or a fact in an answer; its code cells in order, as Jupyter would run them."""
+    pytest.importorskip("IPython")
+    import matplotlib.pyplot as plt
+    monkeypatch.setenv("TALKPLAY_DATA", str(tmp_path))
+    monkeypatch.chdir(Path(audit.__file__).parents[1])
+    plt.switch_backend("agg")
+    data.write_jsonl(tmp_path / "tracks.jsonl", [track | {"tempo": None} for track in TRACKS])
+    for split in data.SPLITS:
+        data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", [dialogue("a", None, turn("Hm", "t0", answer), turn(query, "t1", answer))])
+    cells = json.loads(Path("notebooks/03_dialogues.ipynb").read_text(encoding="utf-8"))["cells"]
+    seen = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), seen)
+    plt.close("all")
+    assert len(seen["rules"]) == 0 and (seen["truth"].size > 0) == (answer != "Hm")
