@@ -262,12 +262,12 @@ def prepare_cpcd(args):
 
 def prepare_talkplaydata(args):
     """Turn TalkPlayData's files into tracks.jsonl, playlists.jsonl, the dialogues of the three splits and embeddings."""
-    data_dir, problems = Path(args.data_dir), {}
+    data_dir, of_files, problems = Path(args.data_dir), {}, {}
     if args.n_valid < 1:
         raise SystemExit("--n-valid must be at least 1")
     paths = talkplaydata.find_files(args.parts)
     args.files = fingerprint(f"{path.name} {data.file_hash(path)}" for path in paths)
-    files = talkplaydata.sort_files(paths, problems)
+    files = talkplaydata.sort_files(paths, of_files)
     modalities = [m for m in MODALITIES if any(m in columns.values() for _, columns in files["vectors"])]
     writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS),
               *(f"embeddings/{modality}.npy" for modality in modalities)]
@@ -276,6 +276,7 @@ def prepare_talkplaydata(args):
         print(f"{NAME}: already done, nothing changed")
         return
 
+    mpd.print_problems(of_files)  # at once, since they tell why conversations may be missing
     heads = [head for head, _, _ in talkplaydata.read_conversations(files["conversations"], problems)]
     splits = talkplaydata.split_dialogues(heads, args.n_valid, args.seed, problems)
     played = {track_id for head in heads for track_id in head.music} if args.played_only else None
@@ -304,7 +305,7 @@ def prepare_talkplaydata(args):
     mpd.print_problems(of_vectors)
     for modality, (shape, n) in present.items():
         print(f"  {modality:9s} {str(shape):>14s}  {n:,} tracks have it, {shape[0] - n:,} do not")
-    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems | of_vectors)
+    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=of_files | problems | of_vectors)
     missing = [modality for modality in MODALITIES if modality not in present]
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists, {sum(s is not None for s in splits):,} dialogues and "
           f"{len(present)} embeddings to {data_dir}; leave out 03_synthesize.py, which refuses to replace these dialogues. Next: "

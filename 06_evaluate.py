@@ -182,6 +182,8 @@ def main():
     if args.music_crs:
         rows = music_crs.write_all(results, folder, order, turns, list(row_of), music_crs.users_of(dialogues[args.split]))
         print(f"\n## As the Music-CRS challenge scores ({results}/music_crs/)\n\n{tables.table(music_crs.COLUMNS, rows)}")
+        for warning in music_crs.warnings(args.data_dir, dialogues[args.split], turns, len(tracks)):
+            print(f"warning: {warning}")
     print()
     data.finish_run(run)
     chat = f". Next: python 05_infer.py chat --data-dir {args.data_dir}" if (args.data_dir / "model").is_dir() else ""

@@ -35,6 +35,23 @@ def check_targets(turns):
                              "that evaluator knows one a turn. Evaluate these dialogues without --music-crs")
 
 
+def warnings(data_dir, dialogues, turns, n_tracks):
+    """What keeps the figures from being those of the challenge's evaluator: a list of sentences, mostly empty.
+
+    dialogues: of the split; turns: those that are scored, of 06_evaluate.collect_turns; n_tracks: of the catalogue.
+    """
+    found, record = [], data_dir / "runs" / "00_prepare_data.json"
+    total = sum(len(dialogue["turns"]) for dialogue in dialogues)
+    if total > len(turns):
+        found.append(f"{total - len(turns):,} of {total:,} turns are not in the submission: they have no target, since the data name no track "
+                     f"there or tracks.jsonl does not have it. The challenge's evaluator stops (IndexError) at a turn of its ground truth "
+                     f"that a submission lacks; the figures above are of the other {len(turns):,}")
+    if record.is_file() and json.loads(record.read_text())["arguments"].get("played_only"):
+        found.append(f"catalog_diversity is divided by the {n_tracks:,} tracks that --played-only has kept; the challenge's evaluator divides "
+                     f"by the whole published catalogue, and rankings were over these tracks only. Prepare the data without --played-only")
+    return found
+
+
 def submission(rows, turns, track_ids, users):
     """The predictions of a system as the challenge wants them: a list of dicts, in the order of the turns.
 

@@ -26,6 +26,7 @@ out.
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,17 +84,22 @@ def read_rows(path, columns=None):
     """Yield the rows of a parquet or JSON file as dicts, of the named columns (those that it has; None: all).
 
     Lists of floats come from parquet as arrays, everything else as what JSON would hold.
+    Raises SystemExit: the file cannot be read to its end.
     """
     if path.suffix == ".parquet":
+        import pyarrow
         file = open_parquet(path)
-        for batch in file.iter_batches(1024, columns=[c for c in file.schema_arrow.names if columns is None or c in columns]):
-            cells = [column.to_numpy(zero_copy_only=False) if is_vector(column.type) else column.to_pylist()
-                     for column in batch.columns]
-            yield from (dict(zip(batch.schema.names, row)) for row in zip(*cells))
+        try:
+            for batch in file.iter_batches(1024, columns=[c for c in file.schema_arrow.names if columns is None or c in columns]):
+                cells = [column.to_numpy(zero_copy_only=False) if is_vector(column.type) else column.to_pylist()
+                         for column in batch.columns]
+                yield from (dict(zip(batch.schema.names, row)) for row in zip(*cells))
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise SystemExit(f"{path}: a damaged parquet file ({str(error).splitlines()[0]}). Download it again")
         return
     with open(path, encoding="utf-8", errors="replace") as f:
         if f.read(4096).lstrip()[:1] != "[":
-            yield from (row for _, row in data.read_jsonl(path, "downloading it again"))
+            yield from (row for _, row in data.read_jsonl(path, "downloading it again (JSON is read as a row a line, or one list of rows)"))
             return
         f.seek(0)
         try:
@@ -111,8 +117,10 @@ def is_vector(kind):
 
 
 def columns_of(path):
-    """The columns of a file; of JSON, the keys of its first row."""
-    return open_parquet(path).schema_arrow.names if path.suffix == ".parquet" else list(next(read_rows(path), {}))
+    """The columns of a file; of JSON, the keys that any of its rows has."""
+    if path.suffix == ".parquet":
+        return open_parquet(path).schema_arrow.names
+    return list(dict.fromkeys(key for row in read_rows(path) for key in row))
 
 
 def modality_of(column, path):
@@ -138,7 +146,7 @@ def sort_files(files, problems):
     Returns: {"conversations": [(path, split)], "tracks": [path], "annotations": [path], "vectors": [(path, {column: modality})]}.
     Raises SystemExit: no conversations, or no tracks.
     """
-    found = {"conversations": [], "tracks": [], "annotations": [], "vectors": []}
+    found, unused = {"conversations": [], "tracks": [], "annotations": [], "vectors": []}, []
     for path in files:
         columns = columns_of(path)
         vectors = {c: modality for c in columns if (modality := modality_of(c, path))} if "track_id" in columns else {}
@@ -154,10 +162,12 @@ def sort_files(files, problems):
             found["annotations"].append(path)
         else:
             note(problems, "files with neither conversations, tracks, vectors of tracks nor captions", path.name)
+            unused.append(f"{path.name}, which has {', '.join(map(repr, columns[:4])) or 'no rows'}")
     for kind, column, example in (("conversations", "conversations", "TalkPlayData-2"),
                                   ("tracks", "track_name", "TalkPlayData-2-Track-Metadata")):
         if not found[kind]:
-            raise SystemExit(f"--parts: no file has {kind} (a column {column}); give such files too, as of talkpl-ai/{example}")
+            raise SystemExit(f"--parts: no file has {kind} (a column {column}); give such files too, as of talkpl-ai/{example}"
+                             + (f". Of no use is {unused[0]} (of JSON a list of rows, or a row a line, is read)" if unused else ""))
     return found
 
 
@@ -176,7 +186,7 @@ class Head(NamedTuple):
 
 def identify(row):
     """(dialogue_id, group, meta) of a row; ids are None where they are missing."""
-    if isinstance(row.get("session_id"), str):
+    if isinstance(row.get("session_id"), str) and row["session_id"].strip():
         return row["session_id"], row["session_id"], {
             "backend": "talkplaydata-2", "user_id": str(row.get("user_id") or ""),
             "session_date": release_date(row.get("session_date")), "goal": row.get("conversation_goal")}
@@ -190,9 +200,13 @@ def read_labels(assessments, where, problems):
     """{turn: label} by the turn whose music is judged, which is the one before the turn that the label stands at."""
     labels = {}
     for item in assessments if isinstance(assessments, list) else ():
-        label, number = item.get("goal_progress_assessment"), item.get("turn_number")
-        if label in LABELS and type(number) is int:
+        label, number = (item.get(key) if isinstance(item, dict) else None for key in ("goal_progress_assessment", "turn_number"))
+        if not isinstance(item, dict):
+            note(problems, "assessments that are no objects", f"{where}: {item}")
+        elif label in LABELS and type(number) is int:
             labels[number - 1] = label
+        elif label in LABELS:
+            note(problems, "assessments whose turn_number is no whole number", f"{where}: {number!r}")
         elif label is not None:
             note(problems, f"assessments that are neither {FOR} nor {AGAINST}", f"{where}: {label}")
     return labels
@@ -213,6 +227,8 @@ def make_turns(messages, where, problems):
             note(problems, f"messages of the role {role} after the first one of a turn", f"{where}, turn {len(turns)}")
         else:
             turns[-1][FIELD_OF[role]] = clean_text(message.get("content"))
+            if not isinstance(message.get("content"), str | None):
+                note(problems, f"messages of the role {role} whose content is no text", f"{where}, turn {len(turns)}")
         if number is not None and number != len(turns):
             note(problems, "conversations whose turns are not numbered 1, 2, ... in their order", where)
             return None
@@ -261,6 +277,8 @@ def split_dialogues(heads, n_valid, seed, problems):
     for head in heads:
         published[head.group] = max(published.get(head.group, 0), data.SPLITS.index(head.split))
     final, train = dict(published), [group for group, s in published.items() if s == 0]
+    if heads and not train:
+        raise SystemExit("--parts: no train conversations; give that split's file too. Nothing was written")
     if 1 not in published.values():
         if len(train) <= n_valid:
             raise SystemExit(f"--n-valid {n_valid}: there are {len(train)} training playlists or sessions; give fewer. "
@@ -344,12 +362,12 @@ def annotate(tracks, paths, problems):
     """Fill in caption, tempo and key (the first of each list) of TrackDB-Pseudo-Annotation, where they have our form."""
     for path in paths:
         for number, row in enumerate(read_rows(path, ANNOTATION_COLUMNS), 1):
-            if (track := tracks.get(row.get("track_id"))) is None:
+            if not isinstance(row.get("track_id"), str) or (track := tracks.get(row["track_id"])) is None:
                 note(problems, "captions of tracks that the catalogue does not have", f"{path.name}: row {number}")
                 continue
-            key = clean_text(first(row.get("key")))
+            key = clean_text(first(row.get("key")))  # "Db major" too
             good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
-                    "key": key if re.fullmatch(r"[A-G]#? (major|minor)", key or "") else None}
+                    "key": key if key and data.FORMS["key"][1](key) else None}
             for field in good:
                 if good[field] is None and first(row.get(field)) not in (None, ""):
                     note(problems, f"values of {field} that are not of our form", f"{path.name}: row {number}: {first(row[field])}")
@@ -412,46 +430,52 @@ def print_table(rows, tracks):
 
 # ---------------------------------------------------------------- embeddings
 
-def add_vector(arrays, modality, row, vector, n_tracks, folder, where, problems):
-    """Put a vector, divided by its length, into its modality's array, which the first one makes. [] or None: it is missing."""
+def vector_of(value):
+    """The value of a column as (D,) float64, without an entry where there is none; (1,) NaN of what is no list of numbers."""
     try:
-        vector = np.asarray([] if vector is None else vector, np.float64)
+        vector = np.asarray([] if value is None else value, np.float64)
     except (TypeError, ValueError):
         vector = np.array([np.nan])
-    length = np.sqrt((vector**2).sum())
-    if not vector.size:
-        return
-    if vector.ndim != 1 or not 0 < length < np.inf:
-        note(problems, "vectors of no length, or with values that are no numbers", where)
-        return
-    if modality not in arrays:
-        arrays[modality] = np.lib.format.open_memmap(folder / f"{modality}.npy.tmp", "w+", np.float32, (n_tracks, len(vector)))
-        arrays[modality][:] = np.nan
-    if len(vector) != arrays[modality].shape[1]:
-        note(problems, f"vectors that have not the {arrays[modality].shape[1]} dimensions of the first", where)
-    elif not np.isnan(arrays[modality][row, 0]):
-        note(problems, "vectors of a track that has one already", where)
-    else:
-        arrays[modality][row] = vector / length
+    return vector if vector.ndim == 1 else np.array([np.nan])
 
 
-def write_embeddings(folder, sources, row_of, problems):
-    """embeddings/<modality>.npy, a row of NaN where a track has no vector.
-
-    sources: list of (path, {column: modality}). Returns: {modality: (shape, tracks that have it)}.
-    """
-    arrays = {}
-    folder.mkdir(parents=True, exist_ok=True)
+def read_vectors(sources, row_of, problems):
+    """Yield (row, modality, vector, where) of what is not empty and of a track of the catalogue; of write_embeddings."""
     for path, columns in sources:
         for number, row in enumerate(read_rows(path, ["track_id", *columns]), 1):
             where = f"{path.name}: row {number}"
-            if row.get("track_id") not in row_of:
+            if not isinstance(row.get("track_id"), str) or row["track_id"] not in row_of:
                 note(problems, "rows of vectors of tracks that the catalogue does not have", where)
                 continue
             for column, modality in columns.items():
-                add_vector(arrays, modality, row_of[row["track_id"]], row.get(column), len(row_of), folder, f"{where}, {column}",
-                           problems)
-    present = {}
+                if (vector := vector_of(row.get(column))).size:
+                    yield row_of[row["track_id"]], modality, vector, f"{where}, {column}"
+
+
+def write_embeddings(folder, sources, row_of, problems):
+    """embeddings/<modality>.npy, a row of NaN where a track has no vector; D is the size that most vectors of a modality have.
+
+    sources: list of (path, {column: modality}), read twice. Returns: {modality: (shape, tracks that have it)}.
+    """
+    sizes, arrays, present = {}, {}, {}
+    for _, modality, vector, _ in read_vectors(sources, row_of, {}):
+        if 0 < (vector**2).sum() < np.inf:
+            sizes.setdefault(modality, Counter())[len(vector)] += 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for modality, counts in sizes.items():
+        shape = len(row_of), counts.most_common(1)[0][0]
+        arrays[modality] = np.lib.format.open_memmap(folder / f"{modality}.npy.tmp", "w+", np.float32, shape)
+        arrays[modality][:] = np.nan
+    for row, modality, vector, where in read_vectors(sources, row_of, problems):
+        length = np.sqrt((vector**2).sum())
+        if not 0 < length < np.inf:
+            note(problems, "vectors of no length, or with values that are no numbers", where)
+        elif len(vector) != arrays[modality].shape[1]:
+            note(problems, f"vectors that have not the {arrays[modality].shape[1]} dimensions of most", where)
+        elif not np.isnan(arrays[modality][row, 0]):
+            note(problems, "vectors of a track that has one already", where)
+        else:
+            arrays[modality][row] = vector / length
     for modality, array in arrays.items():
         array.flush()
         present[modality] = (array.shape, int((~np.isnan(array[:, 0])).sum()))

@@ -12,7 +12,7 @@ import numpy as np
 
 from common import data
 from synthesis.facts import LEXICON, TAG_CONCEPT, track_facets
-from synthesis.parse import bare, speaks, words_of
+from synthesis.parse import bare, names_of, speaks, words_of
 
 SHINGLE = 5          # words in a row that count as the same text
 NEAR = 0.5           # share of a dialogue's shingles (or tracks) that makes another one its near-duplicate
@@ -80,6 +80,14 @@ def rule_pattern(name):
     return re.compile(rf"{NOT}\b(?:{RULES[name][0]})(?!\w)", re.IGNORECASE)
 
 
+def wish_alone(query, before, now):
+    """A request without the names of two tracks (None: not known), since "Slower Now" asks for nothing slower; ARTIST for the artist before."""
+    artist = " ".join(((before or {}).get("artist") or "").split())
+    names = [name for name in names_of([t for t in (before, now) if t]) if name != name.lower() or name == artist]
+    one_of_them = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)  # the longest first
+    return re.sub(one_of_them, lambda match: ARTIST if match[0] == artist else " ", query) if names else query
+
+
 def side_phrases():
     """{phrase: sides} of the words and phrases that speak of audio, lyrics, metadata or tags."""
     found = {}
@@ -103,27 +111,42 @@ def sides(query, target, phrases):
     return found
 
 
+def is_type(value, *types):
+    """Whether a value of a JSON file is null or of one of the types."""
+    return value is None or type(value) in types
+
+
+def text_of(value):
+    """A string, or "" of anything else: what is no text is not said, and no track."""
+    return value if isinstance(value, str) else ""
+
+
 def schema_faults(dialogues, row_of):
     """{fault: how often} of a list of dialogues as they stand in the file."""
     faults = Counter()
     for dialogue in dialogues:
         turns = dialogue.get("turns")
-        faults["dialogue without an id"] += not dialogue.get("dialogue_id")
+        faults["dialogue without an id"] += not text_of(dialogue.get("dialogue_id"))
+        faults["field of another type"] += not is_type(dialogue.get("playlist_id"), str, int)
         if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
             faults["dialogue without turns"] += 1
             continue
-        music = [t.get("music") for t in turns if t.get("music")]
+        music = [t["music"] for t in turns if text_of(t.get("music"))]
         faults["dialogue that plays a track twice"] += len(set(music)) < len(music)
-        faults["dialogue that ends on a rejected track"] += bool(turns[-1].get("rejected"))
+        faults["dialogue that ends on a rejected track"] += turns[-1].get("rejected") is True
         for turn, after in zip(turns, [*turns[1:], {}]):
-            faults["turn without a query"] += not str(turn.get("query") or "").strip()
-            faults["turn without a track"] += not turn.get("music")
-            faults["turn without an answer"] += not str(turn.get("response") or "").strip()
-            named = {turn.get("music"), *(turn.get("targets") or [])} - {None}
+            targets = turn.get("targets") or []
+            typed = isinstance(targets, list) and all(is_type(t, str) for t in targets)
+            faults["turn without a query"] += not text_of(turn.get("query")).strip()
+            faults["turn without a track"] += not text_of(turn.get("music"))
+            faults["turn without an answer"] += not text_of(turn.get("response")).strip()
+            faults["field of another type"] += sum(not is_type(turn.get(f), str) for f in ("query", "music", "response", "kind")) + (
+                not is_type(turn.get("rejected"), bool)) + (not typed)
+            named = {text_of(turn.get("music")), *(targets if typed else ())} - {"", None}
             faults["track that the catalogue does not have"] += sum(t not in row_of for t in named)
-            faults["two rejections in a row"] += bool(turn.get("rejected") and after.get("rejected"))
-    ids = Counter(d.get("dialogue_id") for d in dialogues)
-    faults["dialogue id that stands twice"] = sum(n > 1 for n in ids.values())
+            faults["two rejections in a row"] += turn.get("rejected") is True and after.get("rejected") is True
+    ids = Counter(text_of(d.get("dialogue_id")) for d in dialogues)
+    faults["dialogue id that stands twice"] = sum(n > 1 for i, n in ids.items() if i)
     return dict(faults)
 
 
@@ -131,11 +154,12 @@ def usable(dialogues, row_of):
     """The dialogues that can be measured: [{playlist_id, turns: [(query, track_id or None, response, rejected, kind)]}]."""
     kept = []
     for d in dialogues:
-        turns = [t for t in d.get("turns") or [] if isinstance(t, dict) and str(t.get("query") or "").strip()]
-        turns = [(str(t["query"]), t.get("music") if t.get("music") in row_of else None, str(t.get("response") or ""),
-                  bool(t.get("rejected")), t.get("kind")) for t in turns]
+        turns = d.get("turns") if isinstance(d.get("turns"), list) else []
+        turns = [t for t in turns if isinstance(t, dict) and text_of(t.get("query")).strip()]
+        turns = [(t["query"], t["music"] if text_of(t.get("music")) in row_of else None, text_of(t.get("response")),
+                  t.get("rejected") is True, text_of(t.get("kind")) or None) for t in turns]
         if turns:
-            kept.append({"playlist_id": d.get("playlist_id"), "turns": turns})
+            kept.append({"playlist_id": d["playlist_id"] if is_type(d.get("playlist_id"), str, int) else None, "turns": turns})
     return kept
 
 
@@ -183,8 +207,7 @@ def obedience(dialogues, track_of, tracks):
         for d in dialogues:
             for (_, before, *_), (query, now, *_) in zip(d["turns"], d["turns"][1:]):
                 before, now = track_of.get(before), track_of.get(now)
-                artist = (before or {}).get("artist")
-                if not pattern.search(query.replace(artist, ARTIST) if artist else query):
+                if not pattern.search(wish_alone(query, before, now)):
                     continue
                 asked += 1
                 if before is None or now is None or rule(before, now) is None:

@@ -1,7 +1,7 @@
 """An LLM's answer -> the turns of a dialogue, or the reason why not.
 
 A fault is repaired where only one repair is possible (fences, prose around the JSON, an answer before its track, an end
-that is cut off). All others raise Fault, and 03_synthesize.py asks once more. `problems` are the rules that hold
+that is cut off, the same list twice). All others raise Fault, and 03_synthesize.py asks once more. `problems` are the rules that hold
 for dialogues of every backend.
 """
 
@@ -10,13 +10,19 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+LONGEST = 2000  # characters of a request or an answer
 ROLES = {"user": "user", "listener": "user", "human": "user", "music": "music", "track": "music", "song": "music",
          "assistant": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant", "recommender": "assistant"}
 DECODER = json.JSONDecoder(strict=False)  # not strict: line breaks inside a text
 NO_JSON = (ValueError, RecursionError)  # what it raises: also at numbers of thousands of digits, and at brackets without end
 QUOTED = re.compile(r"\"([^\"]{2,80})\"|“([^”]{2,80})”|«([^»]{2,80})»|\*{1,2}([^*]{2,80})\*{1,2}"
                     r"|(?<!\w)['‘]([^'‘’\n]{2,80}(?:['’]\w[^'‘’\n]{0,80})*)['’](?!\w)")
+REJECTED = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": None, "null": None}
+SPACE = re.compile(r"[\s,]*")
+LIST, MESSAGE = re.compile(r"\[\s*(?={\s*\")"), re.compile(r"(?={\s*\")")  # where a list of messages, or one message, begins
+HANDLE = re.compile(r"\b[PN]\d+\b(?! (?:motorway|highway|road|bus|train)\b)")
 NAMING = re.compile(r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|tune)\W*$", re.IGNORECASE)
+ASKING = re.compile(r"\b(?:play|playing|put on|hear|have you got|called|titled|named|song|track|tune)\W*$", re.IGNORECASE)  # in a request
 
 
 class Fault(Exception):
@@ -36,14 +42,13 @@ class Verdict:
 def read_messages(text, notes):
     """The list of messages in an answer. notes: gets what was repaired. Returns: (messages, cut off). Raises Fault."""
     text = text.rpartition("</think>")[2].strip()
-    fence = re.search(r"```\w*\s*(.*?)(?:```|$)", text, re.DOTALL)
-    if fence and "{" in fence[1]:
-        notes.append("fences")
-        text = fence[1].strip()
     try:
         found = DECODER.decode(text)
     except NO_JSON:
-        return read_loose(text, notes)
+        if "```" not in text:
+            return read_loose(text, notes)
+        notes.append("fences")
+        return read_messages(re.sub(r"```\w*", " ", text), notes)
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -55,23 +60,37 @@ def read_messages(text, notes):
     return found, False
 
 
-def read_loose(text, notes):
-    """Messages one by one, from the first that can be read to the first that cannot. Arguments as in read_messages."""
-    start = re.search(r"\[\s*(?={\s*\")", text) or re.search(r"(?={\s*\")", text)
-    if not start:
-        raise Fault("no JSON: " + (repr(text[:60]) if text else "an empty answer"))
-    messages, at = [], start.end()
-    while at < len(text) and text[at] == "{":
+def read_row(text, at):
+    """The messages that follow each other from a position on. Returns: (messages, the position where no other can be read)."""
+    messages = []
+    while text[at:at + 1] == "{":
         try:
             message, at = DECODER.raw_decode(text, at)
         except NO_JSON:
             break
         messages.append(message)
-        at += len(re.match(r"[\s,]*", text[at:])[0])
+        at = SPACE.match(text, at).end()
+    return messages, at
+
+
+def read_loose(text, notes):
+    """Messages one by one, from the first that can be read to the first that cannot. Arguments as in read_messages.
+
+    Raises Fault too where other messages follow, as after a draft: nobody knows which are meant.
+    """
+    start = LIST.search(text) or MESSAGE.search(text)
+    if not start:
+        raise Fault("no JSON: " + (repr(text[:60]) if text else "an empty answer"))
+    messages, at = read_row(text, start.end())
     if not messages:
         raise Fault("no JSON: it breaks off in the first message")
+    for again in start.re.finditer(text, at):
+        others, _ = read_row(text, again.end())
+        if others and others != messages:
+            raise Fault(f"two lists: one of {len(messages)} messages and one of {len(others)}")
+        notes += ["the same list twice"] * bool(others)
     closed = text[at:at + 1] == "]"
-    if start.start() or closed and text[at + 1:].strip():
+    if not notes and (start.start() or closed and text[at + 1:].strip()):
         notes.append("prose around the JSON")
     if not closed:
         notes.append(f"cut off: after message {len(messages)}")
@@ -83,14 +102,20 @@ def read_loose(text, notes):
 # ---------------------------------------------------------------- turns
 
 def find_handle(content, shown):
-    """The handle that a music message means: itself, with something around it, or the exact title of one track."""
-    handles = {h.upper() for h in re.findall(r"\b[PN]\d+\b", content, re.IGNORECASE)}
-    if len(handles) == 1 and handles <= set(shown):
-        return handles.pop()
-    named = [h for h, track in shown.items() if track["title"] and words_of(bare(track["title"])) == words_of(bare(content))]
-    if len(named) != 1 or handles:
+    """The handle that a music message means: itself, with its own track's names around it, or the exact title of one track."""
+    first = re.search(r"\b[PN]\d+\b", content, re.IGNORECASE)
+    if not first:
+        named = [h for h, t in shown.items() if t["title"] and words_of(bare(t["title"])) == words_of(bare(content))]
+        if len(named) != 1:
+            raise Fault(f"unknown id: {content[:40]!r}")
+        return named[0]
+    handle, own = first[0].upper(), shown.get(first[0].upper())
+    rest = without_names(content[:first.start()] + " " + content[first.end():], names_of([own] if own else []))
+    if not own or set(re.findall(r"\b[PN]\d+\b", rest.upper())) - {handle}:
         raise Fault(f"unknown id: {content[:40]!r}")
-    return named[0]
+    if any(f" {words_of(bare(t['title']))} " in f" {words_of(rest)} " for t in shown.values() if words_of(bare(t["title"]))):
+        raise Fault(f"another track's title beside an id: {content[:60]!r}")
+    return handle
 
 
 def tidy(message, shown, notes):
@@ -110,8 +135,10 @@ def tidy(message, shown, notes):
         if handle != content:
             notes.append("id with something around it")
         content = handle
-    rejected = {"true": True, "false": False}.get(str(message.get("rejected")).lower())
-    return role, content, rejected
+    rejected = str(message.get("rejected")).strip().lower() if role == "music" else "none"
+    if rejected not in REJECTED:
+        raise Fault(f"neither true nor false: {content} has \"rejected\": {json.dumps(message['rejected'])[:20]}")
+    return role, content, REJECTED[rejected]
 
 
 def to_turns(messages, cut, shown, notes):
@@ -145,6 +172,8 @@ def to_turns(messages, cut, shown, notes):
             raise Fault(f"missing answer: turn {number}")
         if not group[0][1]:
             raise Fault(f"missing request: turn {number}")
+        if max(len(group[0][1]), len(answer)) > LONGEST:
+            raise Fault(f"too long: a request or an answer of more than {LONGEST:,} characters in turn {number}")
         if roles != ["user", "music", "assistant"]:
             notes.append("two answers joined" if roles.count("assistant") > 1 else "answer before the track")
         handle, rejected = music[0]
@@ -174,8 +203,21 @@ def bare(name):
 
 
 def quoted(text):
-    """[(what stands in quotation marks or asterisks, its match), ...]"""
-    return [(next(filter(None, match.groups())), match) for match in QUOTED.finditer(text)]
+    """[(what stands in quotation marks or asterisks, its match), ...]. After LONGEST it is not looked for: QUOTED takes quadratic time."""
+    return [(next(filter(None, match.groups())), match) for match in QUOTED.finditer(text, 0, LONGEST)]
+
+
+def names_of(tracks):
+    """Titles, artists and albums, whole and bare, each once, the longest first."""
+    names = {" ".join(name.split()) for t in tracks for f in ("title", "artist", "album") if t[f] for name in (t[f], bare(t[f]))}
+    return sorted(names - {""}, key=lambda name: (-len(name), name))
+
+
+def without_names(text, names):
+    """A text with spaces in the place of names, in capitals or not."""
+    for name in names:
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text, flags=re.IGNORECASE)
+    return text
 
 
 def speaks(text, name):
@@ -203,31 +245,46 @@ def kind_of(query, track, after_rejection):
     return "title" if speaks(query, track["title"]) else "metadata" if speaks(query, track["artist"]) else None
 
 
-def wrong_name(text, known, others, heard, nowhere=True):
+def asks_for(text, match):
+    """Whether a request asks for the title that a match of it is, so that it is no city or singer of the same name."""
+    before, after = text[:match.start()], text[match.end():]
+    return bool(ASKING.search(before) or re.match(r"\W*by [^a-z]", after) or not words_of(before) and words_of(after) in ("", "please"))
+
+
+def wrong_name(text, known, others, heard, request):
     """A title in a text that is neither that of the track played nor of one played before; None if there is none.
 
-    known: the tracks that may be named; others: the rest of the prompt's. heard: what has been said before. The title of
-    one of the others counts in quotation marks, or if it has two words and its capitals; a title of nowhere (if `nowhere`),
-    if it stands in quotation marks and is announced ("here is ...", "... by").
+    known: the tracks that may be named; others: the rest of the prompt's. heard: what has been said before. request: it is one,
+    no answer. The title of one of the others counts in quotation marks, or if it has two words and its capitals, in a request
+    only where it is asked for; in an answer also a title of nowhere, if it stands in quotation marks and is announced ("here is
+    ...", "... by"). Long names come before short ones: "Night Ferry" is no ferry of the track "Night".
     """
-    rest = text
-    for name in sorted({bare(t[f]) for t in known for f in ("title", "artist", "album") if t[f]}, key=len, reverse=True):
-        rest = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", rest, flags=re.IGNORECASE)
-    spans = quoted(rest)
-    for title in (bare(t["title"]) for t in others if words_of(t["title"] or "")):
-        if words_of(title) in words_of(heard):
-            continue
-        capitals = " " in title and title != title.lower() and re.search(rf"(?<!\w){re.escape(title)}(?!\w)", rest)
-        if capitals or any(words_of(bare(span)) == words_of(title) for span, _ in spans):
-            return title
-    if not nowhere:
+    names, rest = names_of(known), text
+    titles = {" ".join(bare(t["title"]).split()) for t in others} - {""}
+    titles = {title for title in titles if words_of(title) not in {"", *map(words_of, names)}}
+    for name in sorted({*names, *titles}, key=lambda name: (-len(name), name not in names, name)):
+        if name in names:
+            rest = without_names(rest, [name])
+        elif words_of(name) in words_of(rest) and words_of(name) not in words_of(heard):
+            in_capitals = re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", rest) if " " in name and name != name.lower() else ()
+            if (any(not request or asks_for(rest, match) for match in in_capitals)
+                    or any(words_of(bare(span)) == words_of(name) for span, _ in quoted(rest))):
+                return name
+    if request:
         return None
     told = words_of(f"{heard} {[[t[f] for f in ('title', 'artist', 'album', 'tags', 'lyrics', 'caption')] for t in known]}")
-    for span, match in spans:
+    for span, match in quoted(rest):
         announced = NAMING.search(rest[:match.start()]) or re.match(r"\W*by [^a-z]", rest[match.end():])
         if announced and span[0].isupper() and words_of(span) not in told:
             return span
     return None
+
+
+def speaks_of_lists(text, known, heard, shown):
+    """Whether a text says "negative set" or a handle that is neither part of a name nor said before. Arguments as in wrong_name."""
+    rest = without_names(text, names_of(known))
+    handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
+    return bool(re.search(r"\bnegative set\b", rest, re.IGNORECASE)) or not handles.isdisjoint(shown)
 
 
 def check_names(turns, shown):
@@ -237,16 +294,14 @@ def check_names(turns, shown):
         known = [shown[handle], *past]
         others = [t for t in shown.values() if t not in known]
         for who, text in (("request", query), ("answer", answer)):
-            if "negative set" in text.lower() or any(h in shown for h in re.findall(r"\b[PN]\d+\b", text)):
+            if speaks_of_lists(text, known, heard, shown):
                 raise Fault(f"speaks of the lists: the {who} of turn {number}")
-        asked = wrong_name(query, known, others, "", nowhere=False)
-        if asked:
-            raise Fault(f"another track's title: turn {number} is asked for {asked!r} and plays {shown[handle]['title']!r}")
-        heard += " " + query
-        name = wrong_name(answer, known, others, heard)
-        if name:
-            raise Fault(f"another track's title: the answer of turn {number} names {name!r}")
-        heard += " " + answer
+            name = wrong_name(text, known, others, heard if who == "answer" else "", who == "request")
+            if name and who == "request":
+                raise Fault(f"another track's title: turn {number} is asked for {name!r} and plays {shown[handle]['title']!r}")
+            if name:
+                raise Fault(f"another track's title: the answer of turn {number} names {name!r}")
+            heard += " " + text
         past.append(shown[handle])
 
 

@@ -174,10 +174,70 @@ def test_embeddings_in_the_order_of_the_tracks_with_length_1_and_nan_where_missi
         assert made[8] == pytest.approx(raw / np.linalg.norm(raw), abs=1e-6)
     assert not list((tmp_path / "out/embeddings").glob("*.tmp"))
     out, where = capsys.readouterr().out, "all_tracks-0000"
-    for line in ("2 vectors of no length, or with values that are no numbers (", "1 vectors that have not the 5 dimensions of the first (",
+    for line in ("2 vectors of no length, or with values that are no numbers (", "1 vectors that have not the 5 dimensions of most (",
                  "1 rows of vectors of tracks that the catalogue does not have (", "4 vectors of a track that has one already ("):
         assert f"left out: {line}{where}" in out
     assert "  playlist         (40, 6)  39 tracks have it, 1 do not\n" in out
+
+
+def test_json_whose_first_rows_are_odd(tmp_path, capsys):
+    """A key that the first row lacks, a first vector of another size, an id that is no string: the others' vectors stay."""
+    embeddings = [vectors(i) for i in range(N)]
+    del embeddings[0]["audio-laion_clap"], embeddings[N // 2]["audio-laion_clap"]  # the first rows of both files
+    embeddings[0]["cf-bpr"] = [1.0] * 3
+    embeddings[1]["track_id"] = ["uuid-1"]
+    run(publish(tmp_path / "hub", TRAIN, TEST, embeddings=embeddings, suffix="json"), tmp_path / "out", "--n-valid", 1)
+    audio, playlist = load(tmp_path / "out", "audio"), load(tmp_path / "out", "playlist")
+    assert audio.shape == (N, 5) and np.flatnonzero(np.isnan(audio[:, 0])).tolist() == [0, 1, N // 2]
+    assert playlist.shape == (N, 6) and np.flatnonzero(np.isnan(playlist[:, 0])).tolist() == [0, 1]
+    out = capsys.readouterr().out
+    assert "1 vectors that have not the 6 dimensions of most (all_tracks-00000-of-00002.json: row 1, cf-bpr)" in out
+    assert "1 rows of vectors of tracks that the catalogue does not have (all_tracks-00000-of-00002.json: row 2)" in out
+
+
+def test_odd_ids_labels_and_contents(tmp_path, capsys):
+    def changed(i, change):
+        row = session(i, labels=[None] + ["DOES_NOT_MOVE_TOWARD_GOAL"] * 7)
+        change(row)
+        return row
+
+    odd = [changed(12, lambda row: row.update(session_id=" ")), changed(13, lambda row: row.update(goal_progress_assessments=[3, None])),
+           changed(14, lambda row: row["goal_progress_assessments"][1].update(turn_number="2")),
+           changed(15, lambda row: row["conversations"][1].update(content={"id": "uuid-1"}))]
+    hub = publish(tmp_path / "hub", [*TRAIN, *odd], TEST, suffix="json")
+    write(hub / "Annotations/notes.json", [{"track_id": ["uuid-1"], "caption": "x"}, {"track_id": "uuid-2", "caption": "y", "key": ["Db major"]}])
+    tracks, _, dialogues = run(hub, tmp_path / "out", "--n-valid", 1)
+    found = {d["dialogue_id"]: d["turns"] for split in dialogues.values() for d in split}
+    assert set(found) == {f"s{i}" for i in (*range(12), 13, 14, 15, 20, 21, 22)} and tracks[2]["key"] == "Db major"
+    assert [t["rejected"] for t in found["s14"]] == [False] + [True] * 6 + [False] and found["s15"][0]["music"] is None
+    assert not any(t["rejected"] for t in found["s13"])
+    out, name = capsys.readouterr().out, "train-00000-of-00001.json: row"
+    for line in (f"1 rows without session_id (or pid and cid) and a list of messages ({name} 13)",
+                 f"2 assessments that are no objects ({name} 14: 3; {name} 14: None)",
+                 f"1 assessments whose turn_number is no whole number ({name} 15: '2')",
+                 f"1 messages of the role music whose content is no text ({name} 16, turn 1)",
+                 "1 captions of tracks that the catalogue does not have (notes.json: row 1)"):
+        assert f"left out: {line}\n" in out
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    hub, out = publish(tmp_path / "hub", TRAIN, TEST), tmp_path / "out"
+    path = hub / "Dataset/data/train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(200) + whole[400:])  # the footer is whole
+    with pytest.raises(SystemExit, match="train-00000-of-00001.parquet: a damaged parquet file"):
+        run(hub, out, "--n-valid", 1)
+    path.unlink()
+    (hub / "Dataset/data/train.json").write_text(json.dumps({"data": TRAIN}))
+    with pytest.raises(SystemExit, match="--parts: no train conversations"):
+        run(hub, out, "--n-valid", 1)
+    assert "left out: 1 files with neither conversations, tracks, vectors of tracks nor captions (train.json)" in capsys.readouterr().out
+    (hub / "Dataset/data/test-00000-of-00001.parquet").unlink()
+    with pytest.raises(SystemExit, match=r"no file has conversations .* Of no use is train.json, which has 'data' \(of JSON a list of rows, or"):
+        run(hub, out, "--n-valid", 1)
+    (hub / "Dataset/data/train.json").write_text(json.dumps({"data": TRAIN}, indent=1))
+    with pytest.raises(SystemExit, match=r"train.json:1: not JSON .*JSON is read as a row a line, or one list of rows"):
+        run(hub, out, "--n-valid", 1)
 
 
 def test_irregular_conversations_are_counted_with_their_row(tmp_path, capsys):
@@ -237,7 +297,7 @@ def test_talkplaydata_1(tmp_path, capsys):
     write(hub / "Extra-Track-Metadata/data/train-00000-of-00001.parquet", [track(i) for i in range(N)])
     write(hub / "TrackDB-Pseudo-Annotation/data/train-00000-of-00001.parquet", [
         {"track_id": "uuid-1", "caption": "A slow song.", "tempo": ["92.5", "46"], "key": ["A# minor"], "chord": ["C"]},
-        {"track_id": "uuid-2", "caption": None, "tempo": ["fast"], "key": ["Bb minor"], "chord": []}])
+        {"track_id": "uuid-2", "caption": None, "tempo": ["fast"], "key": ["H minor"], "chord": []}])
     write(hub / "TalkPlayData-Extra-cf-bpr/data/train-00000-of-00001.parquet",
           [{"track_id": f"uuid-{i}", "embedding": [float(i), 1.0]} for i in range(N)])
     tracks, playlists, dialogues = run(hub, tmp_path / "out", "--n-valid", 2, "--played-only")
@@ -257,7 +317,7 @@ def test_talkplaydata_1(tmp_path, capsys):
     assert "left out: 1 dialogues of a playlist that a later split has too (11-11_9 of train)" in out
     assert "left out: 26 tracks that no dialogue plays (" in out and "left out: 26 rows of vectors of tracks that" in out
     assert "Next: python 01_extract_embeddings.py --data-dir" in out and "--modalities semantic metadata lyrics audio (what" in out
-    assert "left out: 1 values of key that are not of our form (train-00000-of-00001.parquet: row 2: Bb minor)" in out
+    assert "left out: 1 values of key that are not of our form (train-00000-of-00001.parquet: row 2: H minor)" in out
 
 
 def test_published_validation_is_kept(tmp_path):

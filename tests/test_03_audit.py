@@ -155,3 +155,48 @@ def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):
 def test_a_file_that_is_missing(folder, monkeypatch):
     with pytest.raises(SystemExit, match="nothing.jsonl is missing"):
         run(monkeypatch, folder, "--file", folder / "nothing.jsonl")
+
+
+def test_values_of_other_types_are_counted_and_stop_nothing(folder, monkeypatch):
+    """A field each, in a dialogue each; what is wrong is not measured, the rest of the dialogue is."""
+    odd = [{"music": ["t0"]}, {"music": {"id": "t0"}}, {"targets": "t0"}, {"targets": 5}, {"targets": [["t0"]]}, {"rejected": "false"},
+           {"kind": ["tags"]}, {"query": 5}, {"response": {"a": 1}}]
+    rows = [dialogue(f"x{i}", None, turn("hi", "t0") | fields, turn("and", "t1")) for i, fields in enumerate(odd)]
+    rows += [dialogue(["y"], ["q"], turn("hi", "t0")), dialogue("z", None) | {"turns": {"a": 1}}]
+    data.write_jsonl(folder / "others.jsonl", rows)
+    found = run(monkeypatch, folder, "--file", folder / "others.jsonl", folder / "dialogues_train.jsonl")["others.jsonl"]
+    assert {k: n for k, n in found["schema"].items() if n} == {
+        "field of another type": 10, "turn without a track": 2, "turn without a query": 1, "turn without an answer": 1,
+        "dialogue without an id": 1, "dialogue without turns": 1}
+    assert found["table_1"]["turns"] == 2 * 9 - 1 + 1 and found["table_1"]["tracks"] == 2
+    assert found["directions"]["turns rejected"] == 0.0 and found["coverage"]["kinds, as the file names them"] == {"not known": 1.0}
+
+
+@pytest.mark.parametrize("query, rules", [
+    ("Play Slower Now by Faster Joe.", set()), ("I want Slower Now, but from an older record.", {"older"}), ("slower now, please", {"slower"}),
+    ("I'm tired of Slower Sam.", {"another artist"}), ("Like Newer Days, only slower.", {"slower"})])
+def test_a_name_is_no_wish(folder, monkeypatch, query, rules):
+    tracks = [TRACKS[0] | {"title": "Newer Days", "artist": "Slower Sam"}, TRACKS[1] | {"title": "Slower Now (Live)", "artist": "Faster Joe"}]
+    data.write_jsonl(folder / "tracks.jsonl", [*tracks, *TRACKS[2:]])
+    data.write_jsonl(folder / "named.jsonl", [dialogue("a", None, turn("Hm", "t0"), turn(query, "t1"))])
+    assert set(run(monkeypatch, folder, "--file", folder / "named.jsonl")["named.jsonl"]["obedience"]) == rules
+
+
+@pytest.mark.parametrize("query, answer", [("Hm", "Hm"), ("slower", "It is slow folk.")])
+def test_the_notebook_on_a_handful_of_dialogues(tmp_path, monkeypatch, query, answer):
+    """Without a playlist, a rule to check (no tempo is known) or a fact in an answer; its code cells in order, as Jupyter would run them."""
+    pytest.importorskip("IPython")
+    import matplotlib.pyplot as plt
+    monkeypatch.setenv("TALKPLAY_DATA", str(tmp_path))
+    monkeypatch.chdir(Path(audit.__file__).parents[1])
+    plt.switch_backend("agg")
+    data.write_jsonl(tmp_path / "tracks.jsonl", [track | {"tempo": None} for track in TRACKS])
+    for split in data.SPLITS:
+        data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", [dialogue("a", None, turn("Hm", "t0", answer), turn(query, "t1", answer))])
+    cells = json.loads(Path("notebooks/03_dialogues.ipynb").read_text(encoding="utf-8"))["cells"]
+    seen = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), seen)
+    plt.close("all")
+    assert len(seen["rules"]) == 0 and (seen["truth"].size > 0) == (answer != "Hm")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -57,12 +58,13 @@ def test_the_example_of_the_prompt_is_a_good_answer():
     assert [t["kind"] for t in found.turns] == ["title", None, "after_rejection", None]
 
 
-GOOD = json.dumps(conversation())
+GOOD, DRAFT = json.dumps(conversation()), json.dumps(conversation(("P3", "P2", "P1")))
 
 
 @pytest.mark.parametrize("text, note", [
     (f"```json\n{GOOD}\n```", "fences"), (f"```\n{GOOD}", "fences"),
     (f"Here is [the] conversation:\n{GOOD}\nI hope it helps!", "prose around the JSON"),
+    (f"{GOOD}\nOnce more:\n{GOOD}", "the same list twice"),
     (f"<think>A list [ {{\"role\" ... or so</think>{GOOD}", None),
     (json.dumps({"conversation": conversation()}), "list inside an object"),
     (GOOD[:-1] + ",]", "loose JSON"), (GOOD.replace("a quiet one for you, number 3", "a quiet\none"), None),
@@ -123,6 +125,16 @@ def changed(i, **fields):
     (changed(2, content="This is 'Blue Velvet Rain' by Odile Marsh."), "names 'Blue Velvet Rain'"),
     (changed(0, content="Play 'Night Ferry', please."), "turn 1 is asked for 'Night Ferry' and plays 'Paper Lanterns'"),
     (changed(0, content="Have you got Night Ferry by The Amber Line?"), "turn 1 is asked for 'Night Ferry' and plays 'Paper Lanterns'"),
+    (DRAFT + "\nBetter:\n" + GOOD, "two lists: one of 9 messages and one of 12"), (f"```json\n{DRAFT}\n```\nNow:\n```\n{GOOD}\n```", "two lists"),
+    (GOOD + "\n\n" + DRAFT, "two lists: one of 12 messages and one of 9"), (DRAFT[:-40] + "...\nNo:\n" + GOOD, "two lists"),
+    (DRAFT[1:-1] + "\nBetter:\n" + GOOD[1:-1], "two lists"), (json.dumps({"draft": conversation(("P1", "P2")), "final": conversation()}), "no list"),
+    (changed(1, rejected="yes"), "rejects a track of the playlist: turn 1, P1"), (changed(1, rejected=1), "rejects a track of the playlist"),
+    (changed(4, rejected="no"), "accepts a track of the negative set"), (changed(4, rejected=0), "accepts a track of the negative set"),
+    (changed(1, rejected="maybe"), 'neither true nor false: P1 has "rejected": "maybe"'), (changed(1, rejected=[False]), "neither true nor false"),
+    (changed(1, content="P1 | Night Ferry by The Amber Line"), "another track's title beside an id: 'P1 | Night Ferry"),
+    (changed(2, content="a " * 1001), "too long: a request or an answer of more than 2,000 characters in turn 1"),
+    (changed(0, content="Something like 'Night Ferry'."), "is asked for 'Night Ferry'"), (changed(0, content="Night Ferry, please."), "is asked for"),
+    (changed(3, content="Put on Home By The Sea... no, put on Night Ferry!"), "is asked for 'Night Ferry'"),
     (changed(2, content="P1 is calm."), "speaks of the lists: the answer of turn 1"),
     (changed(3, content="Not from the negative set."), "speaks of the lists: the request of turn 2")])
 def test_asked_again(answer, reason):
@@ -138,10 +150,33 @@ def test_asked_again(answer, reason):
     ({4: "Here is 'Home', from the '70s, rock 'n' roll 'til the end."}, {}),     # apostrophes
     ({1: "As you said: \"Dust And Rain\", by all means."}, {1: "I want dust and rain."}),
     ({4: "Here is Home."}, {4: "Play Home by Odile Marsh."}),
-    ({}, {1: "A night ferry, that sort of mood, with wires."}), ({}, {4: "Like Night Ferry, but at home."})])
+    ({}, {1: "A night ferry, that sort of mood, with wires."}), ({}, {4: "Like Night Ferry, but at home."}),
+    ({}, {1: "On the Night Ferry across, please something calm.", 3: "As on the N1 motorway, a negative setting."})])  # no track is asked for
 def test_names_that_may_be_spoken(answers, queries):
     found = verdict(conversation(answers=answers, queries=queries))
     assert found.state == "ok", found.notes
+
+
+@pytest.mark.parametrize("title, said", [
+    ("P2", "P2"), ("P2 (Remix)", "P2"), ("Song (feat. N2)", "Song (feat. N2)"), ("NEGATIVE SET", "NEGATIVE SET"),
+    ("The Night Ferry Song", "The Night Ferry Song"), ("*Night Ferry*", "Night Ferry"), ("N1\nN2", "N1 N2")])
+def test_names_that_look_like_something_else(title, said):
+    shown = SHOWN | {"P1": PLAYED[0] | {"title": title}}
+    found = parse.judge(json.dumps(conversation(answers={1: f"Here is {said}.", 3: f"Slower than {said}."}, queries={1: f'Play "{said}" please.'})), shown)
+    assert (found.state, found.notes) == ("ok", []) and found.turns[1]["music"] == "t4"
+
+
+def test_a_short_title_does_not_hide_a_longer_one():
+    found = parse.judge(json.dumps(conversation(answers={1: "Here is Night Ferry."})), SHOWN | {"P1": PLAYED[0] | {"title": "Night"}})
+    assert found.notes == ["another track's title: the answer of turn 1 names 'Night Ferry'"]
+
+
+def test_long_texts_take_no_time():
+    """Without a bound these took 9 and 17 seconds."""
+    for text in ("'a " * 10_000, '"a ' * 10_000):
+        start = time.process_time()
+        assert verdict(changed(2, content=text)).notes[0].startswith("too long") and not parse.speaks(text, "B")
+        assert time.process_time() - start < 2
 
 
 def test_what_counts_as_a_name():

@@ -95,9 +95,17 @@ def test_the_submission(monkeypatch, data_dir, capsys):
     assert (data_dir / "results/music_crs.csv").read_text() == (
         "system,ndcg@1,ndcg@10,ndcg@20,catalog_diversity,lexical_diversity,turns\n"
         f"mine,{1 / 6:.6f},{1 / 6:.6f},{(1 + at_20) / 2 / 3:.6f},{21 / 30:.6f},1.000000,4\n")
-    assert "| mine   | 0.1667 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| mine   | 0.1667 |" in out and "played-only" not in out
+    assert "\nwarning: 1 of 5 turns are not in the submission: they have no target" in out  # turn 2 of s1 plays nothing
     record = json.loads((data_dir / "runs/06_evaluate.json").read_text())
     assert "results/music_crs.csv" in record["outputs"]
+
+
+def test_a_catalogue_that_was_cut(monkeypatch, data_dir, capsys):
+    data.write_text(data_dir / "runs/00_prepare_data.json", json.dumps({"arguments": {"source": "talkplaydata", "played_only": True}}))
+    run(monkeypatch, data_dir, "--music-crs")
+    assert "\nwarning: catalog_diversity is divided by the 30 tracks that --played-only has kept; " in capsys.readouterr().out
 
 
 def test_several_targets_are_refused(monkeypatch, data_dir):
