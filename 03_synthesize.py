@@ -157,15 +157,38 @@ def make_backend(args, limiter):
     return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
 
 
-def converse(split, make_job, n, backend, limiter, journal, args):
-    """Ask for the n dialogues of a split. Returns: how many were settled now; the journal has them."""
+def converse(split, make_job, n, backend, limiter, journal, args, answered):
+    """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of asking.ask_all."""
     def ask(tasks):
         prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
         seeds = [np.random.SeedSequence([args.seed, data.SPLITS.index(split), task.number, task.attempt]) for task in tasks]
         return backend(prompts, [int(seed.generate_state(1)[0]) for seed in seeds])
 
     return asking.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
-                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split)
+                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split,
+                          answered)
+
+
+def ask_model(jobs_of, counts, journals, backend, limiter, args):
+    """Ask for what the journals leave open, and print what it came to, also where the run stops. counts: {split: dialogues}.
+
+    Returns: ({split: of asking.read_journal}, the summary for the record).
+    """
+    def look():
+        found = {split: asking.read_journal(path) for split, path in journals.items()}
+        return found, asking.summarise(found.values(), args.price_in, args.price_out)
+
+    (found, before), start = look(), time.time()
+    answered = any(line["verdict"] != "no answer" for of_split in found.values() for lines in of_split.values() for line in lines)
+    try:
+        for split in data.SPLITS:
+            answered = converse(split, jobs_of[split], counts[split], backend, limiter, journals[split], args, answered)
+    finally:
+        found, summary = look()
+        settled = sum(summary[kind] - before[kind] for kind in ("made", "rejected"))
+        summary["dialogues_a_minute"] = round(60 * settled / (time.time() - start), 1)
+        asking.print_summary(summary)
+    return found, summary
 
 
 # ---------------------------------------------------------------- the script
@@ -320,18 +343,14 @@ def main():
         for path in [*parts.values(), *paths.values(), folder / "dialogues_rejected.jsonl"]:
             path.unlink(missing_ok=True)
 
-    facts, start, settled = {}, time.time(), 0
+    facts = {}
     facets_of = {} if llm else {t["track_id"]: track_facets(t) for t in tracks}
     for split, path in paths.items():
-        if llm:
-            settled += converse(split, jobs_of[split], counts[split], backend, limiter, parts[split], args)
-        elif not path.is_file():
+        if not llm and not path.is_file():
             synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
     if llm:
-        journals = {split: asking.read_journal(part) for split, part in parts.items()}
-        facts["summary"] = asking.summarise(journals.values(), args.price_in, args.price_out)
-        asking.print_summary(facts["summary"], settled, time.time() - start)
-        dialogues, rejected = asking.collect(journals, jobs_of, args.model, args.backend)
+        found, facts["summary"] = ask_model(jobs_of, counts, parts, backend, limiter, args)
+        dialogues, rejected = asking.collect(found, jobs_of, args.model, args.backend)
         data.write_jsonl(folder / "dialogues_rejected.jsonl", rejected)
         for split, path in paths.items():
             if not dialogues[split]:

@@ -1,16 +1,19 @@
 """Ask a language model for many dialogues: several calls at a time, and every answer on disk before it counts.
 
 The journal is an append-only file, a line an answer: `number` (of the dialogue), `attempt` (1 or 2), `in` and `out`
-(tokens), `verdict` (ok, repaired, ask again, rejected), `notes` (what was repaired, or the reason), `turns`, and the
-`answer` itself where it was of no use. A killed run loses the calls in flight and nothing else: the next one reads the
+(tokens), `verdict` (ok, repaired, ask again, no answer, rejected), `notes` (what was repaired, or the reason), `turns`, and
+the `answer` itself where it was of no use. A killed run loses the calls in flight and nothing else: the next one reads the
 journal and asks only for what it does not have.
 """
 
 import json
+import os
+import signal
 import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -35,7 +38,7 @@ class Task(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """A call failed each time that it was tried; others may work."""
+    """A call failed each time that it was tried, or the server refuses this prompt; others may work."""
 
 
 class Stop(Exception):
@@ -75,6 +78,30 @@ def read_journal(path):
     return lines
 
 
+def open_tasks(found, n):
+    """(deque of the Tasks that a journal leaves open of the dialogues 0 to n - 1, {number: its rounds without an answer}).
+
+    found: of read_journal. What had no answer before comes last: where the server is down, other dialogues find that out,
+    and nothing is set aside for it.
+    """
+    tasks, missed = [], Counter()
+    for number in range(n):
+        lines = found.get(number, ())
+        answers = [line for line in lines if line["verdict"] != "no answer"]
+        missed[number] = len(lines) - len(answers)
+        if not answers:
+            tasks.append(Task(number))
+        elif answers[-1]["verdict"] == "ask again":
+            tasks.append(Task(number, 2, answers[-1]["notes"][0]))
+    return deque(sorted(tasks, key=lambda task: missed[task.number])), missed
+
+
+def journal_line(task, answer, state, notes, turns=()):
+    line = {"number": task.number, "attempt": task.attempt, "in": answer.tokens_in, "out": answer.tokens_out,
+            "verdict": state, "notes": notes, "turns": list(turns)}
+    return line if turns else line | {"answer": answer.text}
+
+
 def settle(task, answer, judge):
     """(line of the journal, the next Task or None). judge: function of number and text -> parse.Verdict."""
     if answer.text is None:
@@ -84,85 +111,87 @@ def settle(task, answer, judge):
         state, turns, notes = verdict.state, verdict.turns, verdict.notes
     if state == "ask again" and (answer.final or task.attempt == 2):
         state = "rejected"
-    line = {"number": task.number, "attempt": task.attempt, "in": answer.tokens_in, "out": answer.tokens_out,
-            "verdict": state, "notes": notes, "turns": turns}
-    if not turns:
-        line["answer"] = answer.text
-    return line, Task(task.number, 2, notes[0]) if state == "ask again" else None
+    return journal_line(task, answer, state, notes, turns), Task(task.number, 2, notes[0]) if state == "ask again" else None
 
 
-def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name):
+@contextmanager
+def on_interrupt(stop):
+    """Within it Ctrl-C calls stop(), wherever the main thread is, and once more ends the process; an error calls stop(), too."""
+    pressed = []
+
+    def handle(*_):
+        if pressed:
+            os._exit(130)  # each line of the journal is on disk; an orderly exit would wait for the threads
+        pressed.append(True)
+        os.write(2, b"\nwaiting for the calls in flight; interrupt again to lose them\n")  # print must not interrupt itself
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except BaseException:
+        stop()  # or threads that sleep would be waited for
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered):
     """Ask for the dialogues 0 to n - 1 that the journal does not settle; append a line an answer.
 
     ask: function of a list of Tasks -> list of Answers, called in `workers` threads with `batch_size` tasks; raises NoAnswer
-    or Stop. A call without an answer is made again once all others are done; it is rejected if it fails again, unless
-    nothing at all was answered: then the server is to blame.
-    Returns: how many dialogues were settled now. Raises SystemExit: stopped; what is answered is kept.
+    or Stop. A call without an answer is made again once all others are done, and its dialogue is rejected if it fails again,
+    be it in another try of the run. answered: whether anything was ever answered in this run or its earlier tries; before
+    that nothing is rejected, since the server or the request as such is to blame.
+    Returns: answered, as it is now. Raises SystemExit: stopped; what is answered is kept.
     """
-    found, queue = read_journal(journal), deque()
-    for number in range(n):
-        last = found[number][-1] if number in found else None
-        if last is None:
-            queue.append(Task(number))
-        elif last["verdict"] == "ask again":
-            queue.append(Task(number, 2, last["notes"][0]))
-    missed, answered, settled, in_a_row, trouble, running = Counter(), 0, 0, 0, None, {}
+    queue, missed = open_tasks(read_journal(journal), n)
+    in_a_row, trouble, running = 0, [], {}
+
+    def stop(why):
+        trouble.append(why)
+        limiter.stop.set()
+
     with open(journal, "a", encoding="utf-8", errors="replace") as f, ThreadPoolExecutor(workers) as pool, \
-            tqdm(total=n, initial=n - len(queue), desc=name) as bar:
+            tqdm(total=n, initial=n - len(queue), desc=name) as bar, on_interrupt(lambda: stop("stopped by hand")):
 
         def write(line):
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
             f.flush()
+            bar.update(line["verdict"] not in ("ask again", "no answer"))
 
         while queue and not trouble or running:
             while queue and not trouble and len(running) < workers:
                 batch = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
                 running[pool.submit(ask, batch)] = batch
-            try:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:
-                if trouble:
-                    raise
-                trouble, finished = "stopped by hand", ()
-                limiter.stop.set()
-                print("\nwaiting for the calls in flight; interrupt again to lose them")
-            for future in finished:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 batch = running.pop(future)
                 try:
                     answers = future.result()
                 except Stop as error:
-                    trouble = trouble or str(error)
-                    limiter.stop.set()
-                    continue
+                    stop(str(error))
                 except NoAnswer as error:
                     in_a_row += 1
                     if in_a_row >= max(4, 2 * workers):
-                        trouble = trouble or f"{in_a_row} calls in a row had no answer; the last: {error}"
-                        limiter.stop.set()
+                        stop(f"{in_a_row} calls in a row failed; the last: {error}")
                     for task in batch:
                         missed[task.number] += 1
+                        state = "rejected" if answered and missed[task.number] >= 2 else "no answer"
+                        write(journal_line(task, Answer(None, 0, 0), state, [str(error)]))
                         if missed[task.number] < 2:
                             queue.append(task)
-                        elif answered:
-                            settled += 1
-                            bar.update()
-                            write(settle(task._replace(attempt=2), Answer(None, 0, 0, f"no answer: {error}"), judge)[0])
-                        else:
-                            trouble = trouble or f"no answer: {error}"
-                    continue
-                in_a_row, answered = 0, answered + 1
-                for task, answer in zip(batch, answers):
-                    line, again = settle(task, answer, judge)
-                    write(line)
-                    if again:
-                        queue.append(again)
-                    else:
-                        settled += 1
-                        bar.update()
+                        elif not answered:
+                            stop(str(error))
+                else:
+                    in_a_row, answered = 0, True
+                    for task, answer in zip(batch, answers):
+                        line, again = settle(task, answer, judge)
+                        write(line)
+                        queue.extend([again] if again else [])
     if trouble:
-        raise SystemExit(f"{trouble}. What was answered is kept in {journal}; the same command goes on from there, and asks for nothing "
-                         f"twice")
-    return settled
+        raise SystemExit(f"{trouble[0]}. What was answered is kept in {journal}; the same command goes on from there, and asks for "
+                         f"nothing twice")
+    return answered
 
 
 def summarise(journals, price_in, price_out):
@@ -206,12 +235,12 @@ def collect(journals, jobs_of, model, backend):
     return dialogues, rejected
 
 
-def print_summary(summary, settled, seconds):
-    """summary: of summarise; settled: dialogues of this try, in so many seconds."""
+def print_summary(summary):
+    """summary: of summarise, and `dialogues_a_minute`, settled in this try."""
     print(f"made {summary['made']:,} (repaired {summary['repaired']:,}), rejected {summary['rejected']:,}, "
           f"asked twice {summary['asked_twice']:,}; {summary['tokens_in']:,} tokens in, {summary['tokens_out']:,} out"
           + (f", ${summary['cost']:,.4f}" if summary["cost"] is not None else "")
-          + (f"; {60 * settled / seconds:.1f} dialogues a minute" if settled else ""))
+          + (f"; {summary['dialogues_a_minute']:.1f} dialogues a minute" if summary["dialogues_a_minute"] else ""))
     for name, counts in (("repaired", summary["repairs"]), ("first answer refused", summary["first_answers_refused"]),
                          ("rejected", summary["reasons"])):
         if counts:

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ import requests
 from conftest import ROOT, make_tracks
 
 from common import data
-from synthesis import asking, gemini
+from synthesis import asking, gemini, parse
 
 synthesize = importlib.import_module("03_synthesize")
 KEY = "secret-key-12345"
@@ -108,6 +109,8 @@ def make_reply(what, prompt):
         return 503, {"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}, {"Retry-After": "0.3"}
     if what in ("500", "400", "403", "404"):
         return int(what), {"error": {"code": int(what), "message": f"API key not valid: {KEY}", "status": "INTERNAL"}}, {}
+    if what in ("400, this prompt", "413, this prompt", "409, aborted"):
+        return int(what[:3]), {"error": {"code": int(what[:3]), "message": "not this one", "status": "INVALID_ARGUMENT"}}, {}
     usage = {"promptTokenCount": 1000, "candidatesTokenCount": 200, "totalTokenCount": 1250}  # 50 thought
     if what == "not JSON":
         return 200, b"<html>what?</html>", {}
@@ -249,7 +252,7 @@ def test_good_answers(transport, serve, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("what, tries, notes", [
-    ("429", 2, None), ("503, Retry-After", 2, None), ("500", 2, None), ("hang", 2, None), ("not JSON", 2, None),
+    ("429", 2, None), ("503, Retry-After", 2, None), ("500", 2, None), ("409, aborted", 2, None), ("hang", 2, None), ("not JSON", 2, None),
     ("prose", 1, ["fences"]), ("truncated", 1, ["cut off"]), ("surrogate", 1, None),
     ("empty", 2, "no candidate"), ("answer blocked", 2, "answer blocked: SAFETY"), ("unknown id", 2, "unknown id: 'P77'")])
 def test_one_misbehaviour(transport, serve, folder, monkeypatch, what, tries, notes):
@@ -326,7 +329,9 @@ def test_a_refusal_ends_the_run_and_a_rerun_goes_on(transport, serve, folder, mo
     words = {"429 for long": "asks to wait 7200 s", "429": "refused 3 times.*--requests-per-minute"}.get(what, f"refuses the request: {what}")
     with pytest.raises(SystemExit, match=words) as stopped:
         run(monkeypatch, flags(folder, server, n=5))
-    assert KEY not in str(stopped.value) + capsys.readouterr().err and "the same command goes on" in str(stopped.value)
+    told = capsys.readouterr()
+    assert KEY not in str(stopped.value) + told.err and "the same command goes on" in str(stopped.value)
+    assert "made 2 (repaired 0), rejected 0, asked twice 0; 2,000 tokens in, 500 out, $0.0090" in told.out
     assert server.calls()[2] == (3 if what == "429" else 1) and 3 not in server.calls()
     refusing["now"] = False
     run(monkeypatch, flags(folder, server, n=5))
@@ -338,9 +343,11 @@ def test_a_server_that_is_down_is_given_up(transport, serve, folder, monkeypatch
     down = {"now": True}
     server = serve(lambda number, before: "500" if down["now"] else "good")
     monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
-    with pytest.raises(SystemExit, match="4 calls in a row had no answer; the last: 500"):
-        run(monkeypatch, flags(folder, server, n=12))
-    assert len(server.log) == 4 * 3 and rows(folder, "dialogues_train.jsonl.part") == []
+    for _ in range(2):  # the second time others are asked for: nothing is set aside
+        with pytest.raises(SystemExit, match="4 calls in a row failed; the last: no answer: 500"):
+            run(monkeypatch, flags(folder, server, n=12))
+    assert len(server.log) == 8 * 3 and [(r["number"], r["verdict"]) for r in rows(folder, "dialogues_train.jsonl.part")] == [
+        (number, "no answer") for number in range(8)]
     down["now"] = False
     run(monkeypatch, flags(folder, server, n=12))
     assert len(rows(folder, "dialogues_train.jsonl")) == 12
@@ -352,6 +359,69 @@ def test_a_prompt_that_the_server_chokes_on_is_set_aside(transport, serve, folde
     run(monkeypatch, flags(folder, server, n=4))
     assert [r["reasons"] for r in rows(folder, "dialogues_rejected.jsonl")][0][0].startswith("no answer: 500")
     assert server.calls()[1] == 2 * 3 and len(rows(folder, "dialogues_train.jsonl")) == 3
+
+
+@pytest.mark.parametrize("what", ["400, this prompt", "413, this prompt"])
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_prompt_that_is_refused_is_set_aside(transport, serve, folder, monkeypatch, what, bad):
+    server = serve(lambda number, before: what if number == bad else "good")
+    run(monkeypatch, flags(folder, server, n=4))
+    assert [(r["dialogue_id"], r["reasons"][-1][:12]) for r in rows(folder, "dialogues_rejected.jsonl")] == [(f"train-{bad}", f"refused: {what[:3]}")]
+    assert server.calls()[bad] == 2 and len(rows(folder, "dialogues_train.jsonl")) == 3 and summary(folder)["reasons"] == {"refused": 1}
+
+
+def test_a_request_that_is_always_refused_ends_the_run(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "400, this prompt")
+    for n, calls in ((12, 4), (2, 3)):  # of two dialogues the first is asked for twice
+        with pytest.raises(SystemExit, match="refused: 400 not this one.*the same command goes on"):
+            run(monkeypatch, [*flags(folder, server, n=n), "--no-resume"])
+        assert len(server.log) == calls and not (folder / "dialogues_rejected.jsonl").exists()
+        server.log.clear()
+
+
+@pytest.mark.parametrize("what", ["500", "hang", "400, this prompt"])
+def test_the_only_dialogue_left_is_set_aside(transport, serve, folder, monkeypatch, what):
+    """Whatever the tries of before answered counts, in every split."""
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    now = {"what": "403"}
+    server = serve(lambda number, before: now["what"] if number == 4 else "good")
+    with pytest.raises(SystemExit, match="refuses the request: 403"):
+        run(monkeypatch, flags(folder, server, n=2, n_test=2))
+    now["what"] = what
+    run(monkeypatch, flags(folder, server, n=2, n_test=2))
+    assert [r["dialogue_id"] for r in rows(folder, "dialogues_rejected.jsonl")] == ["test-1"] and len(rows(folder, "dialogues_test.jsonl")) == 1
+
+
+def test_rounds_without_an_answer_are_counted_over_reruns(transport, serve, folder, monkeypatch):
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    now = {"refused": True}
+    server = serve(lambda number, before: "500" if number == 1 else "403" if number == 3 and now["refused"] else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server, n=4))
+    assert server.calls() == {0: 1, 1: 3, 2: 1, 3: 1}
+    now["refused"] = False
+    run(monkeypatch, flags(folder, server, n=4))
+    assert server.calls()[1] == 2 * 3 and [r["dialogue_id"] for r in rows(folder, "dialogues_rejected.jsonl")] == ["train-1"]
+
+
+def test_an_interrupt_loses_no_answer(transport, serve, folder, monkeypatch, capsys):
+    """It comes while an answer is judged, when the main thread is not waiting for calls."""
+    judge, server = parse.judge, serve()
+
+    def interrupted(*args):
+        if len(server.log) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return judge(*args)
+
+    monkeypatch.setattr(parse, "judge", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit, match="stopped by hand. What was answered is kept"):
+        run(monkeypatch, flags(folder, server, n=5))
+    assert len(rows(folder, "dialogues_train.jsonl.part")) == len(server.log) == 2 and "made 2" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.setattr(parse, "judge", judge)
+    run(monkeypatch, flags(folder, server, n=5))
+    assert set(server.calls().values()) == {1} and len(rows(folder, "dialogues_train.jsonl")) == 5
 
 
 def test_concurrency_and_rate(transport, serve, folder, monkeypatch):
@@ -399,6 +469,27 @@ def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
     assert sum(asked_before.values()) - len(kept) == len(again) and len(server.log) == 26 + len(again)
     assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == [f"train-{i}" for i in range(24)]
     assert summary(folder)["made"] == 26 and summary(folder)["tokens_in"] == 26000
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_control_c(serve, folder, presses):
+    """Once: the calls in flight are waited for, and kept. Twice: it ends at once."""
+    server = serve(seconds=2.0)
+    environment = os.environ | {"GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    with subprocess.Popen(driver(folder, server), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(server.log) < 3:
+            time.sleep(0.01)
+        for _ in range(presses):
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        out, err = process.communicate(timeout=30)
+    assert "interrupt again to lose them" in err and "Traceback" not in err and len(server.log) == 3
+    if presses == 1:
+        assert process.returncode == 1 and "made 3" in out and "stopped by hand" in err
+        assert len(rows(folder, "dialogues_train.jsonl.part")) == 3
+    else:
+        assert process.returncode == 130 and time.monotonic() - start < 1.5
 
 
 def test_killed_between_the_first_and_the_second_answer(transport, serve, folder, monkeypatch):
