@@ -50,19 +50,22 @@ class RateLimit:
 
     def __init__(self, per_minute):
         self.gap = 60 / per_minute if per_minute else 0.0
-        self.lock, self.free, self.stop = threading.Lock(), 0.0, threading.Event()
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.free = self.held_until = 0.0  # of time.monotonic(): the next free slot, and the end of what the server asked to wait
 
     def wait(self):
         """Return when a call may be made. Raises Stop when the run is ending."""
-        with self.lock:
-            start = max(time.monotonic(), self.free)
-            self.free = start + self.gap
-        self.sleep(start - time.monotonic())
+        start = -1.0
+        while start < self.held_until:  # pause may have come during the sleep: another slot, then
+            with self.lock:
+                start = max(time.monotonic(), self.free, self.held_until)
+                self.free = start + self.gap
+            self.sleep(start - time.monotonic())
 
     def pause(self, seconds):
-        """No further call of any thread within these seconds, since the server asks for it."""
+        """No further call of any thread within these seconds, since the server asks for it; threads that have a slot lose it."""
         with self.lock:
-            self.free = max(self.free, time.monotonic() + seconds)
+            self.held_until = max(self.held_until, time.monotonic() + seconds)
 
     def sleep(self, seconds):
         if self.stop.wait(max(0.0, seconds)):

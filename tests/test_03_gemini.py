@@ -101,8 +101,8 @@ class Server:
 def make_reply(what, prompt):
     """(status, body, headers) for one sort of behaviour."""
     text = json.dumps(good_turns(prompt))
-    if what in ("429", "429 for long"):
-        delay = "0.4s" if what == "429" else "7200s"
+    if what in ("429", "429, 1 s", "429 for long"):
+        delay = {"429": "0.4s", "429, 1 s": "1s"}.get(what, "7200s")
         return 429, {"error": {"code": 429, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED", "details": [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]}}, {}
     if what == "503, Retry-After":
@@ -441,6 +441,15 @@ def test_a_429_holds_all_threads_back(transport, serve, folder, monkeypatch):
     times = sorted(when for _, when, *_ in server.log)
     assert max(b - a for a, b in zip(times, times[1:])) >= 0.3
     assert server.calls()[0] == 2 and sum(server.calls().values()) == 15
+
+
+def test_a_429_takes_back_the_slots_given(transport, serve, folder, monkeypatch):
+    """At 300 calls a minute the threads have slots 0.2 s apart when the refusal comes: none of them may be used within the 1 s asked for."""
+    server = serve(lambda number, before: "429, 1 s" if (number, before) == (0, 0) else "good")
+    run(monkeypatch, flags(folder, server, n=8, concurrency=4, requests_per_minute=300))
+    times = sorted(when for _, when, *_ in server.log)
+    assert times[1] - times[0] >= 0.98 and len(times) == 11
+    assert times[-1] - times[1] >= 0.9 * 9 * 0.2  # nor do they come all at once when it is over
 
 
 def driver(folder, server):
