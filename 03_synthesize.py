@@ -20,8 +20,8 @@ whether "slower" brings something slower, whether what answers say is true of th
 (synthesis/audit.py); with --predictions also at the answers of systems.
 
 Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions predictions/*.jsonl
-Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl; audit:
-        results/audit.md, results/audit.json
+Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl,
+        answers_train.jsonl and so on, which keep what was paid for; audit: results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py                                  (10 s)
             python 03_synthesize.py audit --predictions talkplay     (20 s)
@@ -29,14 +29,14 @@ Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-val
             python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
             python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
 
-A killed run goes on where it stopped when the same command is given again, and pays for nothing twice.
+A killed run goes on where it stopped when the same command is given again, and pays for nothing twice; gemini and local
+keep what was paid for also with another --n-train, --n-valid or --n-test.
 """
 
 import argparse
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ BACKENDS = ("simulate", "gemini", "local")
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
 ONLY_SIMULATE = ("max_tracks", "mix", "rejections")
 ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
+COUNTS = ("n_train", "n_valid", "n_test")  # for a language model: dialogue i is the same for any n, and what is paid for is kept
 NO_EFFECT = ("task", "file", "predictions", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint",
              "price_in", "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
 
@@ -157,7 +158,7 @@ def make_backend(args, limiter):
     return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
 
 
-def converse(split, make_job, n, backend, limiter, journal, args, answered):
+def converse(split, answered, make_job, n, backend, limiter, journal, args):
     """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of asking.ask_all."""
     def ask(tasks):
         prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
@@ -167,28 +168,6 @@ def converse(split, make_job, n, backend, limiter, journal, args, answered):
     return asking.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
                           args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split,
                           answered)
-
-
-def ask_model(jobs_of, counts, journals, backend, limiter, args):
-    """Ask for what the journals leave open, and print what it came to, also where the run stops. counts: {split: dialogues}.
-
-    Returns: ({split: of asking.read_journal}, the summary for the record).
-    """
-    def look():
-        found = {split: asking.read_journal(path) for split, path in journals.items()}
-        return found, asking.summarise(found.values(), args.price_in, args.price_out)
-
-    (found, before), start = look(), time.time()
-    answered = any(line["verdict"] != "no answer" for of_split in found.values() for lines in of_split.values() for line in lines)
-    try:
-        for split in data.SPLITS:
-            answered = converse(split, jobs_of[split], counts[split], backend, limiter, journals[split], args, answered)
-    finally:
-        found, summary = look()
-        settled = sum(summary[kind] - before[kind] for kind in ("made", "rejected"))
-        summary["dialogues_a_minute"] = round(60 * settled / (time.time() - start), 1)
-        asking.print_summary(summary)
-    return found, summary
 
 
 # ---------------------------------------------------------------- the script
@@ -208,10 +187,10 @@ def describe_split(dialogues, warm):
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
-def refuse_others(paths, record):
+def refuse_others(paths, journals, record, resume):
     """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, or somebody's own.
 
-    record: runs/03_synthesize.json of the same folder.
+    record: runs/03_synthesize.json of the same folder; without it, nobody knows what the answers in the journals were asked for.
     """
     for path in (p for p in paths if p.is_file()):
         backend = (next(data.read_jsonl(path, "the script that wrote it"), (1, {}))[1].get("meta") or {}).get("backend")
@@ -219,6 +198,9 @@ def refuse_others(paths, record):
             why = f"its meta says backend: {backend}" if backend not in BACKENDS else f"{record} is missing"
             raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not overwritten. Leave 03 out and go on with "
                              f"python 04_train.py --data-dir {path.parent}, or give another --data-dir; to have it replaced, delete it")
+    for journal in (journal for journal in journals if resume and journal.is_file() and not record.is_file()):
+        raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} is missing: put it back, give another "
+                         f"--data-dir, or start afresh with --no-resume, which deletes them")
 
 
 def read_mix(given):
@@ -311,53 +293,56 @@ def main():
     if args.task == "audit":
         audit.run(folder, args.file or list(paths.values()), args.predictions)
         return
-    llm, mix = args.backend != "simulate", simulate.mix_of(args.mix or {}, args.rejections)
-    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     playlists = data.load_playlists(folder, row_of)
-    if llm:
+    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
+    jobs_of = None
+    if args.backend != "simulate":
         sizes = {split: args.chunk if split == "train" else args.chunk_test for split in data.SPLITS}
         jobs_of = {split: job_maker(split, playlists, tracks, row_of, args.seed, sizes[split], args.negatives) for split in data.SPLITS}
         prompt.show_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out, args.show_prompt)
         if args.show_prompt:
             return
         args.prompt = data.file_hash(prompt.TEMPLATE)  # another prompt is another run
-    refuse_others(paths.values(), folder / "runs" / "03_synthesize.json")
+    with asking.alone(folder / "runs" / "03_synthesize.lock"):
+        write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of)
+
+
+def write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of):
+    """Write the dialogues of all splits, or go on with that. jobs_of: {split: of job_maker}, None for the simulated listener."""
+    llm, mix, record = jobs_of is not None, simulate.mix_of(args.mix or {}, args.rejections), folder / "runs" / "03_synthesize.json"
+    journals = {split: folder / f"answers_{split}.jsonl" for split in data.SPLITS}  # they stay: with another n they are of use
+    refuse_others(paths.values(), journals.values(), record, args.resume)
     annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
     writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
     run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,
-                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE if llm else ONLY_LLM))
-    if state == "done":
+                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE + COUNTS if llm else ONLY_LLM))
+    old = json.loads(record.read_text()) if state != "new" else {}
+    if state == "done" and (not llm or old.get("asked") == counts):
         print("03_synthesize: already done, nothing changed")
         return
-    parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
-    changed = [path for split, path in paths.items() if llm and state == "resume" and path.is_file() and not parts[split].is_file()]
-    if changed:
-        raise SystemExit(f"{changed[0]} is not as 03_synthesize left it. Going on would ask, and pay, for all dialogues anew: put the "
-                         f"file back, or say so with --no-resume")
+    if llm and state != "new":
+        asking.refuse_changed(paths, journals, old)
     limiter = asking.RateLimit(args.requests_per_minute)
     backend = make_backend(args, limiter) if llm else None
-    data.record_run(run)  # only now: the backend is there
     if state == "new":
-        for path in [*parts.values(), *paths.values(), folder / "dialogues_rejected.jsonl"]:
+        parts = [path.with_name(path.name + ".part") for path in paths.values()]
+        for path in [*parts, *paths.values(), *journals.values(), folder / "dialogues_rejected.jsonl"]:
             path.unlink(missing_ok=True)
+    data.record_run(run)  # only now: the backend is there
 
     facts = {}
-    facets_of = {} if llm else {t["track_id"]: track_facets(t) for t in tracks}
-    for split, path in paths.items():
-        if not llm and not path.is_file():
-            synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
     if llm:
-        found, facts["summary"] = ask_model(jobs_of, counts, parts, backend, limiter, args)
-        dialogues, rejected = asking.collect(found, jobs_of, args.model, args.backend)
-        data.write_jsonl(folder / "dialogues_rejected.jsonl", rejected)
+        found, summary = asking.ask_splits(journals, counts, args.price_in, args.price_out, lambda split, answered: converse(
+            split, answered, jobs_of[split], counts[split], backend, limiter, journals[split], args))
+        asking.write_answers(paths, found, counts, jobs_of, args.model, args.backend)
+        facts = {"summary": summary, "asked": counts}
+    else:
+        facets_of = {t["track_id"]: track_facets(t) for t in tracks}
         for split, path in paths.items():
-            if not dialogues[split]:
-                raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are in {folder}/dialogues_rejected.jsonl. "
-                                 f"Take another --model, or another --n-{split}, with --no-resume")
-        for split, path in paths.items():
-            data.write_jsonl(path, dialogues[split])
+            if not path.is_file():
+                synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
 
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
@@ -365,8 +350,6 @@ def main():
         print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
                                         for split, row in rows.items()))
     data.finish_run(run, table=rows, **facts)
-    for part in parts.values():  # only now: until here the journals are all that was paid for
-        part.unlink(missing_ok=True)
     print(f"wrote {', '.join(str(p) for p in paths.values())}; next: python 04_train.py --data-dir {folder}")
 
 

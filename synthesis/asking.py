@@ -6,6 +6,7 @@ the `answer` itself where it was of no use. A killed run loses the calls in flig
 journal and asks only for what it does not have.
 """
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common import data
@@ -197,18 +199,43 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
     return answered
 
 
-def summarise(journals, price_in, price_out):
-    """What a run made and what it cost, over all its tries: a dict.
+def ask_splits(journals, counts, price_in, price_out, ask_split):
+    """Ask for what the journals leave open, and print what it came to, also where that ends in an error.
 
-    journals: list of read_journal's results. price_in, price_out: dollars a million tokens, or None where not known.
+    journals: {split: path}; counts: {split: n}; prices: of summarise; ask_split: function of a split and `answered` -> `answered`, both
+    of ask_all. Returns: ({split: of read_journal}, the summary for the record).
     """
-    lines = [line for found in journals for of_one in found.values() for line in of_one]
+    def look():
+        found = {split: read_journal(path) for split, path in journals.items()}
+        return found, summarise(found, counts, price_in, price_out)
+
+    (found, before), start = look(), time.time()
+    answered = any(line["verdict"] != "no answer" for of_split in found.values() for lines in of_split.values() for line in lines)
+    try:
+        for split in journals:
+            answered = ask_split(split, answered)
+    finally:
+        found, summary = look()
+        settled = summary["made"] + summary["rejected"] - before["made"] - before["rejected"]
+        summary["dialogues_a_minute"] = round(60 * settled / (time.time() - start), 1)
+        print_summary(summary)
+    return found, summary
+
+
+def summarise(found, counts, price_in, price_out):
+    """What a run made, and what it cost over all its tries: a dict.
+
+    found: {split: of read_journal}; counts: {split: n}, to leave out dialogues that an earlier try with a larger n made (but not
+    what they cost). price_in, price_out: dollars a million tokens, or None where not known.
+    """
+    paid = [line for of_split in found.values() for lines in of_split.values() for line in lines]
+    lines = [line for split, of_split in found.items() for lines in of_split.values() for line in lines if line["number"] < counts[split]]
     count = Counter(line["verdict"] for line in lines)
     kinds = {}
     for state in ("repaired", "ask again", "rejected"):
         notes = [note for line in lines if line["verdict"] == state for note in line["notes"]]
         kinds[state] = dict(Counter(note.partition(":")[0] for note in notes).most_common())
-    tokens_in, tokens_out = sum(line["in"] for line in lines), sum(line["out"] for line in lines)
+    tokens_in, tokens_out = sum(line["in"] for line in paid), sum(line["out"] for line in paid)
     return {"made": count["ok"] + count["repaired"], "repaired": count["repaired"], "asked_twice": count["ask again"],
             "rejected": count["rejected"], "repairs": kinds["repaired"], "first_answers_refused": kinds["ask again"],
             "reasons": kinds["rejected"], "tokens_in": tokens_in, "tokens_out": tokens_out,
@@ -220,12 +247,16 @@ def cost(tokens_in, tokens_out, price_in, price_out):
     return None if price_in is None or price_out is None else round((tokens_in * price_in + tokens_out * price_out) / 1e6, 4)
 
 
-def collect(journals, jobs_of, model, backend):
-    """({split: dialogues}, rows of dialogues_rejected.jsonl) of what the journals hold, in the order of the dialogues' numbers."""
+def collect(found, counts, jobs_of, model, backend):
+    """({split: dialogues}, rows of dialogues_rejected.jsonl) of the dialogues 0 to n - 1 of each split, in their order.
+
+    found: {split: of read_journal}, where all of them are settled; counts: {split: n}.
+    """
     dialogues, rejected = {}, []
-    for split, found in journals.items():
+    for split, n in counts.items():
         dialogues[split] = []
-        for number, lines in sorted(found.items()):
+        for number in range(n):
+            lines = found[split][number]
             job, last = jobs_of[split](number), lines[-1]
             meta = {"backend": backend, "model": model, "sampled": len(job.tracks)}
             row = {"dialogue_id": job.dialogue_id, "playlist_id": job.playlist_id}
@@ -236,6 +267,54 @@ def collect(journals, jobs_of, model, backend):
                 rejected.append(row | {"meta": meta, "reasons": [line["notes"][0] for line in lines],
                                        "answers": [line["answer"] for line in lines]})
     return dialogues, rejected
+
+
+def write_answers(paths, found, counts, jobs_of, model, backend):
+    """Write the dialogues (paths: {split: path}), and beside them those set aside. The rest: of collect. Raises SystemExit: a split has none."""
+    dialogues, rejected = collect(found, counts, jobs_of, model, backend)
+    aside = paths["train"].with_name("dialogues_rejected.jsonl")
+    data.write_jsonl(aside, rejected)
+    for split, path in paths.items():
+        if dialogues[split]:
+            data.write_jsonl(path, dialogues[split])
+        else:
+            path.unlink(missing_ok=True)
+    for split in (split for split in paths if not dialogues[split]):
+        raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are in {aside}. Ask for more with a larger "
+                         f"--n-{split} (what is there is kept), or take another --model with --no-resume")
+
+
+def refuse_changed(paths, journals, record):
+    """Raises SystemExit where going on would overwrite dialogues that somebody has changed, or pay for some once more.
+
+    paths, journals: {split: path}; record: the dict of runs/03_synthesize.json.
+    """
+    for split, path in ((split, path) for split, path in paths.items() if path.is_file()):
+        if not journals[split].is_file():
+            raise SystemExit(f"{journals[split]} is missing, from which {path.name} was made. Going on would ask, and pay, for all of it "
+                             f"anew: put the file back, or say so with --no-resume")
+        if record.get("outputs", {}).get(path.name, data.file_hash(path)) != data.file_hash(path):
+            raise SystemExit(f"{path} is not as 03_synthesize left it and is not overwritten. Put the file back, or delete it: it is then "
+                             f"written anew from {journals[split].name}, which costs nothing (--no-resume would pay again)")
+
+
+@contextmanager
+def alone(lock):
+    """Within it this process is the only one that writes the folder's dialogues. lock: path of the lock file.
+
+    Raises SystemExit: another process does, or something cannot be written.
+    """
+    try:
+        lock.parent.mkdir(exist_ok=True)
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise SystemExit(f"another 03_synthesize.py is at work in {lock.parent.parent}; wait for it to end, or give another --data-dir")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SystemExit(f"{error.filename or lock.parent.parent}: {error.strerror}. Make room or mend its rights, or give another --data-dir; "
+                         f"what is written is kept, and the same command goes on from there")
 
 
 def print_summary(summary):

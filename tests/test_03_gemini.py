@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest
 import requests
 from conftest import ROOT, make_tracks
+from filelock import FileLock
 
 from common import data
 from synthesis import asking, gemini, parse
@@ -237,6 +238,7 @@ def test_good_answers(transport, serve, folder, monkeypatch, capsys):
         assert d["turns"][0]["query"] == "a wish, number 0" and d["turns"][7]["response"] == "an answer, number 7"
     assert len(data.load_dialogues(folder / "dialogues_test.jsonl", row_of)[0]["turns"]) == 14
     assert rows(folder, "dialogues_rejected.jsonl") == [] and not list(folder.glob("*.part"))
+    assert json.loads((folder / "runs" / "03_synthesize.json").read_text())["asked"] == {"train": 20, "valid": 1, "test": 1}
     told = summary(folder)
     assert (told["made"], told["tokens_in"], told["tokens_out"]) == (22, 22000, 22 * 250)  # thinking is paid for
     assert told["cost"] == pytest.approx(22 * (1000 * 2 + 250 * 10) / 1e6)
@@ -346,7 +348,7 @@ def test_a_server_that_is_down_is_given_up(transport, serve, folder, monkeypatch
     for _ in range(2):  # the second time others are asked for: nothing is set aside
         with pytest.raises(SystemExit, match="4 calls in a row failed; the last: no answer: 500"):
             run(monkeypatch, flags(folder, server, n=12))
-    assert len(server.log) == 8 * 3 and [(r["number"], r["verdict"]) for r in rows(folder, "dialogues_train.jsonl.part")] == [
+    assert len(server.log) == 8 * 3 and [(r["number"], r["verdict"]) for r in rows(folder, "answers_train.jsonl")] == [
         (number, "no answer") for number in range(8)]
     down["now"] = False
     run(monkeypatch, flags(folder, server, n=12))
@@ -417,7 +419,7 @@ def test_an_interrupt_loses_no_answer(transport, serve, folder, monkeypatch, cap
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit, match="stopped by hand. What was answered is kept"):
         run(monkeypatch, flags(folder, server, n=5))
-    assert len(rows(folder, "dialogues_train.jsonl.part")) == len(server.log) == 2 and "made 2" in capsys.readouterr().out
+    assert len(rows(folder, "answers_train.jsonl")) == len(server.log) == 2 and "made 2" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.setattr(parse, "judge", judge)
     run(monkeypatch, flags(folder, server, n=5))
@@ -460,7 +462,7 @@ def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
     server = serve(seconds=0.1)
     environment = os.environ | {"GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
     process = subprocess.Popen(driver(folder, server), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    part = folder / "dialogues_train.jsonl.part"
+    part = folder / "answers_train.jsonl"
     while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") >= 6):
         time.sleep(0.01)
     process.kill()
@@ -496,7 +498,7 @@ def test_control_c(serve, folder, presses):
     assert "interrupt again to lose them" in err and "Traceback" not in err and len(server.log) == 3
     if presses == 1:
         assert process.returncode == 1 and "made 3" in out and "stopped by hand" in err
-        assert len(rows(folder, "dialogues_train.jsonl.part")) == 3
+        assert len(rows(folder, "answers_train.jsonl")) == 3
     else:
         assert process.returncode == 130 and time.monotonic() - start < 1.5
 
@@ -509,7 +511,8 @@ def test_killed_between_the_first_and_the_second_answer(transport, serve, folder
     asked = len(server.log)
     for split in data.SPLITS:
         (folder / f"dialogues_{split}.jsonl").unlink()
-    data.write_jsonl(folder / "dialogues_train.jsonl.part", journal)
+        (folder / f"answers_{split}.jsonl").unlink()
+    data.write_jsonl(folder / "answers_train.jsonl", journal)
     run(monkeypatch, flags(folder, server, n=2))
     complaints = ["(less than half: 1 of 7)" in prompt for *_, prompt in server.log[asked:]]
     assert complaints == [True, False, False, False]
@@ -521,13 +524,101 @@ def test_a_changed_file_is_not_paid_for_again(transport, serve, folder, monkeypa
     run(monkeypatch, flags(folder, server, n=2))
     whole = (folder / "dialogues_train.jsonl").read_bytes()
     data.write_jsonl(folder / "dialogues_train.jsonl", rows(folder, "dialogues_train.jsonl")[:1])
-    with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*--no-resume"):
-        run(monkeypatch, flags(folder, server, n=2))
-    (folder / "dialogues_train.jsonl").write_bytes(whole)
+    for n in (2, 3):
+        with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*delete it.*costs nothing"):
+            run(monkeypatch, flags(folder, server, n=n))
+    (folder / "dialogues_train.jsonl").unlink()
     run(monkeypatch, flags(folder, server, n=2))
+    assert len(server.log) == 4 and (folder / "dialogues_train.jsonl").read_bytes() == whole
+    journal = (folder / "answers_train.jsonl").read_bytes()
+    (folder / "answers_train.jsonl").unlink()
+    run(monkeypatch, flags(folder, server, n=2))  # already done
+    with pytest.raises(SystemExit, match="answers_train.jsonl is missing.*pay, for all of it anew"):
+        run(monkeypatch, flags(folder, server, n=3))
+    (folder / "answers_train.jsonl").write_bytes(journal)
     assert len(server.log) == 4
     run(monkeypatch, [*flags(folder, server, n=2), "--no-resume"])
     assert len(server.log) == 8 and len(rows(folder, "dialogues_train.jsonl")) == 2
+
+
+def test_another_number_of_dialogues_keeps_what_is_paid_for(transport, serve, folder, monkeypatch, capsys):
+    server = serve(lambda number, before: "prompt blocked" if number == 1 else "good")
+    run(monkeypatch, flags(folder, server, n=4))
+    first = rows(folder, "dialogues_train.jsonl")
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    grown, asked = rows(folder, "dialogues_train.jsonl"), len(server.log)
+    assert grown[:3] == first and [d["dialogue_id"] for d in grown[3:]] == [f"train-{i}" for i in range(4, 9)]
+    assert asked == 13 and set(server.calls().values()) == {1} and len(rows(folder, "dialogues_valid.jsonl")) == 3
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    assert "already done" in capsys.readouterr().out
+    run(monkeypatch, flags(folder, server, n=1, n_valid=2, n_test=1))
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == ["train-0"] and len(rows(folder, "dialogues_valid.jsonl")) == 2
+    assert rows(folder, "dialogues_rejected.jsonl") == []
+    told = summary(folder)
+    assert (told["made"], told["rejected"], told["tokens_in"], told["dialogues_a_minute"]) == (4, 0, 13000, 0)
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    assert rows(folder, "dialogues_train.jsonl") == grown and len(server.log) == asked
+    with pytest.raises(SystemExit, match="another argument: seed"):
+        run(monkeypatch, [*flags(folder, server, n=20), "--seed", "1"])
+
+
+def test_a_split_of_which_nothing_is_usable(transport, serve, folder, monkeypatch):
+    """The other splits are written, and a larger number of dialogues mends it without paying twice."""
+    server = serve(lambda number, before: "prompt blocked" if number == 3 else "good")
+    with pytest.raises(SystemExit, match="no valid dialogue could be used.*larger --n-valid"):
+        run(monkeypatch, flags(folder, server))
+    assert len(rows(folder, "dialogues_train.jsonl")) == 3 and not (folder / "dialogues_valid.jsonl").exists()
+    run(monkeypatch, flags(folder, server, n_valid=2))
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_valid.jsonl")] == ["valid-1"] and set(server.calls().values()) == {1}
+
+
+def test_answers_without_a_record_are_not_deleted(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "403" if number == 2 and len(server.log) < 4 else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server))
+    journal = (folder / "answers_train.jsonl").read_bytes()
+    (folder / "runs" / "03_synthesize.json").unlink()
+    for more in ([], ["--seed", "1"]):
+        with pytest.raises(SystemExit, match="answers_train.jsonl holds answers.*03_synthesize.json is missing.*--no-resume"):
+            run(monkeypatch, [*flags(folder, server), *more])
+    assert (folder / "answers_train.jsonl").read_bytes() == journal and len(server.log) == 3
+    run(monkeypatch, [*flags(folder, server), "--no-resume"])
+    assert len(rows(folder, "dialogues_train.jsonl")) == 3 and len(server.log) == 8
+
+
+def test_two_at_once(transport, serve, folder, monkeypatch):
+    server = serve()
+    (folder / "runs").mkdir()
+    with FileLock(folder / "runs" / "03_synthesize.lock"):
+        with pytest.raises(SystemExit, match="another 03_synthesize.py is at work in"):
+            run(monkeypatch, flags(folder, server))
+    assert server.log == []
+    run(monkeypatch, flags(folder, server))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk(transport, serve, folder, monkeypatch, capsys):
+    server = serve(lambda number, before: "403" if (number, before) == (3, 0) else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server))
+    (folder / "answers_valid.jsonl").unlink()
+    (folder / "answers_valid.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="No space left on device. Make room"):
+        run(monkeypatch, flags(folder, server))
+    assert "made 3" in capsys.readouterr().out
+    (folder / "answers_valid.jsonl").unlink()
+    run(monkeypatch, flags(folder, server))
+    assert server.calls() == {0: 1, 1: 1, 2: 1, 3: 3, 4: 1}
+
+
+def test_a_folder_that_cannot_be_written(serve, folder, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(folder / "runs"))
+
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setattr(Path, "mkdir", refused)  # the tests may run as root, who may write anywhere
+    with pytest.raises(SystemExit, match="runs: Permission denied. Make room or mend its rights"):
+        run(monkeypatch, flags(folder, serve()))
 
 
 def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
@@ -545,7 +636,7 @@ def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
     assert float(dollars) == pytest.approx((tokens_in * 2 + tokens_out * 10) / 1e6, abs=0.01)
     with pytest.raises(SystemExit, match="GEMINI_API_KEY"):
         run(monkeypatch, flags(folder, server))
-    assert not (folder / "runs").exists()
+    assert not (folder / "runs" / "03_synthesize.json").exists()
 
 
 def test_without_the_package(folder, monkeypatch):
@@ -570,7 +661,7 @@ def test_what_can_be_no_key_is_not_printed(key, message, folder, serve, monkeypa
     with pytest.raises(SystemExit, match=message) as stopped:
         run(monkeypatch, flags(folder, serve()))
     told = capsys.readouterr()
-    assert "secret" not in f"{stopped.value} {told.out} {told.err}" and not (folder / "runs").exists()
+    assert "secret" not in f"{stopped.value} {told.out} {told.err}" and not (folder / "runs" / "03_synthesize.json").exists()
 
 
 @pytest.mark.parametrize("details, headers, seconds", [
