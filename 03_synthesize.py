@@ -26,8 +26,8 @@ Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemi
 Demo        python 03_synthesize.py                                  (10 s)
             python 03_synthesize.py audit --predictions talkplay     (20 s)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
-            python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
-            python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
+            python 03_synthesize.py --data-dir data/mpd-gemini --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
+            python 03_synthesize.py --data-dir data/mpd-local --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
 
 A killed run goes on where it stopped when the same command is given again, and pays for nothing twice; gemini and local
 keep what was paid for also with another --n-train, --n-valid or --n-test.
@@ -35,6 +35,7 @@ keep what was paid for also with another --n-train, --n-valid or --n-test.
 
 import argparse
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -250,7 +251,7 @@ def parse_args():
     add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
     add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
     add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
-    add("--timeout", type=float, default=120, help="gemini: longest wait for an answer in s (default 120)")
+    add("--timeout", type=float, default=120, help="gemini: longest silence of the server, before its answer and within it, in s (default 120)")
     add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
     add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
     add("--device", default="auto", help="local: auto (default: cuda if there is one), cpu, cuda, ...")
@@ -261,13 +262,13 @@ def parse_args():
     if not MIN_TURNS <= args.max_tracks <= 10:
         raise SystemExit(f"--max-tracks {args.max_tracks}: {MIN_TURNS} to 10 are accepted")
     for name, least in (("chunk", MIN_TURNS), ("chunk_test", MIN_TURNS), ("n_train", 1), ("n_valid", 1), ("n_test", 1), ("concurrency", 1),
-                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0)):
+                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
-    for name, good, accepted in (("temperature", args.temperature >= 0, "0 or more"), ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
-                                 ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
-                                 ("timeout", args.timeout > 0, "more than 0 s"), ("price_in", (args.price_in or 0) >= 0, "0 or more"),
-                                 ("price_out", (args.price_out or 0) >= 0, "0 or more")):
+    for name, good, accepted in (("temperature", 0 <= args.temperature < math.inf, "0 or more"),
+                                 ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"), ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
+                                 ("timeout", 0 < args.timeout <= 86400, "more than 0 s, to 86400,"),
+                                 ("price_in", (args.price_in or 0) >= 0, "0 or more"), ("price_out", (args.price_out or 0) >= 0, "0 or more")):
         if not good:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
     if args.backend != "simulate" and (args.mix or args.rejections is not None):
@@ -278,6 +279,11 @@ def parse_args():
     if args.backend == "local" and not args.model:
         raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
                          "Qwen/Qwen3-4B-Instruct-2507")
+    if args.backend == "gemini" and args.model is not None and not re.fullmatch(r"((models|tunedModels)/)?[\w.-]+", args.model, re.ASCII):
+        raise SystemExit(f"--model {args.model}: a name of Google's is accepted, such as gemini-flash-latest; a Hugging Face name or a "
+                         f"folder is for --backend local")
+    if args.api_endpoint is not None and not re.fullmatch(r"\S+", args.api_endpoint):
+        raise SystemExit(f"--api-endpoint {args.api_endpoint}: a server is accepted, such as http://127.0.0.1:8080 (default: Google's)")
     if args.task == "write" and (args.predictions or args.file):
         raise SystemExit("--predictions and --file are for python 03_synthesize.py audit")
     if args.show_prompt and args.backend == "simulate":

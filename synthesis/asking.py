@@ -270,7 +270,10 @@ def collect(found, counts, jobs_of, model, backend):
 
 
 def write_answers(paths, found, counts, jobs_of, model, backend):
-    """Write the dialogues (paths: {split: path}), and beside them those set aside. The rest: of collect. Raises SystemExit: a split has none."""
+    """Write the dialogues (paths: {split: path}), and beside them those set aside. The rest: of collect.
+
+    Raises SystemExit: a split has none; the others are written.
+    """
     dialogues, rejected = collect(found, counts, jobs_of, model, backend)
     aside = paths["train"].with_name("dialogues_rejected.jsonl")
     data.write_jsonl(aside, rejected)
@@ -313,8 +316,8 @@ def alone(lock):
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise
-        raise SystemExit(f"{error.filename or lock.parent.parent}: {error.strerror}. Make room or mend its rights, or give another --data-dir; "
-                         f"what is written is kept, and the same command goes on from there")
+        raise SystemExit(f"{error.filename or lock.parent.parent}: {error.strerror}. Make room or mend its rights, or give another "
+                         f"--data-dir; what is written is kept, and the same command goes on from there")
 
 
 def print_summary(summary):

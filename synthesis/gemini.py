@@ -7,7 +7,9 @@ The package is out of support: everything that touches it is in `make_call`. Wha
 import os
 import random
 import re
+import time
 import warnings
+from email.utils import parsedate_to_datetime
 
 from synthesis.asking import Answer, NoAnswer, Stop
 
@@ -40,7 +42,8 @@ def read_key():
 
 
 def server_delay(details, headers):
-    """Seconds that a refusal asks to wait: RetryInfo in the JSON ("retryDelay": "34.5s"), or the header Retry-After; None if neither.
+    """Seconds that a refusal asks to wait: RetryInfo in the JSON ("retryDelay": "34.5s"), or the header Retry-After (seconds, or a date);
+    None if neither.
 
     details: the list error.details of the answer; headers: a mapping.
     """
@@ -49,7 +52,12 @@ def server_delay(details, headers):
         if match:
             return float(match[1])
     after = str((headers or {}).get("Retry-After", ""))
-    return float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
+    if re.fullmatch(r"\d+(\.\d+)?", after):
+        return float(after)
+    try:
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):

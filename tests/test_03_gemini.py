@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -666,9 +667,13 @@ def test_what_can_be_no_key_is_not_printed(key, message, folder, serve, monkeypa
 
 @pytest.mark.parametrize("details, headers, seconds", [
     ([{"@type": "x"}, {"retryDelay": "34.074824224s"}], {}, 34.074824224), ([{"retryDelay": "0s"}], {"Retry-After": "9"}, 0.0),
-    ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, None), (None, None, None), (["odd"], {}, None)])
+    ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0), ([], {"Retry-After": "soon"}, None), (None, None, None), (["odd"], {}, None)])
 def test_server_delay(details, headers, seconds):
     assert gemini.server_delay(details, headers) == seconds
+
+
+def test_server_delay_as_a_date():
+    assert 55 < gemini.server_delay([], {"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
 
 
 def test_stopping_wakes_the_sleepers():
@@ -684,7 +689,10 @@ def test_stopping_wakes_the_sleepers():
     (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
     (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more"),
     (["--temperature", "-1"], "--temperature -1: 0 or more"), (["--top-p", "0"], "--top-p 0: above 0, to 1,"), (["--top-p", "nan"], "--top-p nan"),
-    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1")])
+    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1"),
+    (["--timeout", "inf"], "--timeout inf: more than 0 s, to 86400,"), (["--temperature", "inf"], "--temperature inf"), (["--seed", "-1"], "--seed -1: 0 or more"),
+    (["--backend", "gemini", "--api-endpoint", ""], "--api-endpoint : a server is accepted"), (["--backend", "gemini", "--model", "a b"], "--model a b: a name of Google's"),
+    (["--backend", "gemini", "--model", "Qwen/Qwen3-4B"], "is for --backend local"), (["--backend", "gemini", "--model", ""], "--model : a name")])
 def test_arguments(folder, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, ["--data-dir", str(folder), *arguments])
