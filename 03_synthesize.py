@@ -251,7 +251,7 @@ def parse_args():
     add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
     add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
     add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
-    add("--timeout", type=float, default=120, help="gemini: longest silence of the server, before its answer and within it, in s (default 120)")
+    add("--timeout", type=float, default=120, help="gemini: longest silence of the server, before and within its answer, in s (default 120)")
     add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
     add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
     add("--device", default="auto", help="local: auto (default: cuda if there is one), cpu, cuda, ...")
@@ -266,9 +266,11 @@ def parse_args():
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
     for name, good, accepted in (("temperature", 0 <= args.temperature < math.inf, "0 or more"),
-                                 ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"), ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
+                                 ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
+                                 ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
                                  ("timeout", 0 < args.timeout <= 86400, "more than 0 s, to 86400,"),
-                                 ("price_in", (args.price_in or 0) >= 0, "0 or more"), ("price_out", (args.price_out or 0) >= 0, "0 or more")):
+                                 ("price_in", (args.price_in or 0) >= 0, "0 or more"),
+                                 ("price_out", (args.price_out or 0) >= 0, "0 or more")):
         if not good:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
     if args.backend != "simulate" and (args.mix or args.rejections is not None):
