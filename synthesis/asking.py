@@ -40,7 +40,11 @@ class Task(NamedTuple):
 
 
 class NoAnswer(Exception):
-    """A call failed each time that it was tried, or the server refuses this prompt; others may work."""
+    """A call failed each time that it was tried; others may work."""
+
+
+class Refused(NoAnswer):
+    """The server refuses this prompt; others may work."""
 
 
 class Stop(Exception):
@@ -176,7 +180,7 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
                 except Stop as error:
                     stop(str(error))
                 except NoAnswer as error:
-                    in_a_row += 1
+                    in_a_row += not (isinstance(error, Refused) and missed[batch[0].number])  # refused again: no news of the server
                     if in_a_row >= max(4, 2 * workers):
                         stop(f"{in_a_row} calls in a row failed; the last: {error}")
                     for task in batch:

@@ -11,7 +11,7 @@ import time
 import warnings
 from email.utils import parsedate_to_datetime
 
-from synthesis.asking import Answer, NoAnswer, Stop
+from synthesis.asking import Answer, NoAnswer, Refused, Stop
 
 LONGEST_WAIT = 300  # s; a server that asks for more means a quota, not a rush
 BACK_OFF = 60       # s, the longest wait between two tries when the server names none
@@ -124,8 +124,8 @@ def read_answer(response):
 def ask_patiently(call, prompt, limiter, tries):
     """One prompt -> Answer, tried up to `tries` times while the trouble may pass.
 
-    A 429 holds back all threads for as long as the server asks for. Raises NoAnswer: 5xx, timeouts to the end; or this prompt is
-    refused. Raises Stop: the key or the model is refused, or the quota is used up.
+    A 429 holds back all threads for as long as the server asks for. Raises NoAnswer: 5xx, timeouts to the end. Raises
+    Refused: this prompt is. Raises Stop: the key or the model is refused, or the quota is used up.
     """
     for attempt in range(1, tries + 1):
         limiter.wait()
@@ -135,7 +135,7 @@ def ask_patiently(call, prompt, limiter, tries):
             if trouble.code in (401, 403, 404) or trouble.code == 400 and "API key" in str(trouble):  # Google's 400 for a bad key
                 raise Stop(f"the server refuses the request: {trouble}")
             if trouble.code and 400 <= trouble.code < 500 and trouble.code not in PASSING:
-                raise NoAnswer(f"refused: {trouble}")
+                raise Refused(f"refused: {trouble}")
             delay = min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
             if trouble.delay is not None:  # if that was too short once, no less than the back-off: some servers ask for 0 s
                 delay = trouble.delay if attempt == 1 else max(delay, trouble.delay)

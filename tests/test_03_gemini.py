@@ -373,6 +373,13 @@ def test_a_prompt_that_is_refused_is_set_aside(transport, serve, folder, monkeyp
     assert server.calls()[bad] == 2 and len(rows(folder, "dialogues_train.jsonl")) == 3 and summary(folder)["reasons"] == {"refused": 1}
 
 
+def test_many_refused_prompts_do_not_stop_the_run(transport, serve, folder, monkeypatch):
+    """In the second round they come one after the other."""
+    server = serve(lambda number, before: "400, this prompt" if number % 2 and number < 12 else "good")
+    run(monkeypatch, flags(folder, server, n=12))
+    assert len(rows(folder, "dialogues_train.jsonl")) == len(rows(folder, "dialogues_rejected.jsonl")) == 6
+
+
 def test_a_request_that_is_always_refused_ends_the_run(transport, serve, folder, monkeypatch):
     server = serve(lambda number, before: "400, this prompt")
     for n, calls in ((12, 4), (2, 3)):  # of two dialogues the first is asked for twice
