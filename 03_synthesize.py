@@ -20,23 +20,24 @@ whether "slower" brings something slower, whether what answers say is true of th
 (synthesis/audit.py); with --predictions also at the answers of systems.
 
 Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions predictions/*.jsonl
-Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl; audit:
-        results/audit.md, results/audit.json
+Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl,
+        answers_train.jsonl and so on, which keep what was paid for; audit: results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py                                  (10 s)
             python 03_synthesize.py audit --predictions talkplay     (20 s)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
-            python 03_synthesize.py --data-dir data/mpd --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
-            python 03_synthesize.py --data-dir data/mpd --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
+            python 03_synthesize.py --data-dir data/mpd-gemini --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
+            python 03_synthesize.py --data-dir data/mpd-local --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
 
-A killed run goes on where it stopped when the same command is given again, and pays for nothing twice.
+A killed run goes on where it stopped when the same command is given again, and pays for nothing twice; gemini and local
+keep what was paid for also with another --n-train, --n-valid or --n-test.
 """
 
 import argparse
 import json
+import math
 import os
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ BACKENDS = ("simulate", "gemini", "local")
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
 ONLY_SIMULATE = ("max_tracks", "mix", "rejections")
 ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
+COUNTS = ("n_train", "n_valid", "n_test")  # for a language model: dialogue i is the same for any n, and what is paid for is kept
 NO_EFFECT = ("task", "file", "predictions", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint",
              "price_in", "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
 
@@ -157,15 +159,16 @@ def make_backend(args, limiter):
     return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
 
 
-def converse(split, make_job, n, backend, limiter, journal, args):
-    """Ask for the n dialogues of a split. Returns: how many were settled now; the journal has them."""
+def converse(split, answered, make_job, n, backend, limiter, journal, args):
+    """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of asking.ask_all."""
     def ask(tasks):
         prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
         seeds = [np.random.SeedSequence([args.seed, data.SPLITS.index(split), task.number, task.attempt]) for task in tasks]
         return backend(prompts, [int(seed.generate_state(1)[0]) for seed in seeds])
 
     return asking.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
-                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split)
+                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split,
+                          answered)
 
 
 # ---------------------------------------------------------------- the script
@@ -185,10 +188,10 @@ def describe_split(dialogues, warm):
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
-def refuse_others(paths, record):
+def refuse_others(paths, journals, record, resume):
     """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, or somebody's own.
 
-    record: runs/03_synthesize.json of the same folder.
+    record: runs/03_synthesize.json of the same folder; without it, nobody knows what the answers in the journals were asked for.
     """
     for path in (p for p in paths if p.is_file()):
         backend = (next(data.read_jsonl(path, "the script that wrote it"), (1, {}))[1].get("meta") or {}).get("backend")
@@ -196,6 +199,9 @@ def refuse_others(paths, record):
             why = f"its meta says backend: {backend}" if backend not in BACKENDS else f"{record} is missing"
             raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not overwritten. Leave 03 out and go on with "
                              f"python 04_train.py --data-dir {path.parent}, or give another --data-dir; to have it replaced, delete it")
+    for journal in (journal for journal in journals if resume and journal.is_file() and not record.is_file()):
+        raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} is missing: put it back, give another "
+                         f"--data-dir, or start afresh with --no-resume, which deletes them")
 
 
 def read_mix(given):
@@ -245,7 +251,7 @@ def parse_args():
     add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
     add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
     add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
-    add("--timeout", type=float, default=120, help="gemini: longest wait for an answer in s (default 120)")
+    add("--timeout", type=float, default=120, help="gemini: longest silence of the server, before and within its answer, in s (default 120)")
     add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
     add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
     add("--device", default="auto", help="local: auto (default: cuda if there is one), cpu, cuda, ...")
@@ -256,12 +262,14 @@ def parse_args():
     if not MIN_TURNS <= args.max_tracks <= 10:
         raise SystemExit(f"--max-tracks {args.max_tracks}: {MIN_TURNS} to 10 are accepted")
     for name, least in (("chunk", MIN_TURNS), ("chunk_test", MIN_TURNS), ("n_train", 1), ("n_valid", 1), ("n_test", 1), ("concurrency", 1),
-                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0)):
+                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
-    for name, good, accepted in (("temperature", args.temperature >= 0, "0 or more"), ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
+    for name, good, accepted in (("temperature", 0 <= args.temperature < math.inf, "0 or more"),
+                                 ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
                                  ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
-                                 ("timeout", args.timeout > 0, "more than 0 s"), ("price_in", (args.price_in or 0) >= 0, "0 or more"),
+                                 ("timeout", 0 < args.timeout <= 86400, "more than 0 s, to 86400,"),
+                                 ("price_in", (args.price_in or 0) >= 0, "0 or more"),
                                  ("price_out", (args.price_out or 0) >= 0, "0 or more")):
         if not good:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
@@ -273,6 +281,11 @@ def parse_args():
     if args.backend == "local" and not args.model:
         raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
                          "Qwen/Qwen3-4B-Instruct-2507")
+    if args.backend == "gemini" and args.model is not None and not re.fullmatch(r"((models|tunedModels)/)?[\w.-]+", args.model, re.ASCII):
+        raise SystemExit(f"--model {args.model}: a name of Google's is accepted, such as gemini-flash-latest; a Hugging Face name or a "
+                         f"folder is for --backend local")
+    if args.api_endpoint is not None and not re.fullmatch(r"\S+", args.api_endpoint):
+        raise SystemExit(f"--api-endpoint {args.api_endpoint}: a server is accepted, such as http://127.0.0.1:8080 (default: Google's)")
     if args.task == "write" and (args.predictions or args.file):
         raise SystemExit("--predictions and --file are for python 03_synthesize.py audit")
     if args.show_prompt and args.backend == "simulate":
@@ -288,57 +301,56 @@ def main():
     if args.task == "audit":
         audit.run(folder, args.file or list(paths.values()), args.predictions)
         return
-    llm, mix = args.backend != "simulate", simulate.mix_of(args.mix or {}, args.rejections)
-    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
     tracks = data.load_tracks(folder)
     row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
     playlists = data.load_playlists(folder, row_of)
-    if llm:
+    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
+    jobs_of = None
+    if args.backend != "simulate":
         sizes = {split: args.chunk if split == "train" else args.chunk_test for split in data.SPLITS}
         jobs_of = {split: job_maker(split, playlists, tracks, row_of, args.seed, sizes[split], args.negatives) for split in data.SPLITS}
         prompt.show_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out, args.show_prompt)
         if args.show_prompt:
             return
         args.prompt = data.file_hash(prompt.TEMPLATE)  # another prompt is another run
-    refuse_others(paths.values(), folder / "runs" / "03_synthesize.json")
+    with asking.alone(folder / "runs" / "03_synthesize.lock"):
+        write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of)
+
+
+def write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of):
+    """Write the dialogues of all splits, or go on with that. jobs_of: {split: of job_maker}, None for the simulated listener."""
+    llm, mix, record = jobs_of is not None, simulate.mix_of(args.mix or {}, args.rejections), folder / "runs" / "03_synthesize.json"
+    journals = {split: folder / f"answers_{split}.jsonl" for split in data.SPLITS}  # they stay: with another n they are of use
+    refuse_others(paths.values(), journals.values(), record, args.resume)
     annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
     writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
     run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,
-                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE if llm else ONLY_LLM))
-    if state == "done":
+                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE + COUNTS if llm else ONLY_LLM))
+    old = json.loads(record.read_text()) if state != "new" else {}
+    if state == "done" and (not llm or old.get("asked") == counts):
         print("03_synthesize: already done, nothing changed")
         return
-    parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
-    changed = [path for split, path in paths.items() if llm and state == "resume" and path.is_file() and not parts[split].is_file()]
-    if changed:
-        raise SystemExit(f"{changed[0]} is not as 03_synthesize left it. Going on would ask, and pay, for all dialogues anew: put the "
-                         f"file back, or say so with --no-resume")
+    if llm and state != "new":
+        asking.refuse_changed(paths, journals, old)
     limiter = asking.RateLimit(args.requests_per_minute)
     backend = make_backend(args, limiter) if llm else None
-    data.record_run(run)  # only now: the backend is there
     if state == "new":
-        for path in [*parts.values(), *paths.values(), folder / "dialogues_rejected.jsonl"]:
+        parts = [path.with_name(path.name + ".part") for path in paths.values()]
+        for path in [*parts, *paths.values(), *journals.values(), folder / "dialogues_rejected.jsonl"]:
             path.unlink(missing_ok=True)
+    data.record_run(run)  # only now: the backend is there
 
-    facts, start, settled = {}, time.time(), 0
-    facets_of = {} if llm else {t["track_id"]: track_facets(t) for t in tracks}
-    for split, path in paths.items():
-        if llm:
-            settled += converse(split, jobs_of[split], counts[split], backend, limiter, parts[split], args)
-        elif not path.is_file():
-            synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
+    facts = {}
     if llm:
-        journals = {split: asking.read_journal(part) for split, part in parts.items()}
-        facts["summary"] = asking.summarise(journals.values(), args.price_in, args.price_out)
-        asking.print_summary(facts["summary"], settled, time.time() - start)
-        dialogues, rejected = asking.collect(journals, jobs_of, args.model, args.backend)
-        data.write_jsonl(folder / "dialogues_rejected.jsonl", rejected)
+        found, summary = asking.ask_splits(journals, counts, args.price_in, args.price_out, lambda split, answered: converse(
+            split, answered, jobs_of[split], counts[split], backend, limiter, journals[split], args))
+        asking.write_answers(paths, found, counts, jobs_of, args.model, args.backend)
+        facts = {"summary": summary, "asked": counts}
+    else:
+        facets_of = {t["track_id"]: track_facets(t) for t in tracks}
         for split, path in paths.items():
-            if not dialogues[split]:
-                raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are in {folder}/dialogues_rejected.jsonl. "
-                                 f"Take another --model, or another --n-{split}, with --no-resume")
-        for split, path in paths.items():
-            data.write_jsonl(path, dialogues[split])
+            if not path.is_file():
+                synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
 
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
@@ -346,8 +358,6 @@ def main():
         print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
                                         for split, row in rows.items()))
     data.finish_run(run, table=rows, **facts)
-    for part in parts.values():  # only now: until here the journals are all that was paid for
-        part.unlink(missing_ok=True)
     print(f"wrote {', '.join(str(p) for p in paths.values())}; next: python 04_train.py --data-dir {folder}")
 
 

@@ -7,13 +7,15 @@ The package is out of support: everything that touches it is in `make_call`. Wha
 import os
 import random
 import re
+import time
 import warnings
+from email.utils import parsedate_to_datetime
 
-from synthesis.asking import Answer, NoAnswer, Stop
+from synthesis.asking import Answer, NoAnswer, Refused, Stop
 
 LONGEST_WAIT = 300  # s; a server that asks for more means a quota, not a rush
 BACK_OFF = 60       # s, the longest wait between two tries when the server names none
-PASSING = (408, 425, 429, 499)  # client errors that another try may mend, as it may 5xx and what has no code (timeouts)
+PASSING = (408, 409, 425, 429, 499)  # client errors that another try may mend, as it may 5xx and what has no code (timeouts)
 # A dict, since of a TypedDict the package forgets which fields are required
 MESSAGE = {"type": "object", "required": ["role", "content"], "properties": {
     "role": {"type": "string", "format": "enum", "enum": ["user", "music", "assistant"]},
@@ -40,7 +42,8 @@ def read_key():
 
 
 def server_delay(details, headers):
-    """Seconds that a refusal asks to wait: RetryInfo in the JSON ("retryDelay": "34.5s"), or the header Retry-After; None if neither.
+    """Seconds that a refusal asks to wait: RetryInfo in the JSON ("retryDelay": "34.5s"), or the header Retry-After (seconds, or a date);
+    None if neither.
 
     details: the list error.details of the answer; headers: a mapping.
     """
@@ -49,7 +52,12 @@ def server_delay(details, headers):
         if match:
             return float(match[1])
     after = str((headers or {}).get("Retry-After", ""))
-    return float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
+    if re.fullmatch(r"\d+(\.\d+)?", after):
+        return float(after)
+    try:
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
@@ -92,8 +100,8 @@ def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
 
 
 def clean(message, key):
-    """An error's text in one line of at most 200 characters, and without the key."""
-    return " ".join(message.replace(key, "<key>").split())[:200]
+    """An error's text in one line of at most 200 characters, without the key, and without the address that the package puts first."""
+    return re.sub(r"^POST \S+: ", "", " ".join(message.replace(key, "<key>").split()))[:200]
 
 
 def read_answer(response):
@@ -116,16 +124,18 @@ def read_answer(response):
 def ask_patiently(call, prompt, limiter, tries):
     """One prompt -> Answer, tried up to `tries` times while the trouble may pass.
 
-    A 429 holds back all threads for as long as the server asks for. Raises NoAnswer: 5xx, timeouts to the end. Raises Stop:
-    the key, the model or the request is refused, or the quota is used up.
+    A 429 holds back all threads for as long as the server asks for. Raises NoAnswer: 5xx, timeouts to the end. Raises
+    Refused: this prompt is. Raises Stop: the key or the model is refused, or the quota is used up.
     """
     for attempt in range(1, tries + 1):
         limiter.wait()
         try:
             return call(prompt)
         except Trouble as trouble:
-            if trouble.code and 400 <= trouble.code < 500 and trouble.code not in PASSING:
+            if trouble.code in (401, 403, 404) or trouble.code == 400 and "API key" in str(trouble):  # Google's 400 for a bad key
                 raise Stop(f"the server refuses the request: {trouble}")
+            if trouble.code and 400 <= trouble.code < 500 and trouble.code not in PASSING:
+                raise Refused(f"refused: {trouble}")
             delay = min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
             if trouble.delay is not None:  # if that was too short once, no less than the back-off: some servers ask for 0 s
                 delay = trouble.delay if attempt == 1 else max(delay, trouble.delay)
@@ -134,7 +144,7 @@ def ask_patiently(call, prompt, limiter, tries):
             if attempt == tries:
                 if trouble.code == 429:
                     raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute or --concurrency, or wait for the quota")
-                raise NoAnswer(f"{trouble}, {tries} times")
+                raise NoAnswer(f"no answer: {trouble}, {tries} times")
             if trouble.code == 429:
                 limiter.pause(delay)
             else:

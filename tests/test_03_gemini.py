@@ -10,11 +10,13 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest
 import requests
 from conftest import ROOT, make_tracks
+from filelock import FileLock
 
 from common import data
-from synthesis import asking, gemini
+from synthesis import asking, gemini, parse
 
 synthesize = importlib.import_module("03_synthesize")
 KEY = "secret-key-12345"
@@ -100,14 +103,16 @@ class Server:
 def make_reply(what, prompt):
     """(status, body, headers) for one sort of behaviour."""
     text = json.dumps(good_turns(prompt))
-    if what in ("429", "429 for long"):
-        delay = "0.4s" if what == "429" else "7200s"
+    if what in ("429", "429, 1 s", "429 for long"):
+        delay = {"429": "0.4s", "429, 1 s": "1s"}.get(what, "7200s")
         return 429, {"error": {"code": 429, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED", "details": [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]}}, {}
     if what == "503, Retry-After":
         return 503, {"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}, {"Retry-After": "0.3"}
     if what in ("500", "400", "403", "404"):
         return int(what), {"error": {"code": int(what), "message": f"API key not valid: {KEY}", "status": "INTERNAL"}}, {}
+    if what in ("400, this prompt", "413, this prompt", "409, aborted"):
+        return int(what[:3]), {"error": {"code": int(what[:3]), "message": "not this one", "status": "INVALID_ARGUMENT"}}, {}
     usage = {"promptTokenCount": 1000, "candidatesTokenCount": 200, "totalTokenCount": 1250}  # 50 thought
     if what == "not JSON":
         return 200, b"<html>what?</html>", {}
@@ -234,6 +239,7 @@ def test_good_answers(transport, serve, folder, monkeypatch, capsys):
         assert d["turns"][0]["query"] == "a wish, number 0" and d["turns"][7]["response"] == "an answer, number 7"
     assert len(data.load_dialogues(folder / "dialogues_test.jsonl", row_of)[0]["turns"]) == 14
     assert rows(folder, "dialogues_rejected.jsonl") == [] and not list(folder.glob("*.part"))
+    assert json.loads((folder / "runs" / "03_synthesize.json").read_text())["asked"] == {"train": 20, "valid": 1, "test": 1}
     told = summary(folder)
     assert (told["made"], told["tokens_in"], told["tokens_out"]) == (22, 22000, 22 * 250)  # thinking is paid for
     assert told["cost"] == pytest.approx(22 * (1000 * 2 + 250 * 10) / 1e6)
@@ -249,7 +255,7 @@ def test_good_answers(transport, serve, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("what, tries, notes", [
-    ("429", 2, None), ("503, Retry-After", 2, None), ("500", 2, None), ("hang", 2, None), ("not JSON", 2, None),
+    ("429", 2, None), ("503, Retry-After", 2, None), ("500", 2, None), ("409, aborted", 2, None), ("hang", 2, None), ("not JSON", 2, None),
     ("prose", 1, ["fences"]), ("truncated", 1, ["cut off"]), ("surrogate", 1, None),
     ("empty", 2, "no candidate"), ("answer blocked", 2, "answer blocked: SAFETY"), ("unknown id", 2, "unknown id: 'P77'")])
 def test_one_misbehaviour(transport, serve, folder, monkeypatch, what, tries, notes):
@@ -326,7 +332,9 @@ def test_a_refusal_ends_the_run_and_a_rerun_goes_on(transport, serve, folder, mo
     words = {"429 for long": "asks to wait 7200 s", "429": "refused 3 times.*--requests-per-minute"}.get(what, f"refuses the request: {what}")
     with pytest.raises(SystemExit, match=words) as stopped:
         run(monkeypatch, flags(folder, server, n=5))
-    assert KEY not in str(stopped.value) + capsys.readouterr().err and "the same command goes on" in str(stopped.value)
+    told = capsys.readouterr()
+    assert KEY not in str(stopped.value) + told.err and "the same command goes on" in str(stopped.value)
+    assert "made 2 (repaired 0), rejected 0, asked twice 0; 2,000 tokens in, 500 out, $0.0090" in told.out
     assert server.calls()[2] == (3 if what == "429" else 1) and 3 not in server.calls()
     refusing["now"] = False
     run(monkeypatch, flags(folder, server, n=5))
@@ -338,9 +346,11 @@ def test_a_server_that_is_down_is_given_up(transport, serve, folder, monkeypatch
     down = {"now": True}
     server = serve(lambda number, before: "500" if down["now"] else "good")
     monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
-    with pytest.raises(SystemExit, match="4 calls in a row had no answer; the last: 500"):
-        run(monkeypatch, flags(folder, server, n=12))
-    assert len(server.log) == 4 * 3 and rows(folder, "dialogues_train.jsonl.part") == []
+    for _ in range(2):  # the second time others are asked for: nothing is set aside
+        with pytest.raises(SystemExit, match="4 calls in a row failed; the last: no answer: 500"):
+            run(monkeypatch, flags(folder, server, n=12))
+    assert len(server.log) == 8 * 3 and [(r["number"], r["verdict"]) for r in rows(folder, "answers_train.jsonl")] == [
+        (number, "no answer") for number in range(8)]
     down["now"] = False
     run(monkeypatch, flags(folder, server, n=12))
     assert len(rows(folder, "dialogues_train.jsonl")) == 12
@@ -352,6 +362,76 @@ def test_a_prompt_that_the_server_chokes_on_is_set_aside(transport, serve, folde
     run(monkeypatch, flags(folder, server, n=4))
     assert [r["reasons"] for r in rows(folder, "dialogues_rejected.jsonl")][0][0].startswith("no answer: 500")
     assert server.calls()[1] == 2 * 3 and len(rows(folder, "dialogues_train.jsonl")) == 3
+
+
+@pytest.mark.parametrize("what", ["400, this prompt", "413, this prompt"])
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_prompt_that_is_refused_is_set_aside(transport, serve, folder, monkeypatch, what, bad):
+    server = serve(lambda number, before: what if number == bad else "good")
+    run(monkeypatch, flags(folder, server, n=4))
+    assert [(r["dialogue_id"], r["reasons"][-1][:12]) for r in rows(folder, "dialogues_rejected.jsonl")] == [(f"train-{bad}", f"refused: {what[:3]}")]
+    assert server.calls()[bad] == 2 and len(rows(folder, "dialogues_train.jsonl")) == 3 and summary(folder)["reasons"] == {"refused": 1}
+
+
+def test_many_refused_prompts_do_not_stop_the_run(transport, serve, folder, monkeypatch):
+    """In the second round they come one after the other."""
+    server = serve(lambda number, before: "400, this prompt" if number % 2 and number < 12 else "good")
+    run(monkeypatch, flags(folder, server, n=12))
+    assert len(rows(folder, "dialogues_train.jsonl")) == len(rows(folder, "dialogues_rejected.jsonl")) == 6
+
+
+def test_a_request_that_is_always_refused_ends_the_run(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "400, this prompt")
+    for n, calls in ((12, 4), (2, 3)):  # of two dialogues the first is asked for twice
+        with pytest.raises(SystemExit, match="refused: 400 not this one.*the same command goes on"):
+            run(monkeypatch, [*flags(folder, server, n=n), "--no-resume"])
+        assert len(server.log) == calls and not (folder / "dialogues_rejected.jsonl").exists()
+        server.log.clear()
+
+
+@pytest.mark.parametrize("what", ["500", "hang", "400, this prompt"])
+def test_the_only_dialogue_left_is_set_aside(transport, serve, folder, monkeypatch, what):
+    """Whatever the tries of before answered counts, in every split."""
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    now = {"what": "403"}
+    server = serve(lambda number, before: now["what"] if number == 4 else "good")
+    with pytest.raises(SystemExit, match="refuses the request: 403"):
+        run(monkeypatch, flags(folder, server, n=2, n_test=2))
+    now["what"] = what
+    run(monkeypatch, flags(folder, server, n=2, n_test=2))
+    assert [r["dialogue_id"] for r in rows(folder, "dialogues_rejected.jsonl")] == ["test-1"] and len(rows(folder, "dialogues_test.jsonl")) == 1
+
+
+def test_rounds_without_an_answer_are_counted_over_reruns(transport, serve, folder, monkeypatch):
+    monkeypatch.setattr(gemini, "BACK_OFF", 0.01)
+    now = {"refused": True}
+    server = serve(lambda number, before: "500" if number == 1 else "403" if number == 3 and now["refused"] else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server, n=4))
+    assert server.calls() == {0: 1, 1: 3, 2: 1, 3: 1}
+    now["refused"] = False
+    run(monkeypatch, flags(folder, server, n=4))
+    assert server.calls()[1] == 2 * 3 and [r["dialogue_id"] for r in rows(folder, "dialogues_rejected.jsonl")] == ["train-1"]
+
+
+def test_an_interrupt_loses_no_answer(transport, serve, folder, monkeypatch, capsys):
+    """It comes while an answer is judged, when the main thread is not waiting for calls."""
+    judge, server = parse.judge, serve()
+
+    def interrupted(*args):
+        if len(server.log) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return judge(*args)
+
+    monkeypatch.setattr(parse, "judge", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit, match="stopped by hand. What was answered is kept"):
+        run(monkeypatch, flags(folder, server, n=5))
+    assert len(rows(folder, "answers_train.jsonl")) == len(server.log) == 2 and "made 2" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.setattr(parse, "judge", judge)
+    run(monkeypatch, flags(folder, server, n=5))
+    assert set(server.calls().values()) == {1} and len(rows(folder, "dialogues_train.jsonl")) == 5
 
 
 def test_concurrency_and_rate(transport, serve, folder, monkeypatch):
@@ -373,6 +453,15 @@ def test_a_429_holds_all_threads_back(transport, serve, folder, monkeypatch):
     assert server.calls()[0] == 2 and sum(server.calls().values()) == 15
 
 
+def test_a_429_takes_back_the_slots_given(transport, serve, folder, monkeypatch):
+    """At 300 calls a minute the threads have slots 0.2 s apart when the refusal comes: none of them may be used within the 1 s asked for."""
+    server = serve(lambda number, before: "429, 1 s" if (number, before) == (0, 0) else "good")
+    run(monkeypatch, flags(folder, server, n=8, concurrency=4, requests_per_minute=300))
+    times = sorted(when for _, when, *_ in server.log)
+    assert times[1] - times[0] >= 0.98 and len(times) == 11
+    assert times[-1] - times[1] >= 0.9 * 9 * 0.2  # nor do they come all at once when it is over
+
+
 def driver(folder, server):
     return [sys.executable, str(Path(__file__).resolve()), *flags(folder, server, n=24, concurrency=3, timeout=5)]
 
@@ -381,7 +470,7 @@ def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
     server = serve(seconds=0.1)
     environment = os.environ | {"GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
     process = subprocess.Popen(driver(folder, server), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    part = folder / "dialogues_train.jsonl.part"
+    part = folder / "answers_train.jsonl"
     while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") >= 6):
         time.sleep(0.01)
     process.kill()
@@ -401,6 +490,27 @@ def test_killed_and_rerun_asks_for_nothing_twice(serve, folder):
     assert summary(folder)["made"] == 26 and summary(folder)["tokens_in"] == 26000
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_control_c(serve, folder, presses):
+    """Once: the calls in flight are waited for, and kept. Twice: it ends at once."""
+    server = serve(seconds=2.0)
+    environment = os.environ | {"GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    with subprocess.Popen(driver(folder, server), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(server.log) < 3:
+            time.sleep(0.01)
+        for _ in range(presses):
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        out, err = process.communicate(timeout=30)
+    assert "interrupt again to lose them" in err and "Traceback" not in err and len(server.log) == 3
+    if presses == 1:
+        assert process.returncode == 1 and "made 3" in out and "stopped by hand" in err
+        assert len(rows(folder, "answers_train.jsonl")) == 3
+    else:
+        assert process.returncode == 130 and time.monotonic() - start < 1.5
+
+
 def test_killed_between_the_first_and_the_second_answer(transport, serve, folder, monkeypatch):
     """The first answer, of no use, was paid for: the rerun asks only for the second, and says why."""
     server = serve()
@@ -409,7 +519,8 @@ def test_killed_between_the_first_and_the_second_answer(transport, serve, folder
     asked = len(server.log)
     for split in data.SPLITS:
         (folder / f"dialogues_{split}.jsonl").unlink()
-    data.write_jsonl(folder / "dialogues_train.jsonl.part", journal)
+        (folder / f"answers_{split}.jsonl").unlink()
+    data.write_jsonl(folder / "answers_train.jsonl", journal)
     run(monkeypatch, flags(folder, server, n=2))
     complaints = ["(less than half: 1 of 7)" in prompt for *_, prompt in server.log[asked:]]
     assert complaints == [True, False, False, False]
@@ -421,13 +532,101 @@ def test_a_changed_file_is_not_paid_for_again(transport, serve, folder, monkeypa
     run(monkeypatch, flags(folder, server, n=2))
     whole = (folder / "dialogues_train.jsonl").read_bytes()
     data.write_jsonl(folder / "dialogues_train.jsonl", rows(folder, "dialogues_train.jsonl")[:1])
-    with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*--no-resume"):
-        run(monkeypatch, flags(folder, server, n=2))
-    (folder / "dialogues_train.jsonl").write_bytes(whole)
+    for n in (2, 3):
+        with pytest.raises(SystemExit, match="dialogues_train.jsonl is not as 03_synthesize left it.*delete it.*costs nothing"):
+            run(monkeypatch, flags(folder, server, n=n))
+    (folder / "dialogues_train.jsonl").unlink()
     run(monkeypatch, flags(folder, server, n=2))
+    assert len(server.log) == 4 and (folder / "dialogues_train.jsonl").read_bytes() == whole
+    journal = (folder / "answers_train.jsonl").read_bytes()
+    (folder / "answers_train.jsonl").unlink()
+    run(monkeypatch, flags(folder, server, n=2))  # already done
+    with pytest.raises(SystemExit, match="answers_train.jsonl is missing.*pay, for all of it anew"):
+        run(monkeypatch, flags(folder, server, n=3))
+    (folder / "answers_train.jsonl").write_bytes(journal)
     assert len(server.log) == 4
     run(monkeypatch, [*flags(folder, server, n=2), "--no-resume"])
     assert len(server.log) == 8 and len(rows(folder, "dialogues_train.jsonl")) == 2
+
+
+def test_another_number_of_dialogues_keeps_what_is_paid_for(transport, serve, folder, monkeypatch, capsys):
+    server = serve(lambda number, before: "prompt blocked" if number == 1 else "good")
+    run(monkeypatch, flags(folder, server, n=4))
+    first = rows(folder, "dialogues_train.jsonl")
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    grown, asked = rows(folder, "dialogues_train.jsonl"), len(server.log)
+    assert grown[:3] == first and [d["dialogue_id"] for d in grown[3:]] == [f"train-{i}" for i in range(4, 9)]
+    assert asked == 13 and set(server.calls().values()) == {1} and len(rows(folder, "dialogues_valid.jsonl")) == 3
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    assert "already done" in capsys.readouterr().out
+    run(monkeypatch, flags(folder, server, n=1, n_valid=2, n_test=1))
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_train.jsonl")] == ["train-0"] and len(rows(folder, "dialogues_valid.jsonl")) == 2
+    assert rows(folder, "dialogues_rejected.jsonl") == []
+    told = summary(folder)
+    assert (told["made"], told["rejected"], told["tokens_in"], told["dialogues_a_minute"]) == (4, 0, 13000, 0)
+    run(monkeypatch, flags(folder, server, n=9, n_valid=3))
+    assert rows(folder, "dialogues_train.jsonl") == grown and len(server.log) == asked
+    with pytest.raises(SystemExit, match="another argument: seed"):
+        run(monkeypatch, [*flags(folder, server, n=20), "--seed", "1"])
+
+
+def test_a_split_of_which_nothing_is_usable(transport, serve, folder, monkeypatch):
+    """The other splits are written, and a larger number of dialogues mends it without paying twice."""
+    server = serve(lambda number, before: "prompt blocked" if number == 3 else "good")
+    with pytest.raises(SystemExit, match="no valid dialogue could be used.*larger --n-valid"):
+        run(monkeypatch, flags(folder, server))
+    assert len(rows(folder, "dialogues_train.jsonl")) == 3 and not (folder / "dialogues_valid.jsonl").exists()
+    run(monkeypatch, flags(folder, server, n_valid=2))
+    assert [d["dialogue_id"] for d in rows(folder, "dialogues_valid.jsonl")] == ["valid-1"] and set(server.calls().values()) == {1}
+
+
+def test_answers_without_a_record_are_not_deleted(transport, serve, folder, monkeypatch):
+    server = serve(lambda number, before: "403" if number == 2 and len(server.log) < 4 else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server))
+    journal = (folder / "answers_train.jsonl").read_bytes()
+    (folder / "runs" / "03_synthesize.json").unlink()
+    for more in ([], ["--seed", "1"]):
+        with pytest.raises(SystemExit, match="answers_train.jsonl holds answers.*03_synthesize.json is missing.*--no-resume"):
+            run(monkeypatch, [*flags(folder, server), *more])
+    assert (folder / "answers_train.jsonl").read_bytes() == journal and len(server.log) == 3
+    run(monkeypatch, [*flags(folder, server), "--no-resume"])
+    assert len(rows(folder, "dialogues_train.jsonl")) == 3 and len(server.log) == 8
+
+
+def test_two_at_once(transport, serve, folder, monkeypatch):
+    server = serve()
+    (folder / "runs").mkdir()
+    with FileLock(folder / "runs" / "03_synthesize.lock"):
+        with pytest.raises(SystemExit, match="another 03_synthesize.py is at work in"):
+            run(monkeypatch, flags(folder, server))
+    assert server.log == []
+    run(monkeypatch, flags(folder, server))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk(transport, serve, folder, monkeypatch, capsys):
+    server = serve(lambda number, before: "403" if (number, before) == (3, 0) else "good")
+    with pytest.raises(SystemExit, match="403"):
+        run(monkeypatch, flags(folder, server))
+    (folder / "answers_valid.jsonl").unlink()
+    (folder / "answers_valid.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="No space left on device. Make room"):
+        run(monkeypatch, flags(folder, server))
+    assert "made 3" in capsys.readouterr().out
+    (folder / "answers_valid.jsonl").unlink()
+    run(monkeypatch, flags(folder, server))
+    assert server.calls() == {0: 1, 1: 1, 2: 1, 3: 3, 4: 1}
+
+
+def test_a_folder_that_cannot_be_written(serve, folder, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(folder / "runs"))
+
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    monkeypatch.setattr(Path, "mkdir", refused)  # the tests may run as root, who may write anywhere
+    with pytest.raises(SystemExit, match="runs: Permission denied. Make room or mend its rights"):
+        run(monkeypatch, flags(folder, serve()))
 
 
 def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
@@ -445,7 +644,7 @@ def test_show_prompt_calls_nobody(folder, serve, monkeypatch, capsys):
     assert float(dollars) == pytest.approx((tokens_in * 2 + tokens_out * 10) / 1e6, abs=0.01)
     with pytest.raises(SystemExit, match="GEMINI_API_KEY"):
         run(monkeypatch, flags(folder, server))
-    assert not (folder / "runs").exists()
+    assert not (folder / "runs" / "03_synthesize.json").exists()
 
 
 def test_without_the_package(folder, monkeypatch):
@@ -470,14 +669,18 @@ def test_what_can_be_no_key_is_not_printed(key, message, folder, serve, monkeypa
     with pytest.raises(SystemExit, match=message) as stopped:
         run(monkeypatch, flags(folder, serve()))
     told = capsys.readouterr()
-    assert "secret" not in f"{stopped.value} {told.out} {told.err}" and not (folder / "runs").exists()
+    assert "secret" not in f"{stopped.value} {told.out} {told.err}" and not (folder / "runs" / "03_synthesize.json").exists()
 
 
 @pytest.mark.parametrize("details, headers, seconds", [
     ([{"@type": "x"}, {"retryDelay": "34.074824224s"}], {}, 34.074824224), ([{"retryDelay": "0s"}], {"Retry-After": "9"}, 0.0),
-    ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, None), (None, None, None), (["odd"], {}, None)])
+    ((), {"Retry-After": "12"}, 12.0), ([], {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0), ([], {"Retry-After": "soon"}, None), (None, None, None), (["odd"], {}, None)])
 def test_server_delay(details, headers, seconds):
     assert gemini.server_delay(details, headers) == seconds
+
+
+def test_server_delay_as_a_date():
+    assert 55 < gemini.server_delay([], {"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
 
 
 def test_stopping_wakes_the_sleepers():
@@ -493,7 +696,10 @@ def test_stopping_wakes_the_sleepers():
     (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
     (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more"),
     (["--temperature", "-1"], "--temperature -1: 0 or more"), (["--top-p", "0"], "--top-p 0: above 0, to 1,"), (["--top-p", "nan"], "--top-p nan"),
-    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1")])
+    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1"),
+    (["--timeout", "inf"], "--timeout inf: more than 0 s, to 86400,"), (["--temperature", "inf"], "--temperature inf"), (["--seed", "-1"], "--seed -1: 0 or more"),
+    (["--backend", "gemini", "--api-endpoint", ""], "--api-endpoint : a server is accepted"), (["--backend", "gemini", "--model", "a b"], "--model a b: a name of Google's"),
+    (["--backend", "gemini", "--model", "Qwen/Qwen3-4B"], "is for --backend local"), (["--backend", "gemini", "--model", ""], "--model : a name")])
 def test_arguments(folder, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, ["--data-dir", str(folder), *arguments])

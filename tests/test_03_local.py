@@ -49,7 +49,7 @@ def test_garbage_is_rejected_with_reasons(model_dir, folder, monkeypatch, capsys
         assert len(r["answers"]) == 2 and r["answers"][0] != r["answers"][1]
     out = capsys.readouterr().out
     assert "made 0 (repaired 0), rejected 5, asked twice 5" in out and "rejected: no JSON 5" in out
-    journal = asking.read_journal(folder / "dialogues_train.jsonl.part")
+    journal = asking.read_journal(folder / "answers_train.jsonl")
     assert all(0 < line["out"] <= 24 < line["in"] for lines in journal.values() for line in lines)
 
 
@@ -108,4 +108,4 @@ def test_a_context_that_is_too_short(model_dir, folder, monkeypatch):
 def test_a_model_that_is_not_there(folder, monkeypatch):
     with pytest.raises(SystemExit, match="cannot be loaded"):
         run(monkeypatch, folder, folder / "nothing")
-    assert not (folder / "runs").exists()
+    assert not (folder / "runs" / "03_synthesize.json").exists()
