@@ -23,8 +23,8 @@ Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions 
 Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl,
         answers_train.jsonl and so on, which keep what was paid for; audit: results/audit.md, results/audit.json
 
-Demo        python 03_synthesize.py                                  (10 s)
-            python 03_synthesize.py audit --predictions talkplay     (20 s)
+Demo        python 03_synthesize.py                                  (20 s)
+            python 03_synthesize.py audit --predictions talkplay     (30 s)
 Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
             python 03_synthesize.py --data-dir data/mpd-gemini --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
             python 03_synthesize.py --data-dir data/mpd-local --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
