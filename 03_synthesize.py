@@ -188,10 +188,11 @@ def describe_split(dialogues, warm):
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
-def refuse_others(paths, journals, record, resume):
-    """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, or somebody's own.
+def refuse_others(paths, journals, record, ours, resume):
+    """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, somebody's own, another backend's.
 
     record: runs/03_synthesize.json of the same folder; without it, nobody knows what the answers in the journals were asked for.
+    ours: --backend.
     """
     for path in (p for p in paths if p.is_file()):
         backend = (next(data.read_jsonl(path, "the script that wrote it"), (1, {}))[1].get("meta") or {}).get("backend")
@@ -199,6 +200,9 @@ def refuse_others(paths, journals, record, resume):
             why = f"its meta says backend: {backend}" if backend not in BACKENDS else f"{record} is missing"
             raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not overwritten. Leave 03 out and go on with "
                              f"python 04_train.py --data-dir {path.parent}, or give another --data-dir; to have it replaced, delete it")
+        if resume and backend != ours:
+            raise SystemExit(f"{path.parent} has dialogues of --backend {backend}; one folder holds one set. Copy tracks.jsonl and playlists.jsonl "
+                             f"to another folder and name it with --data-dir (--no-resume replaces those here)")
     for journal in (journal for journal in journals if resume and journal.is_file() and not record.is_file()):
         raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} is missing: put it back, give another "
                          f"--data-dir, or start afresh with --no-resume, which deletes them")
@@ -221,8 +225,8 @@ def parse_args():
     add = parser.add_argument
     add("task", nargs="?", choices=("write", "audit"), default="write", help="write dialogues (default), or audit those that are there")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    add("--file", type=Path, nargs="+", help="audit: dialogue files (default: the three of --data-dir); train is the one with train "
-        "in its name")
+    add("--file", type=Path, nargs="+", help="audit: dialogue files, as paths from here (default: the three of --data-dir); train is "
+        "the one with train in its name")
     add("--predictions", nargs="+", default=[], metavar="SYSTEM", help="audit: also the answers in predictions/<SYSTEM>.jsonl, such as "
         "talkplay (default none)")
     add("--backend", choices=BACKENDS, default="simulate", help="who writes the dialogues (default simulate)")
@@ -232,7 +236,7 @@ def parse_args():
     add("--max-tracks", type=int, default=10, help="simulate: most tracks sampled for a dialogue, 4 to 10 (default 10)")
     defaults = ["; ".join(f"{kind} {weight:g}" for kind, weight in of.items()) for of in (simulate.OPENING, simulate.LATER)]
     add("--mix", nargs="+", metavar="KIND=WEIGHT", help="simulate: how often each kind of query is tried, as in --mix lyrics=0.5 more=0; "
-        f"kinds not named keep their weight. Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. A kind that holds for "
+        f"kinds not named keep their weight (of what is tried, no share of the outcome). Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. A kind that holds for "
         "none of the tracks to come (no lyrics, nothing in common) gives way to another")
     add("--rejections", type=float, help="simulate: share of the later turns at which a track of the negative set comes first and is "
         f"turned down, where one fits; 0 = never (default {simulate.REJECTION:g})")
@@ -286,6 +290,10 @@ def parse_args():
                          f"folder is for --backend local")
     if args.api_endpoint is not None and not re.fullmatch(r"\S+", args.api_endpoint):
         raise SystemExit(f"--api-endpoint {args.api_endpoint}: a server is accepted, such as http://127.0.0.1:8080 (default: Google's)")
+    if args.task == "audit" and (args.mix or args.rejections is not None):
+        raise SystemExit("--mix and --rejections are for writing dialogues, not for audit")
+    if (args.price_in is None) != (args.price_out is None):
+        raise SystemExit("--price-in and --price-out tell the cost together; give both, in dollars a million tokens")
     if args.task == "write" and (args.predictions or args.file):
         raise SystemExit("--predictions and --file are for python 03_synthesize.py audit")
     if args.show_prompt and args.backend == "simulate":
@@ -321,7 +329,7 @@ def write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of):
     """Write the dialogues of all splits, or go on with that. jobs_of: {split: of job_maker}, None for the simulated listener."""
     llm, mix, record = jobs_of is not None, simulate.mix_of(args.mix or {}, args.rejections), folder / "runs" / "03_synthesize.json"
     journals = {split: folder / f"answers_{split}.jsonl" for split in data.SPLITS}  # they stay: with another n they are of use
-    refuse_others(paths.values(), journals.values(), record, args.resume)
+    refuse_others(paths.values(), journals.values(), record, args.backend, args.resume)
     annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
     writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
     run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,

@@ -429,6 +429,9 @@ def examine(folder, files, predictions=()):
     playlists = data.load_playlists(folder, track_of) if has_playlists else []
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = {path.name: [row for _, row in data.read_jsonl(path, f"python 03_synthesize.py --data-dir {folder}")] for path in files}
+    for path in files:
+        if rows[path.name] and not any("turns" in row for row in rows[path.name]):
+            raise SystemExit(f"{path} holds no dialogues (no line has turns); give dialogue files, such as {folder}/dialogues_test.jsonl")
     if len(rows) < len(files):
         raise SystemExit(f"--file: two files have the same name ({', '.join(map(str, files))}); the names tell them apart in the report")
     kept = {name: usable(found, track_of) for name, found in rows.items()}

@@ -20,7 +20,7 @@ NOUNS = ("genre", "tag")     # kinds that name a sort of music
 CLASHES = {frozenset(pair) for one, others in {  # what nobody says in one breath
     "happy": "melancholic dark angry", "calm": "energetic angry fast", "dreamy": "energetic angry", "romantic": "angry", "hopeful": "dark angry",
     "energetic": "melancholic slow", "angry": "slow nostalgic", "slow": "faster", "fast": "slower"}.items() for pair in
-    ((one, other) for other in others.split())}
+    ((one, other) for other in others.split())}  # faster and slower are what `changes` finds
 NEAR = {frozenset(pair) for pair in (("happy", "hopeful"), ("melancholic", "nostalgic"), ("calm", "dreamy"), ("dark", "angry"),
                                      ("dark", "melancholic"), ("angry", "energetic"))}
 GRANTED = {"synthpop": ["synthesizer"], "house": ["drum machine", "dancing"], "techno": ["drum machine"], "hip hop": ["drum machine"],

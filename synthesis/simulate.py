@@ -3,7 +3,8 @@
 The listener knows what is true of each track (synthesis/facts.py: its tags, lyrics, caption, tempo, key, artist, year) and asks
 for the next one: by description, by comparison with the track before, by way of one that was played earlier, by name, or just for
 more. What the track before has is not said again ("one with piano"). Now and then the system plays a track of the negative set for
-which all that was said holds too, and the listener turns it down with a reason. How it is said: synthesis/wording.py.
+which all that was said holds too, and the listener turns it down with a reason. How it is said: synthesis/wording.py. Read
+simulate() at the end first; a request is made for `aims`, one track, or that of the negative set and the one to come, and holds for both.
 
 Answers take up what was asked for and add what else is true, but leave title and artist to the player's display.
 """

@@ -38,7 +38,7 @@ def listed(phrases):
 
 
 def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
-    """[(kind, concept), ...] -> "a sad slow folk song with piano, about leaving home".
+    """[(kind, concept), ...] -> "a sad slow folk song with piano, about leaving home": moods, other adjectives, noun, ends.
 
     known_genre: the genre need not be said: "a sad slow one with piano". answer: of a track that is there: "a folk song", seldom "folk".
     said: a text whose words for the same are avoided.
@@ -47,10 +47,10 @@ def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
         return pick([o for o in options if o.lower() not in said.lower()] or options, rng)
 
     nouns, moods, others, with_, ends, decade, occasion = [], [], [], [], [], "", ""
-    named = any(kind in NOUNS for kind, _ in facts)
+    named, most = any(kind in NOUNS for kind, _ in facts), 1 if answer else 2  # more ends than `most` only of what has no adjective
     for kind, concept in facts:
         entry = LEXICON.get(kind, {}).get(concept, {})
-        adjective = rng.random() < (0.65 if len(ends) < 2 - answer else 1)  # two things behind the noun are enough
+        adjective = rng.random() < (0.65 if len(ends) < most else 1)
         if kind in NOUNS:
             nouns.append((entry.get("noun") or [concept], concept))
         elif kind == "theme":

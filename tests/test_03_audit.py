@@ -152,6 +152,11 @@ def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):
     assert report["others.jsonl"]["table_1"]["dialogues"] == 1 and "duplicates" not in report["others.jsonl"]
 
 
+def test_a_file_without_dialogues(folder, monkeypatch):
+    with pytest.raises(SystemExit, match="tracks.jsonl holds no dialogues .*dialogues_test.jsonl"):
+        run(monkeypatch, folder, "--file", folder / "tracks.jsonl")
+
+
 def test_a_file_that_is_missing(folder, monkeypatch):
     with pytest.raises(SystemExit, match="nothing.jsonl is missing"):
         run(monkeypatch, folder, "--file", folder / "nothing.jsonl")

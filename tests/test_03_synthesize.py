@@ -329,7 +329,10 @@ def test_the_mix_by_argument(folder, tmp_path):
     (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: a share from 0 to 1"),
     (["--mix", "tags=0", "lyrics=0", "audio=0", "metadata=0", "title=0"], "nothing to ask for in first queries; one of tags"),
     (["--backend", "gemini", "--mix", "tags=1"], "are for --backend simulate"),
-    (["--predictions", "talkplay"], "--predictions and --file are for python 03_synthesize.py audit")])
+    (["--predictions", "talkplay"], "--predictions and --file are for python 03_synthesize.py audit"),
+    (["audit", "--mix", "tags=1"], "are for writing dialogues, not for audit"),
+    (["--backend", "gemini", "--show-prompt", "--price-in", "1"], "give both, in dollars a million tokens"),
+    (["--backend", "local", "--model", "some/model"], "has dialogues of --backend simulate; one folder holds one set")])
 def test_mixes_that_are_none(folder, monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "--data-dir", str(folder), *arguments])
     with pytest.raises(SystemExit, match=message):
