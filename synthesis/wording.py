@@ -77,7 +77,8 @@ def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
     single = rng.random() < (0.75 if answer else 0.3)
     if nouns:
         words, concept = nouns[0]
-        noun = f"{concept} {pick(PIECES, rng)}" if single else word([w for w in words if not (answer and w.endswith("s"))])  # "here is beats"
+        words = [w for w in words if not (answer and w.endswith("s"))] or words  # not "here is beats"; "here is blues" is fine
+        noun = f"{concept} {pick(PIECES, rng)}" if single else word(words)
         head = " ".join(filter(None, (adjectives, decade, noun)))
     elif known_genre:
         single, head = bool(apart), f"{apart} one"

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from common import data
 from synthesis import audit, simulate, wording
 from synthesis.facts import LEXICON, agreeing, track_facets
 from synthesis.parse import problems
+
+
+REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real")) / "track_annotations.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +238,12 @@ def test_phrases(facts, known_genre, accepted):
         assert re.search(accepted, phrase) and not re.search(r"  |\ba [aeiou]|^ | $|, ,|,$", phrase), phrase
 
 
+def test_an_answer_names_any_tag():
+    """Tags that the lexicon does not know have one form only, an "s" at its end or not."""
+    said = {wording.noun_phrase([("tag", "chicago blues")], np.random.default_rng(seed), answer=True) for seed in range(50)}
+    assert said == {"chicago blues", "a chicago blues song", "a chicago blues track", "a chicago blues tune"}
+
+
 def test_facets_by_hand():
     track = {"tags": ["wistful", "Deep House", "sax", "80s", "vaporwave"], "lyrics": "the harbour, the salt and the tide; a boat",
              "caption": "with a choir", "tempo": 70.0, "key": "G# minor", "release_date": "1984", "artist": "x", "title": "y"}
@@ -249,6 +260,21 @@ def test_bare_tracks_can_be_asked_for():
     for seed in range(30):
         turns = simulate.simulate(None, bare, [], facets, "test", np.random.default_rng(seed))
         assert len(turns) == 6 and all(t["query"].strip() and "{" not in t["query"] for t in turns)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="no real annotations here")
+def test_real_tags_can_be_spoken():
+    """Tags that nobody here chose ("chicago blues"), with tempo, key and year where known."""
+    with open(REAL, encoding="utf-8") as f:
+        rows = [json.loads(line) for line in islice(f, 4000)]
+    tracks = [{"track_id": r["track_id"], "title": f"Song {i}", "artist": f"Band {i // 3}", "tags": r.get("tags") or [], "lyrics": None, "caption": None,
+               "tempo": r.get("tempo"), "key": r.get("key"), "release_date": str(r["year"]) if r.get("year") else None} for i, r in enumerate(rows)]
+    facets, kinds = {t["track_id"]: track_facets(t) for t in tracks}, set()
+    for i in range(0, len(tracks) - 12, 10):
+        turns = simulate.simulate(None, tracks[i:i + 8], tracks[i + 8:i + 12], facets, "test", np.random.default_rng(i))
+        assert all(t["query"].strip() and t["response"].strip() and "{" not in t["query"] + t["response"] for t in turns)
+        kinds |= {t["kind"] for t in turns}
+    assert {"relative", "recall", "redirect", "more"} <= kinds
 
 
 @pytest.mark.parametrize("change, message", [
