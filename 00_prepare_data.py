@@ -23,7 +23,7 @@ Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.
             python 00_prepare_data.py talkplaydata --parts TalkPlayData-2 TalkPlayData-2-Track-Metadata \
                 TalkPlayData-2-Track-Embeddings
 
-Another source is a file like sources/mpd.py, a function like prepare_mpd here that calls it, its flags
+Another source is a file like steps/prepare_data/mpd.py, a function like prepare_mpd here that calls it, its flags
 in parse_args, a line in SOURCES.
 """
 
@@ -39,9 +39,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import data
+from common import data, runs
 from common.tokens import MODALITIES
-from sources import cpcd, mpd, talkplaydata
+from steps.prepare_data import cpcd, mpd, talkplaydata
 
 NAME = "00_prepare_data"
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
@@ -115,7 +115,7 @@ def remove_stale(data_dir, writes):
 
 def render_one(job):
     """Render one track to a file. job: (dict for the renderer, path)."""
-    from demo import render  # only this source needs soundfile
+    from steps.prepare_data.demo import render  # only this source needs soundfile
     audio, path = job
     render.write_audio(path, render.render_track(audio), SAMPLE_RATE)
 
@@ -139,7 +139,7 @@ def render_all(jobs, workers):
 
 def prepare_demo(args):
     """Make the fictional catalogue, its playlists and its audio."""
-    from demo import catalogue
+    from steps.prepare_data.demo import catalogue
     data_dir = Path(args.data_dir)
     if args.workers < 1:
         raise SystemExit("--workers must be at least 1")
@@ -151,7 +151,7 @@ def prepare_demo(args):
         remove_stale(data_dir, writes)
         for _, path in jobs:  # audio of another catalogue must not pass for this one's
             path.unlink(missing_ok=True)
-    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume)
+    run, state = runs.begin_run(data_dir, NAME, args, [], writes, args.resume)
     if state == "done" and all(path.is_file() for _, path in jobs):
         print(f"{NAME}: already done, nothing changed")
         return
@@ -162,7 +162,7 @@ def prepare_demo(args):
     print_table_1(table)
     data.write_jsonl(data_dir / "tracks.jsonl", ({f: t.get(f) for f in data.TRACK_FIELDS} for t in tracks))
     data.write_jsonl(data_dir / "playlists.jsonl", playlists)
-    data.finish_run(run, table_1=table)
+    runs.finish_run(run, table_1=table)
     print(f"wrote {len(tracks):,} tracks with audio and {len(playlists):,} playlists to {data_dir}; "
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
@@ -179,9 +179,9 @@ def prepare_mpd(args):
     slices, annotations = mpd.find_slices(args.mpd_dir), mpd.annotation_files(args.annotations)
     audio = mpd.find_audio(args.audio_dir, data_dir, problems) if args.audio_dir else {}
     args.slices = fingerprint(f"{p.name} {p.stat().st_size}" for p in slices)
-    args.joined = fingerprint([*(f"{k} {data.file_hash(p)}" for k, p in annotations.items()), *audio.values()])
+    args.joined = fingerprint([*(f"{k} {runs.file_hash(p)}" for k, p in annotations.items()), *audio.values()])
     writes = ["tracks.jsonl", "playlists.jsonl", *annotations]
-    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
+    run, state = runs.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
@@ -204,12 +204,12 @@ def prepare_mpd(args):
     print_table_1(table)
 
     remove_stale(data_dir, writes)
-    data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
+    runs.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
     data.write_jsonl(data_dir / "tracks.jsonl", mpd.track_rows(track_ids, known, audio))
     data.write_jsonl(data_dir / "playlists.jsonl", mpd.playlist_rows(heads, items, lengths, split, track_ids))
     for name, path in annotations.items():
         data.write_jsonl(data_dir / name, mpd.read_annotations(path, catalogue, {}))
-    data.finish_run(run, table_1=table, left_out=problems | in_annotations)
+    runs.finish_run(run, table_1=table, left_out=problems | in_annotations)
     print(f"wrote {len(known):,} tracks and {len(heads):,} playlists to {data_dir}; "
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
@@ -224,9 +224,9 @@ def prepare_cpcd(args):
     if not path.is_file():
         raise SystemExit(f"{path} is missing; --cpcd-file takes a file of the dataset's conversations, such as "
                          f"dialogs.dev.train.jsonl")
-    args.conversations = data.file_hash(path)
+    args.conversations = runs.file_hash(path)
     writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS)]
-    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
+    run, state = runs.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
@@ -247,12 +247,12 @@ def prepare_cpcd(args):
     cpcd.print_table(table_of_dialogues, tracks.values())
 
     remove_stale(data_dir, writes)
-    data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
+    runs.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
     data.write_jsonl(data_dir / "tracks.jsonl", tracks.values())
     data.write_jsonl(data_dir / "playlists.jsonl", playlists)
     for name in data.SPLITS:
         data.write_jsonl(data_dir / f"dialogues_{name}.jsonl", (d for d, s in zip(dialogues, split) if s == name))
-    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems)
+    runs.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=problems)
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists and {len(dialogues):,} dialogues to {data_dir}; leave out "
           f"03_synthesize.py, which refuses to replace these dialogues. Next: python 01_extract_embeddings.py --data-dir {data_dir}, "
           f"or at once python baselines/bm25.py --data-dir {data_dir}")
@@ -266,12 +266,12 @@ def prepare_talkplaydata(args):
     if args.n_valid < 1:
         raise SystemExit("--n-valid must be at least 1")
     paths = talkplaydata.find_files(args.parts)
-    args.files = fingerprint(f"{path.name} {data.file_hash(path)}" for path in paths)
+    args.files = fingerprint(f"{path.name} {runs.file_hash(path)}" for path in paths)
     files = talkplaydata.sort_files(paths, of_files)
     modalities = [m for m in MODALITIES if any(m in columns.values() for _, columns in files["vectors"])]
     writes = ["tracks.jsonl", "playlists.jsonl", *(f"dialogues_{name}.jsonl" for name in data.SPLITS),
               *(f"embeddings/{modality}.npy" for modality in modalities)]
-    run, state = data.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
+    run, state = runs.begin_run(data_dir, NAME, args, [], writes, args.resume, record=False)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
@@ -293,7 +293,7 @@ def prepare_talkplaydata(args):
     talkplaydata.print_table(table_of_dialogues, tracks.values())
 
     remove_stale(data_dir, writes)
-    data.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
+    runs.begin_run(data_dir, NAME, args, [], writes, args.resume)  # on record now that the input is known to be good
     data.write_jsonl(data_dir / "tracks.jsonl", tracks.values())
     data.write_jsonl(data_dir / "playlists.jsonl", playlists)
     ids = {playlist["playlist_id"] for playlist in playlists}
@@ -305,7 +305,7 @@ def prepare_talkplaydata(args):
     mpd.print_problems(of_vectors)
     for modality, (shape, n) in present.items():
         print(f"  {modality:9s} {str(shape):>14s}  {n:,} tracks have it, {shape[0] - n:,} do not")
-    data.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=of_files | problems | of_vectors)
+    runs.finish_run(run, table_1=table, dialogues=table_of_dialogues, left_out=of_files | problems | of_vectors)
     missing = [modality for modality in MODALITIES if modality not in present]
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists, {sum(s is not None for s in splits):,} dialogues and "
           f"{len(present)} embeddings to {data_dir}; leave out 03_synthesize.py, which refuses to replace these dialogues. Next: "

@@ -36,7 +36,6 @@ The full-scale commands were not run: the checkpoints could not be had where thi
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import threading
@@ -49,13 +48,13 @@ from typing import Callable, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from common import data
-from common.device import find_device
+from common import data, runs
+from common.process import agree, current_process, end_process, resolve_device, start_process
 from common.tokens import MODALITIES
-from encoders.chunks import Ranks, fill_in_chunks, forget_progress, is_finished, start_ranks
-from encoders.item2vec import item2vec
-from encoders.librosa_features import AUDIO_SECONDS, read_features, read_windows
-from encoders.text import embed_texts, find_text_encoder, load_text_encoder
+from steps.extract_embeddings.chunks import check_one_machine, fill_in_chunks, forget_progress, is_finished
+from steps.extract_embeddings.item2vec import item2vec
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_features, read_windows
+from steps.extract_embeddings.text import embed_texts, resolve_text_encoder, load_text_encoder
 
 # torch, transformers and gensim are imported where they are used: each audio worker starts
 # this file again, and would load them all.
@@ -88,14 +87,14 @@ class AudioEncoder(NamedTuple):
     chunk: int           # as TEXT_CHUNK
 
 
-def find_audio_encoder(name, model, layer):
+def check_audio_encoder(name, model, layer):
     """--audio-model and --audio-layer, known to fit --audio-encoder. Raises SystemExit: they do not."""
     if name == "musicfm":
-        from encoders.musicfm import find_musicfm
-        find_musicfm(model)
+        from steps.extract_embeddings.musicfm import resolve_musicfm
+        resolve_musicfm(model)
     elif name == "clap":
-        from encoders.clap import find_clap
-        find_clap(model, "--audio-model")
+        from steps.extract_embeddings.clap import resolve_clap
+        resolve_clap(model, "--audio-model")
     elif model:
         raise SystemExit(f"--audio-model {model}: --audio-encoder {name} takes none; {' and '.join(AUDIO_ENCODERS[1:])} do")
     if layer is not None and (name != "musicfm" or not 0 <= layer <= 12):
@@ -105,13 +104,13 @@ def find_audio_encoder(name, model, layer):
 def load_audio_encoder(name, model, layer, seconds, batch_size, device):
     """The AudioEncoder of a name in AUDIO_ENCODERS; a new one is a branch here. seconds: how much of a track is heard."""
     if name == "musicfm":
-        from encoders import musicfm
+        from steps.extract_embeddings import musicfm
         heard = musicfm.load_musicfm(model, 7 if layer is None else layer, device)
         read = partial(read_windows, rate=musicfm.RATE, seconds=seconds, size=musicfm.WINDOW, least=musicfm.SHORTEST)
         encode = partial(musicfm.embed_tracks, model=heard, batch_size=batch_size)
         return AudioEncoder(read, encode, musicfm.DIM, (musicfm.DIM,), 64)
     if name == "clap":
-        from encoders import clap
+        from steps.extract_embeddings import clap
         heard, _, extractor = clap.load_clap(model, device, "--audio-model")
         dim = heard.config.projection_dim
         return AudioEncoder(partial(clap.mel_windows, extractor=extractor, seconds=seconds),
@@ -150,7 +149,7 @@ def present_rows(array):
 
 # ---------------------------------------------------------------- files
 
-def write_texts(folder, modality, tracks, encoder, pooling, batch_size, ranks=Ranks()):
+def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
     """embeddings/<modality>.npy of a text modality. encoder: what load_text_encoder returns."""
     tokenizer, model, max_tokens = encoder
 
@@ -159,8 +158,8 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size, ranks=Ra
         vectors, cut = embed_texts(texts, tokenizer, model, max_tokens, pooling, batch_size)
         return vectors, [tracks[rows.start + i]["track_id"] for i in cut]
 
-    part, cut = fill_in_chunks(folder, modality, (len(tracks), model.config.hidden_size), TEXT_CHUNK, encode, ranks=ranks)
-    if ranks.rank == 0:
+    part, cut = fill_in_chunks(folder, modality, (len(tracks), model.config.hidden_size), TEXT_CHUNK, encode)
+    if current_process()[0] == 0:
         os.replace(part, folder / f"{modality}.npy")
         print(f"{modality}: {len(cut)} texts were longer than {max_tokens} tokens and cut there")
 
@@ -171,7 +170,7 @@ def start_worker():
     threadpool_limits(1)
 
 
-def write_audio(folder, tracks, data_dir, encoder, workers, ranks=Ranks()):
+def write_audio(folder, tracks, data_dir, encoder, workers):
     """embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl. encoder: an AudioEncoder."""
 
     def start(rows):
@@ -195,8 +194,8 @@ def write_audio(folder, tracks, data_dir, encoder, workers, ranks=Ranks()):
 
     # spawn, not fork: a forked process may hang in a library that was running threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-        part, failed = fill_in_chunks(folder, "audio", (len(tracks), encoder.dim), encoder.chunk, encode, start, ranks)
-    if ranks.rank == 0:
+        part, failed = fill_in_chunks(folder, "audio", (len(tracks), encoder.dim), encoder.chunk, encode, start)
+    if current_process()[0] == 0:
         data.write_jsonl(folder / "audio_failed.jsonl", failed)
         scale_audio(folder, part, encoder)
         print(f"audio: {sum(not track['audio_path'] for track in tracks)} tracks have no audio_path; {len(failed)} files could "
@@ -232,10 +231,9 @@ def write_playlist(folder, training, n_tracks, dim, epochs, seed, workers, share
 
 def check_not_brought(data_dir, chosen):
     """Raises SystemExit: embeddings that came with the data and are still as 00_prepare_data.py left them."""
-    record = data_dir / "runs" / "00_prepare_data.json"
-    left = json.loads(record.read_text()).get("outputs", {}) if record.is_file() else {}
+    left = (runs.read_run(data_dir, "00_prepare_data") or {}).get("outputs", {})
     brought = [m for m in chosen if (path := data_dir / "embeddings" / f"{m}.npy").is_file()
-               and left.get(f"embeddings/{m}.npy") == data.file_hash(path)]
+               and left.get(f"embeddings/{m}.npy") == runs.file_hash(path)]
     if brought:
         others = " ".join(m for m in chosen if m not in brought)
         raise SystemExit(f"{data_dir}/embeddings: {', '.join(brought)} came with the data. Leave 01 out: python 02_quantize.py "
@@ -271,7 +269,7 @@ def parse_args(argv=None):
         "anew each time, above 0 and below 1; for sets whose whole epochs take hours (default: all pairs)")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, all of torchrun's together (default: "
         "as many as cores; the result does not depend on it)")
-    add("--device", type=find_device, default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if "
+    add("--device", type=resolve_device, default="auto", help="of the text encoder, musicfm and clap: auto (default: cuda if "
         "there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of item2vec (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
@@ -289,57 +287,59 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    ranks = start_ranks()
+    check_one_machine()
+    rank, world, device = start_process(args.device)
     chosen = [m for m in MODALITIES if m in args.modalities]
     folder = args.data_dir / "embeddings"
     tracks = data.load_tracks(args.data_dir)
-    if args.resume and ranks.rank == 0:
+    if args.resume and rank == 0:
         check_not_brought(args.data_dir, chosen)
-    training = training_rows(args.data_dir, tracks) if "playlist" in chosen and ranks.rank == 0 else None
-    text_encoder = find_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
+    training = training_rows(args.data_dir, tracks) if "playlist" in chosen and rank == 0 else None
+    text_encoder = resolve_text_encoder(args.text_encoder, args.pooling) if set(chosen) & set(TEXT_MODALITIES) else None
     if "audio" in chosen:
-        find_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
+        check_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
 
-    reads = ["tracks.jsonl", *(f"annotations/{path.name}" for path in sorted((args.data_dir / "annotations").glob("*.jsonl")))]
+    reads = data.catalogue_files(args.data_dir)
     reads += ["playlists.jsonl"] * ("playlist" in chosen)
     writes = [f"embeddings/{m}.npy" for m in chosen]
     writes += ["embeddings/audio_scaling.npy", "embeddings/audio_failed.jsonl"] * ("audio" in chosen)
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=False,
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=False,
                                 ignore=("data_dir", "resume", "device", "workers"))
-    if ranks.agree("state", lambda: state) == "done":
-        if ranks.rank == 0:
+    if agree(lambda: state) == "done":
+        if rank == 0:
             print(f"{NAME}: already done, nothing changed")
-        return
+        return end_process()
     folder.mkdir(exist_ok=True)
-    if ranks.rank == 0:
+    if rank == 0:
         for modality in chosen if state == "new" else ():
             forget_progress(folder, modality)
-        data.record_run(run)  # only now: a run on record goes on with the chunks that it finds
+        runs.record_run(run)  # only now: a run on record goes on with the chunks that it finds
 
     loaded = None
     for modality in sorted(chosen, key=lambda m: m == "playlist"):  # item2vec last: the others need not wait for it
-        if ranks.agree(f"{modality} finished", lambda: is_finished(folder, modality, len(tracks))):
-            if ranks.rank == 0:
+        if agree(lambda: is_finished(folder, modality, len(tracks))):
+            if rank == 0:
                 print(f"{modality}: finished by an earlier try")
         elif modality == "playlist":
-            if ranks.rank == 0:
+            if rank == 0:
                 write_playlist(folder, training, len(tracks), args.playlist_dim, args.epochs, args.seed, args.item2vec_workers,
                                args.item2vec_share)
         elif modality == "audio":
             encoder = load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
-                                         args.audio_batch_size, args.device)
-            write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // ranks.world, 1), ranks)
+                                         args.audio_batch_size, device)
+            write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // world, 1))
         else:
-            loaded = loaded or load_text_encoder(text_encoder, args.device)
-            write_texts(folder, modality, tracks, loaded, args.pooling, args.batch_size, ranks)
-    if ranks.rank:
+            loaded = loaded or load_text_encoder(text_encoder, device)
+            write_texts(folder, modality, tracks, loaded, args.pooling, args.batch_size)
+    end_process()
+    if rank:
         return
 
     for modality in chosen:
         array = data.load_npy(folder / f"{modality}.npy", f"python {NAME}.py", len(tracks), np.float32)
         present = sum(len(rows) for rows in present_rows(array))
         print(f"  {modality:9s} {str(array.shape):>14s}  {present} tracks have it, {len(tracks) - present} do not")
-    data.finish_run(run)
+    runs.finish_run(run)
     for modality in chosen:
         forget_progress(folder, modality)
     print(f"wrote {', '.join(writes)} in {args.data_dir}; next: python 02_quantize.py --data-dir {args.data_dir}")

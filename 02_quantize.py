@@ -9,7 +9,7 @@ from the mean. So plain nearest centroid is the whole assignment, for new tracks
 Each codebook is fitted on the tracks that have the modality (for playlist those in training playlists,
 the only ones with a row), and its centroids are means. Codes come from `assign`, never from the fit, so
 that the saved codebooks give the same codes again. Embeddings stay on disk and are read in chunks; how
-k-means copes with 1.7 million rows of 4,096 numbers stands in quantization/kmeans.py. Under torchrun each
+k-means copes with 1.7 million rows of 4,096 numbers stands in steps/quantize/kmeans.py. Under torchrun each
 process reads and assigns its share of the rows. A killed run goes on with the modalities that are not fitted yet.
 
 --assign-only gives codes from the saved codebooks to the embeddings that are there now: for a catalogue
@@ -32,12 +32,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from common import data
-from common.device import end_process, find_device, start_process
+from common import data, runs
+from common.process import agree, current_process, end_process, resolve_device, start_process
 from common.tokens import MODALITIES, token_string
-from quantization.kmeans import agreed, fit_codebook, over_rows, place
+from steps.quantize.kmeans import fit_codebook, over_rows
 
 NAME = "02_quantize"
 LARGEST_K = 32767       # codes are int16
@@ -148,7 +149,7 @@ def fit(modality, embeddings, k, n_init, seed, device):
     clusters = count_distinct(embeddings, k)
     if clusters < k:
         print(f"{modality}: only {clusters} different rows, so {clusters} clusters instead of {k}")
-    with tqdm(desc=modality, unit="pass", disable=place()[0] > 0) as bar:
+    with tqdm(desc=modality, unit="pass", disable=current_process()[0] > 0) as bar:
         return fit_codebook(embeddings, clusters, n_init, seed, device, lambda rows, moved, inertia: bar.update() or
                             bar.set_postfix(rows=rows, moved=f"{moved:.2%}", inertia=f"{inertia:.4g}"))
 
@@ -221,7 +222,7 @@ def parse_args(argv=None):
     add("--n-init", type=int, default=1, help="starts of k-means, the best of which is kept (default 1); they are compared "
         "on the first sample (all rows of a small catalogue)")
     add("--assign-only", action="store_true", help="fit nothing: codes for the present embeddings from the saved codebooks")
-    add("--device", type=find_device, default="auto", help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of k-means (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is finished (default); --no-resume "
         "makes it again")
@@ -238,6 +239,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     rank, world, device = start_process(args.device)
+    torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     if rank:
         sys.stdout = open(os.devnull, "w")  # all do the same, one tells of it
     folder = args.data_dir / "codebooks"
@@ -253,17 +255,17 @@ def main(argv=None):
                          f"python 01_extract_embeddings.py --data-dir {args.data_dir}")
     reads = ["tracks.jsonl"] + [f"embeddings/{m}.npy" for m in MODALITIES]
     writes = [f"codebooks/{m}.npy" for m in MODALITIES] + ["codebooks/info.json", "codebooks/examples.jsonl", "codes.npy"]
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only, record=not rank)
-    state = agreed(state)
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume and not args.assign_only, record=not rank)
+    state = agree(lambda: state)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
-        return end_process(world)
+        return end_process()
 
     parts = {m: folder / f"{m}.part.npy" for m in MODALITIES}  # what a killed run has fitted already
     if state == "new" and not rank:
         for part in parts.values():
             part.unlink(missing_ok=True)
-    fitted = agreed([m for m in MODALITIES if parts[m].is_file()])
+    fitted = agree(lambda: [m for m in MODALITIES if parts[m].is_file()])
     codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
     info, examples = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}, []
     for modality in codebooks:
@@ -283,7 +285,7 @@ def main(argv=None):
         info["modalities"][modality] = describe_codes(column, distances, len(codebook))
         examples += example_rows(modality, column, nearest_tracks(column, distances, len(codebook)), tracks)
     if rank:
-        return end_process(world)
+        return end_process()
     info |= describe_collisions(codes)
 
     if not args.assign_only:
@@ -296,10 +298,10 @@ def main(argv=None):
     data.write_jsonl(folder / "info.json", [info])
     data.save_npy(args.data_dir / "codes.npy", codes)
     print_report(info, examples)
-    data.finish_run(run, **info)
+    runs.finish_run(run, **info)
     for part in parts.values():
         part.unlink(missing_ok=True)
-    end_process(world)
+    end_process()
     print(f"wrote codes.npy and codebooks/ (K = {k}) in {args.data_dir}; next: python 03_synthesize.py --data-dir {args.data_dir}")
 
 

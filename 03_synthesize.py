@@ -4,12 +4,12 @@ A dialogue is a journey through tracks of one playlist: a query, a track, an ans
 turns down comes from the negative set: tracks by artists of the playlist that are not in it. Who writes it
 is --backend:
 
-simulate  a simulated listener, offline (synthesis/simulate.py); --mix and --rejections say how often it asks in which way
-gemini    Google's models, as the paper; the key in GEMINI_API_KEY or GOOGLE_API_KEY (synthesis/gemini.py)
-local     any chat model of Hugging Face's, on this machine (synthesis/local.py)
+simulate  a simulated listener, offline (steps/synthesize/simulate.py); --mix and --rejections say how often it asks in which way
+gemini    Google's models, as the paper; the key in GEMINI_API_KEY or GOOGLE_API_KEY (steps/synthesize/llm/gemini.py)
+local     any chat model of Hugging Face's, on this machine (steps/synthesize/llm/local.py)
 
-The last two fill synthesis/prompt.txt with a chunk of a playlist (--chunk, --chunk-test, --lyrics-words, --negatives), and
-synthesis/parse.py makes a dialogue of the answer. What it cannot repair with certainty is asked for once more, then set
+The last two fill steps/synthesize/llm/prompt.txt with a chunk of a playlist (--chunk, --chunk-test, --lyrics-words, --negatives), and
+steps/synthesize/llm/parse.py makes a dialogue of the answer. What it cannot repair with certainty is asked for once more, then set
 aside in dialogues_rejected.jsonl; so there may be fewer dialogues than were asked for. --show-prompt prints one prompt and
 what the whole run would cost (--price-in, --price-out), and calls nobody. --concurrency calls are made at a time,
 --requests-per-minute at most, each tried up to --tries times. Try a few first, in a folder of its own, and read them:
@@ -17,7 +17,7 @@ what the whole run would cost (--price-in, --price-out), and calls nobody. --con
 
 `audit` looks at dialogues instead, from whatever source: schema, queries that give the target away, what they speak of,
 whether "slower" brings something slower, whether what answers say is true of the track, duplicates between train and test
-(synthesis/audit.py); with --predictions also at the answers of systems.
+(steps/synthesize/audit.py); with --predictions also at the answers of systems.
 
 Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions predictions/*.jsonl
 Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl,
@@ -43,10 +43,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import data
-from common.device import find_device
-from synthesis import asking, audit, parse, prompt, simulate
-from synthesis.facts import track_facets
+from common import data, runs
+from common.process import resolve_device
+from steps.synthesize import audit, simulate
+from steps.synthesize.llm import jobs, parse, prompt
+from steps.synthesize.attributes import track_attributes
 
 BACKENDS = ("simulate", "gemini", "local")
 MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
@@ -98,10 +99,10 @@ def playlists_in_turn(split, playlists, seed):
 
 # ---------------------------------------------------------------- the simulated listener
 
-def synthesize(split, playlists, tracks, row_of, facets_of, n, seed, path, most, mix):
+def synthesize(split, playlists, tracks, row_of, attributes_of, n, seed, path, most, mix):
     """Write n dialogues over the playlists of one split, in turn; several for each where n is larger.
 
-    facets_of: {track_id: track_facets(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
+    attributes_of: {track_id: track_attributes(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
 
     Lines go to `path`.part one by one; whole lines that are there already are kept. Each dialogue has
     its own random stream, so a resumed run ends in the same file.
@@ -118,7 +119,7 @@ def synthesize(split, playlists, tracks, row_of, facets_of, n, seed, path, most,
             sampled = sample_tracks(playlist, rng, most)
             negatives = negative_set(playlist, tracks_by_artist, artist_of)
             turns = simulate.simulate(playlist.get("title"), [tracks[row_of[t]] for t in sampled],
-                                      [tracks[row_of[t]] for t in negatives], facets_of, split, rng, MAX_TURNS, **mix)
+                                      [tracks[row_of[t]] for t in negatives], attributes_of, split, rng, MAX_TURNS, **mix)
             dialogue = {"dialogue_id": f"{split}-{i}", "playlist_id": playlist["playlist_id"],
                         "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
             wrong = parse.problems(dialogue, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
@@ -150,23 +151,23 @@ def job_maker(split, playlists, tracks, row_of, seed, size, most_negatives):
 def make_backend(args, limiter):
     """A function of prompts and seeds -> Answers, by --backend. Raises SystemExit: no key, no package, no model."""
     if args.backend == "gemini":
-        from synthesis import gemini
+        from steps.synthesize.llm import gemini
         call = gemini.make_call(args.model, gemini.read_key(), args.api_endpoint, args.temperature, args.top_p, args.max_new_tokens,
                                 args.timeout)
         return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries) for text in prompts]
-    from synthesis import local
-    model, tokenizer = local.load_model(args.model, find_device(args.device))
+    from steps.synthesize.llm import local
+    model, tokenizer = local.load_model(args.model, resolve_device(args.device))
     return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
 
 
 def converse(split, answered, make_job, n, backend, limiter, journal, args):
-    """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of asking.ask_all."""
+    """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of jobs.ask_all."""
     def ask(tasks):
         prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
         seeds = [np.random.SeedSequence([args.seed, data.SPLITS.index(split), task.number, task.attempt]) for task in tasks]
         return backend(prompts, [int(seed.generate_state(1)[0]) for seed in seeds])
 
-    return asking.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
+    return jobs.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
                           args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split,
                           answered)
 
@@ -184,7 +185,7 @@ def describe_split(dialogues, warm):
             "tracks": len(music), "cold tracks": len(music - warm), "words": len(words),
             "words per query": round(np.mean([len(t["query"].split()) for t in turns]), 1),
             "rejected": f"{np.mean([t['rejected'] for t in turns]):.1%}",
-            "unseen frames": f"{np.mean([t.get('frame') == 'unseen' for t in turns]):.1%}",
+            "unseen templates": f"{np.mean([t.get('template') == 'unseen' for t in turns]):.1%}",
             "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
 
 
@@ -278,7 +279,7 @@ def parse_args():
         if not good:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
     if args.backend != "simulate" and (args.mix or args.rejections is not None):
-        raise SystemExit(f"--mix and --rejections are for --backend simulate; what {args.backend} writes follows synthesis/prompt.txt")
+        raise SystemExit(f"--mix and --rejections are for --backend simulate; what {args.backend} writes follows steps/synthesize/llm/prompt.txt")
     if not 0 <= (args.rejections or 0) <= 1:
         raise SystemExit(f"--rejections {args.rejections:g}: a share from 0 to 1 is accepted")
     args.mix = read_mix(args.mix) or None  # None, so that runs of before the flag stay what they are
@@ -320,8 +321,8 @@ def main():
         prompt.show_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out, args.show_prompt)
         if args.show_prompt:
             return
-        args.prompt = data.file_hash(prompt.TEMPLATE)  # another prompt is another run
-    with asking.alone(folder / "runs" / "03_synthesize.lock"):
+        args.prompt = runs.file_hash(prompt.TEMPLATE)  # another prompt is another run
+    with jobs.alone(folder / "runs" / "03_synthesize.lock"):
         write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of)
 
 
@@ -330,42 +331,41 @@ def write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of):
     llm, mix, record = jobs_of is not None, simulate.mix_of(args.mix or {}, args.rejections), folder / "runs" / "03_synthesize.json"
     journals = {split: folder / f"answers_{split}.jsonl" for split in data.SPLITS}  # they stay: with another n they are of use
     refuse_others(paths.values(), journals.values(), record, args.backend, args.resume)
-    annotations = sorted(f"annotations/{p.name}" for p in (folder / "annotations").glob("*.jsonl"))
     writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
-    run, state = data.begin_run(folder, "03_synthesize", args, reads=["tracks.jsonl", "playlists.jsonl", *annotations], writes=writes,
+    run, state = runs.begin_run(folder, "03_synthesize", args, reads=[*data.catalogue_files(folder), "playlists.jsonl"], writes=writes,
                                 resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE + COUNTS if llm else ONLY_LLM))
-    old = json.loads(record.read_text()) if state != "new" else {}
+    old = runs.read_run(folder, "03_synthesize") if state != "new" else {}
     if state == "done" and (not llm or old.get("asked") == counts):
         print("03_synthesize: already done, nothing changed")
         return
     if llm and state != "new":
-        asking.refuse_changed(paths, journals, old)
-    limiter = asking.RateLimit(args.requests_per_minute)
+        jobs.refuse_changed(paths, journals, old)
+    limiter = jobs.RateLimit(args.requests_per_minute)
     backend = make_backend(args, limiter) if llm else None
     if state == "new":
         parts = [path.with_name(path.name + ".part") for path in paths.values()]
         for path in [*parts, *paths.values(), *journals.values(), folder / "dialogues_rejected.jsonl"]:
             path.unlink(missing_ok=True)
-    data.record_run(run)  # only now: the backend is there
+    runs.record_run(run)  # only now: the backend is there
 
     facts = {}
     if llm:
-        found, summary = asking.ask_splits(journals, counts, args.price_in, args.price_out, lambda split, answered: converse(
+        found, summary = jobs.ask_splits(journals, counts, args.price_in, args.price_out, lambda split, answered: converse(
             split, answered, jobs_of[split], counts[split], backend, limiter, journals[split], args))
-        asking.write_answers(paths, found, counts, jobs_of, args.model, args.backend)
+        jobs.write_answers(paths, found, counts, jobs_of, args.model, args.backend)
         facts = {"summary": summary, "asked": counts}
     else:
-        facets_of = {t["track_id"]: track_facets(t) for t in tracks}
+        attributes_of = {t["track_id"]: track_attributes(t) for t in tracks}
         for split, path in paths.items():
             if not path.is_file():
-                synthesize(split, playlists, tracks, row_of, facets_of, counts[split], args.seed, path, args.max_tracks, mix)
+                synthesize(split, playlists, tracks, row_of, attributes_of, counts[split], args.seed, path, args.max_tracks, mix)
 
     warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
     for name in rows["train"]:
         print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
                                         for split, row in rows.items()))
-    data.finish_run(run, table=rows, **facts)
+    runs.finish_run(run, table=rows, **facts)
     print(f"wrote {', '.join(str(p) for p in paths.values())}; next: python 04_train.py --data-dir {folder}")
 
 

@@ -33,21 +33,21 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import data, tokens
-from common.device import end_process, find_device, start_process
+from common import data, runs, tokens
+from common.process import end_process, resolve_device, start_process
 from common.tokens import MUSIC, REJECTED, RESPONSE, USER
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
-from training import packing
-from training.checkpoints import (append_log, load_best, load_checkpoint, model_card, open_tensorboard, plot_loss, save_best,
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.train import packing
+from steps.train.checkpoints import (append_log, load_best, load_checkpoint, model_card, open_tensorboard, plot_loss, save_best,
                                   save_checkpoint, truncate_log, whole_weights)
-from training.lora import add_lora, merge_lora
+from steps.train.lora import add_lora, merge_lora
 
 # The paper gives context, lr, optimiser and global batch; the rest is our choice (see README).
 RECIPES = {
     "paper": dict(context=1024, lr=1e-4, batch_size=48, epochs=1.0, warmup=0.03, weight_decay=0.01, drop_tokens=0.05,
-                  lessons=0),
+                  indexing_repeats=0),
     "tiny": dict(context=512, lr=3e-3, batch_size=4, epochs=1.0, warmup=0.05, weight_decay=0.01, drop_tokens=0.05,
-                 lessons=30),
+                 indexing_repeats=30),
 }
 # parts of a dialogue on which the loss is taken
 LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}
@@ -222,9 +222,9 @@ def parse_args():
                        ("batch-size", "sequences a step, over all GPUs"), ("epochs", "passes over the training dialogues"),
                        ("warmup", "share of the steps with rising learning rate"), ("weight-decay", "of AdamW"),
                        ("drop-tokens", "share of music codes left out in training; 0 = none"),
-                       ("lessons", "times each known track is named outside the dialogues; 0 = never, as in the paper")):
+                       ("indexing-repeats", "times each known track is named outside the dialogues; 0 = never, as in the paper")):
         values = ", ".join(f"{r}: {v[name.replace('-', '_')]:g}" for r, v in RECIPES.items())
-        add(f"--{name}", type=int if name in ("context", "batch-size", "lessons") else float, help=f"{what} ({values})")
+        add(f"--{name}", type=int if name in ("context", "batch-size", "indexing-repeats") else float, help=f"{what} ({values})")
     add("--loss-on", choices=LOSS_ON, default="all", help="tokens that are learnt: all (paper, default), or the assistant's")
     add("--skip-rejected", action="store_true", help="do not learn the music tokens that the listener turned down")
     add("--micro-batch", type=int, default=0, help="sequences a forward pass and GPU; 0 (default) = all of a step")
@@ -242,7 +242,7 @@ def parse_args():
     add("--tensorboard", action="store_true", help="losses also to <data-dir>/runs/tensorboard")
     add("--workers", type=int, default=min(8, os.cpu_count()), help="processes that encode the dialogues")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the model, the new rows and the order (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with a run that was cut (default); --no-resume starts afresh")
@@ -381,9 +381,10 @@ def save_model(folder, lm, tokenizer, rank):
 def main():
     args, recipe = parse_args()
     process = rank, world, device = start_process(args.device)
+    torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     folder, part, final = args.data_dir, args.data_dir / "model.part", args.data_dir / "model"
     k, tracks, codes_of, train, valid = load_data(folder, args.limit)
-    run, state = data.begin_run(
+    run, state = runs.begin_run(
         folder, "04_train", args, reads=["tracks.jsonl", "codes.npy", "dialogues_train.jsonl", "dialogues_valid.jsonl"],
         writes=[f"model/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")],
         resume=args.resume, record=False, ignore=("data_dir", "resume", "device", "workers", "save_every", "keep", "tensorboard",
@@ -396,9 +397,9 @@ def main():
     # the model and its vocabulary: the same on every rank, since everything is seeded
     lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
     expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
-    coder = tokens.make_coder(tokenizer)
+    dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
     if rank == 0:  # all input has proved good: from here on the run is on record, and what an old one left is replaced
-        data.record_run(run)
+        runs.record_run(run)
         if state == "new" and part.exists():
             shutil.rmtree(part)
         if state == "resume" and not part.exists() and (final / "tokens").exists():
@@ -417,11 +418,11 @@ def main():
     # dialogues -> pieces -> sequences
     context = recipe["context"]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    train = train + packing.name_lessons(tracks, codes_of, recipe["lessons"], packing.answers_by_track(train), args.seed)
+    train = train + packing.indexing_examples(tracks, codes_of, recipe["indexing_repeats"], packing.answers_by_track(train), args.seed)
     packed = []
     for name, dialogues, drop in (("train", train, recipe["drop_tokens"]), ("valid", valid, 0.0)):
         pieces = encode_once(part / "tokens" / name, lambda: packing.encode_all(
-            coder, dialogues, codes_of, context, drop, args.seed, args.workers), process)
+            dialogue_tokenizer, dialogues, codes_of, context, drop, args.seed, args.workers), process)
         packed.append(packing.Packed(pieces, packing.pack(pieces.lengths(), context), context, pad))
     n_tokens, n_sequences = len(packed[0].pieces.ids), len(packed[0].bins)
     if rank == 0:
@@ -441,12 +442,12 @@ def main():
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
-        data.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)
+        runs.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)
         for leftover in (*final.glob("*.pt"), *final.glob("*.tmp")):  # last, so that a kill before this loses nothing
             leftover.unlink()
         shutil.rmtree(final / "tokens")
         print(f"wrote {final}; next: python 05_infer.py predict --data-dir {folder}")
-    end_process(world)
+    end_process()
 
 
 if __name__ == "__main__":

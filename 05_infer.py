@@ -31,11 +31,11 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import data, retrieval, tokens
-from common.device import find_device
+from common import data, retrieval, runs, tokens
+from common.process import resolve_device
 from common.metrics import DEPTH, rank_rows
-from inference.generation import Reading, music_grammar, sample
-from inference.likelihood import code_marginals, group_tracks, rank_tracks
+from steps.infer.generation import PromptCache, music_grammar, sample
+from steps.infer.likelihood_ranker import code_marginals, group_tracks, rank_tracks
 
 # predict's files; the first of --rankers chooses the track that the response is about
 SYSTEMS = {"likelihood": "talkplay"} | {ranker: f"talkplay-{ranker}" for ranker in ("overlap", "greedy", "votes", "expected")}
@@ -45,7 +45,7 @@ ANSWER_ROOM = 64  # tokens of the context that a prompt leaves to the answer
 # ---------------------------------------------------------------- the model
 
 def load_model(folder, codes, device="cpu"):
-    """(model, coder) of a folder made by 04_train.py.
+    """(model, dialogue_tokenizer) of a folder made by 04_train.py.
 
     Raises SystemExit: not such a folder, or trained with another K than the catalogue's codes.
     """
@@ -57,58 +57,56 @@ def load_model(folder, codes, device="cpu"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if "cuda" in str(device) else torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} Make it again with: {made_by}")
-    coder = tokens.make_coder(tokenizer)
+    dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
     info = folder.parent / "codebooks" / "info.json"
-    k = json.loads(info.read_text())["k"] if info.is_file() else coder.vocabulary.k
-    if k != coder.vocabulary.k or codes.max() >= coder.vocabulary.k:
-        raise SystemExit(f"{folder} was trained with K = {coder.vocabulary.k} codes a modality, but codes.npy was made with "
+    k = json.loads(info.read_text())["k"] if info.is_file() else dialogue_tokenizer.vocabulary.k
+    if k != dialogue_tokenizer.vocabulary.k or codes.max() >= dialogue_tokenizer.vocabulary.k:
+        raise SystemExit(f"{folder} was trained with K = {dialogue_tokenizer.vocabulary.k} codes a modality, but codes.npy was made with "
                          f"K = {max(k, int(codes.max()) + 1)}. Train again with: {made_by} --no-resume")
-    record, codes_file = folder.parent / "runs" / "04_train.json", folder.parent / "codes.npy"
-    if record.is_file() and json.loads(record.read_text())["inputs"].get("codes.npy") not in (None, data.file_hash(codes_file)):
-        raise SystemExit(f"{codes_file} has changed since {folder} was trained: its tokens mean other tracks now. "
-                         f"Train again with: {made_by} --no-resume")
-    return model.to(device).eval(), coder
+    runs.check_unchanged(folder.parent, "04_train", "codes.npy",
+                         f"its tokens mean other tracks now. Train again with: {made_by} --no-resume")
+    return model.to(device).eval(), dialogue_tokenizer
 
 
 # ---------------------------------------------------------------- music and text
 
-def generate_codes(reading, coder, rngs, free=True, **sampling):
+def generate_codes(reading, dialogue_tokenizer, rngs, free=True, **sampling):
     """Sample a music block after the prompts. Returns a list of five codes, or None where it is not valid."""
     length = len(reading)
-    grammar = None if free else music_grammar(coder.vocabulary, reading.model.config.vocab_size, reading.device)
-    blocks = sample(reading, reading.end, rngs, [coder.vocabulary.end, *stop_ids(coder)], 7, grammar=grammar, **sampling)
-    reading.rewind(length)
-    return [tokens.ids_to_codes(coder.vocabulary, block) for block in blocks]
+    grammar = None if free else music_grammar(dialogue_tokenizer.vocabulary, reading.model.config.vocab_size, reading.device)
+    blocks = sample(reading, reading.end, rngs, [dialogue_tokenizer.vocabulary.end, *stop_ids(dialogue_tokenizer)], 7, grammar=grammar, **sampling)
+    reading.truncate(length)
+    return [tokens.ids_to_codes(dialogue_tokenizer.vocabulary, block) for block in blocks]
 
 
-def stop_ids(coder):
-    return [coder.format.tail[0], coder.tokenizer.eos_token_id]
+def stop_ids(dialogue_tokenizer):
+    return [dialogue_tokenizer.format.tail[0], dialogue_tokenizer.tokenizer.eos_token_id]
 
 
-def respond(reading, coder, chosen, rngs, max_new=96, on_token=None, **sampling):
+def respond(reading, dialogue_tokenizer, chosen, rngs, max_new=96, on_token=None, **sampling):
     """The sentence after the music block of the chosen tracks, codes (B, 5) -> list of B strings."""
     length, blocks = len(reading), np.zeros((len(chosen), 7), np.int64)
     keep = np.zeros_like(blocks)
     for row, codes in enumerate(chosen):  # right-aligned, so that the last token is the last place
-        ids = tokens.codes_to_ids(coder.vocabulary, codes)
+        ids = tokens.codes_to_ids(dialogue_tokenizer.vocabulary, codes)
         blocks[row, 7 - len(ids):], keep[row, 7 - len(ids):] = ids, 1
     hidden = reading.read(blocks, keep)[:, -1]
-    texts = sample(reading, hidden, rngs, stop_ids(coder), max_new, on_token=on_token, may_be_empty=False, **sampling)
-    reading.rewind(length)
-    return [coder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts]
+    texts = sample(reading, hidden, rngs, stop_ids(dialogue_tokenizer), max_new, on_token=on_token, may_be_empty=False, **sampling)
+    reading.truncate(length)
+    return [dialogue_tokenizer.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in texts]
 
 
 # ---------------------------------------------------------------- predict
 
-def prompt_of(coder, turns, codes_of, context=0):
+def prompt_of(dialogue_tokenizer, turns, codes_of, context=0):
     """Ids up to where the answer to the last turn begins.
 
     The oldest turns are left out if prompt and answer would not fit into `context` tokens (0: as many as
     in training, which 04_train.py leaves in the tokenizer).
     """
-    context = (context or coder.tokenizer.model_max_length) - ANSWER_ROOM
+    context = (context or dialogue_tokenizer.tokenizer.model_max_length) - ANSWER_ROOM
     for first in range(len(turns)):
-        ids, _ = tokens.encode_dialogue(coder, turns[first:], codes_of, prompt=True)
+        ids, _ = tokens.encode_dialogue(dialogue_tokenizer, turns[first:], codes_of, prompt=True)
         if len(ids) <= context:
             return ids
     return ids[-context:]
@@ -129,19 +127,19 @@ class Catalogue(NamedTuple):
     groups: list              # of group_tracks
 
 
-def load_catalogue(data_dir, device, new_share=None):
-    """(model, coder, catalogue) of a data directory."""
+def load_catalogue(data_dir, device, cold_share=None):
+    """(model, dialogue_tokenizer, catalogue) of a data directory."""
     tracks = data.load_tracks(data_dir)
     codes = data.load_codes(data_dir, len(tracks))
-    model, coder = load_model(data_dir / "model", codes, device)
+    model, dialogue_tokenizer = load_model(data_dir / "model", codes, device)
     with torch.inference_mode():
-        groups = group_tracks(model, coder, codes, new_share)
+        groups = group_tracks(model, dialogue_tokenizer, codes, cold_share)
     ids = [t["track_id"] for t in tracks]
-    return model, coder, Catalogue(tracks, {t: i for i, t in enumerate(ids)}, codes, dict(zip(ids, codes)),
+    return model, dialogue_tokenizer, Catalogue(tracks, {t: i for i, t in enumerate(ids)}, codes, dict(zip(ids, codes)),
                                    retrieval.build_index(codes), groups)
 
 
-def rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sampled, args):
+def rank_prompts(ranker, model, dialogue_tokenizer, catalogue, prompts, reading, streams, sampled, args):
     """Rows of the DEPTH best tracks by one ranker, for each prompt that `reading` has read.
 
     streams: function of a purpose -> a random stream for each prompt. sampled: the codes sampled for each prompt.
@@ -149,43 +147,43 @@ def rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sam
     codes, index, sampling = catalogue.codes, catalogue.index, dict(temperature=args.temperature, top_p=args.top_p)
     if ranker in ("overlap", "greedy"):
         if ranker == "greedy":
-            sampled = generate_codes(reading, coder, streams(0), free=args.free, temperature=0)
+            sampled = generate_codes(reading, dialogue_tokenizer, streams(0), free=args.free, temperature=0)
         return [retrieval.search(index, c or [-1] * 5, DEPTH, rng)[0] for c, rng in zip(sampled, streams(2))]
     if ranker == "likelihood":
-        found = rank_tracks(reading, coder, catalogue.groups, DEPTH, args.beam)
+        found = rank_tracks(reading, dialogue_tokenizer, catalogue.groups, DEPTH, args.beam)
         return [rows[rank_rows(scores, rng, DEPTH)] for (rows, scores), rng in zip(found, streams(1))]
-    many = Reading(model, [prompt for prompt in prompts for _ in range(args.samples)])
+    many = PromptCache(model, [prompt for prompt in prompts for _ in range(args.samples)])
     rngs = [rng for stream in streams(4) for rng in stream.spawn(args.samples)]
     if ranker == "votes":
-        drawn = generate_codes(many, coder, rngs, free=args.free, **sampling)
-        p = [retrieval.code_shares(drawn[i:i + args.samples], coder.vocabulary.k) for i in range(0, len(drawn), args.samples)]
+        drawn = generate_codes(many, dialogue_tokenizer, rngs, free=args.free, **sampling)
+        p = [retrieval.code_shares(drawn[i:i + args.samples], dialogue_tokenizer.vocabulary.k) for i in range(0, len(drawn), args.samples)]
     else:
-        p = code_marginals(many, coder, rngs, args.samples)
+        p = code_marginals(many, dialogue_tokenizer, rngs, args.samples)
     scores = [retrieval.expected_overlap(codes, each) for each in p]
     return [rank_rows(s, rng, DEPTH) for s, rng in zip(scores, streams(1))]
 
 
-def predict_batch(model, coder, batch, catalogue, args):
+def predict_batch(model, dialogue_tokenizer, batch, catalogue, args):
     """Rows of the prediction files, one list for each (dialogue, turn number) of the batch."""
     tracks, row_of, codes = catalogue.tracks, catalogue.row_of, catalogue.codes
 
     def streams(purpose):
         return [stream(args.seed, d["dialogue_id"], t, purpose) for d, t in batch]
 
-    prompts = [prompt_of(coder, d["turns"][:t], catalogue.codes_of, args.context) for d, t in batch]
+    prompts = [prompt_of(dialogue_tokenizer, d["turns"][:t], catalogue.codes_of, args.context) for d, t in batch]
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
-    reading = Reading(model, prompts)
-    sampled = generate_codes(reading, coder, streams(0), free=args.free, **sampling)
-    ranked = [rank_prompts(ranker, model, coder, catalogue, prompts, reading, streams, sampled, args) for ranker in args.rankers]
+    reading = PromptCache(model, prompts)
+    sampled = generate_codes(reading, dialogue_tokenizer, streams(0), free=args.free, **sampling)
+    ranked = [rank_prompts(ranker, model, dialogue_tokenizer, catalogue, prompts, reading, streams, sampled, args) for ranker in args.rankers]
     responses = [None] * len(batch)
     if args.responses:
         chosen = []
         for (d, t), rows in zip(batch, ranked[0]):
             played = {row_of[turn["music"]] for turn in d["turns"][:t - 1] if turn["music"]}
             chosen.append(codes[next((r for r in rows if r not in played), rows[0])])
-        responses = respond(reading, coder, chosen, streams(3), args.max_new_tokens, **sampling)
+        responses = respond(reading, dialogue_tokenizer, chosen, streams(3), args.max_new_tokens, **sampling)
     return [[{"dialogue_id": d["dialogue_id"], "turn": t, "track_ids": [tracks[r]["track_id"] for r in rows[i]],
-              "response": None if n else responses[i], "codes": sampled[i], "codes_valid": sampled[i] is not None}
+              "response": None if n else responses[i], "codes": sampled[i], "well_formed": sampled[i] is not None}
              for n, rows in enumerate(ranked)] for i, (d, t) in enumerate(batch)]
 
 
@@ -195,15 +193,15 @@ def predict(args):
     dialogues = data.load_dialogues(folder / f"dialogues_{args.split}.jsonl", row_of)[:args.limit or None]
     out = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}")
     paths = [out / f"{SYSTEMS[ranker]}.jsonl" for ranker in args.rankers]
-    run, state = data.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
+    run, state = runs.begin_run(folder, f"05_infer.{args.split}", args, resume=args.resume,
                                 reads=["tracks.jsonl", "codes.npy", f"dialogues_{args.split}.jsonl", "model/model.safetensors"],
                                 writes=[p.relative_to(folder) for p in paths], record=False,
                                 ignore=("data_dir", "resume", "device", "batch_size"))
     if state == "done":
         print("05_infer predict: already done, nothing changed")
         return
-    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
-    data.record_run(run)  # only now: what it reads has proved good
+    model, dialogue_tokenizer, catalogue = load_catalogue(folder, args.device, args.cold_share)
+    runs.record_run(run)  # only now: what it reads has proved good
     out.mkdir(exist_ok=True)
     part = out / "talkplay.jsonl.part"  # a line a turn: its rows of all files
     if state == "new":
@@ -218,16 +216,16 @@ def predict(args):
                   key=lambda w: (sum(len(turn["query"]) for turn in w[0]["turns"]), w[0]["dialogue_id"], w[1]))
     with open(part, "a", encoding="utf-8") as f, torch.inference_mode():
         for i in tqdm(range(0, len(todo), args.batch_size), desc=f"predict {args.split}"):
-            for rows in predict_batch(model, coder, todo[i:i + args.batch_size], catalogue, args):
+            for rows in predict_batch(model, dialogue_tokenizer, todo[i:i + args.batch_size], catalogue, args):
                 f.write(json.dumps({"rows": rows}) + "\n")
                 done[rows[0]["dialogue_id"], rows[0]["turn"]] = rows
             f.flush()
     for i, path in enumerate(paths):
         data.write_jsonl(path, (done[d["dialogue_id"], t][i] for d, t in wanted))
     os.remove(part)
-    valid = np.mean([rows[0]["codes_valid"] for rows in done.values()])
+    valid = np.mean([rows[0]["well_formed"] for rows in done.values()])
     print(f"{len(wanted):,} turns; {valid:.1%} of the sampled music blocks are valid")
-    data.finish_run(run, valid_share=float(valid))
+    runs.finish_run(run, valid_share=float(valid))
     print(f"wrote {', '.join(map(str, paths))}; next: python 06_evaluate.py --data-dir {folder} --split {args.split}")
 
 
@@ -246,11 +244,9 @@ def show(args):
     path = folder / ("predictions" if args.split == "test" else f"predictions_{args.split}") / "talkplay.jsonl"
     rows = {row["turn"]: row for _, row in data.read_jsonl(path, f"python 05_infer.py predict --data-dir {folder} --split {args.split}")
             if row["dialogue_id"] == args.dialogue}
-    record = folder / "runs" / f"05_infer.{args.split}.json"
-    name = f"dialogues_{args.split}.jsonl"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["inputs"].get(name) != data.file_hash(folder / name):
-        raise SystemExit(f"{folder}/{name} has changed since the model answered; predict again: "
-                         f"python 05_infer.py predict --data-dir {folder} --split {args.split} --no-resume")
+    runs.check_unchanged(folder, f"05_infer.{args.split}", f"dialogues_{args.split}.jsonl",
+                         f"predict again: python 05_infer.py predict --data-dir {folder} "
+                         f"--split {args.split} --no-resume")
     played = set()
     print(f"{args.dialogue}: what the model would answer. The dialogue goes on with the track of the data, not with the model's.")
     for t, turn in enumerate(dialogue["turns"], 1):
@@ -270,17 +266,17 @@ def describe(track):
 
 # ---------------------------------------------------------------- chat
 
-def reply(model, coder, turns, catalogue, args, rng, on_text=None):
+def reply(model, dialogue_tokenizer, turns, catalogue, args, rng, on_text=None):
     """Answer the last of `turns` (its music and response are not set yet).
 
     Returns: row of the track, the five sampled codes or None, the response.
     """
     tracks, _, codes, codes_of, index, groups = catalogue
     sampling = dict(temperature=args.temperature, top_p=args.top_p, repetition_penalty=args.repetition_penalty)
-    reading = Reading(model, [prompt_of(coder, turns, codes_of, args.context)])
-    sampled = generate_codes(reading, coder, [rng], free=args.free, **sampling)[0]
+    reading = PromptCache(model, [prompt_of(dialogue_tokenizer, turns, codes_of, args.context)])
+    sampled = generate_codes(reading, dialogue_tokenizer, [rng], free=args.free, **sampling)[0]
     if args.ranker == "likelihood":
-        rows, scores = rank_tracks(reading, coder, groups, DEPTH, args.beam)[0]
+        rows, scores = rank_tracks(reading, dialogue_tokenizer, groups, DEPTH, args.beam)[0]
         rows = rows[rank_rows(scores, rng, DEPTH)]
     else:
         rows, _ = retrieval.search(index, sampled or [-1] * 5, DEPTH, rng)
@@ -289,7 +285,7 @@ def reply(model, coder, turns, catalogue, args, rng, on_text=None):
     on_track, on_token = on_text or (None, None)
     if on_track:
         on_track(row, sampled)
-    return row, sampled, respond(reading, coder, [codes[row]], [rng], args.max_new_tokens, on_token=on_token, **sampling)[0]
+    return row, sampled, respond(reading, dialogue_tokenizer, [codes[row]], [rng], args.max_new_tokens, on_token=on_token, **sampling)[0]
 
 
 def why(sampled, codes):
@@ -303,7 +299,7 @@ def why(sampled, codes):
 
 def chat(args):
     folder = args.data_dir
-    model, coder, catalogue = load_catalogue(folder, args.device, args.new_share)
+    model, dialogue_tokenizer, catalogue = load_catalogue(folder, args.device, args.cold_share)
     tracks, codes = catalogue.tracks, catalogue.codes
     rng, turns = np.random.default_rng(args.seed), []
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.\n"
@@ -324,13 +320,13 @@ def chat(args):
                   f"       {', '.join(track['tags'])}\n       {why(sampled, codes[row])}\ntalk > ", end="", flush=True)
 
         def show_token(ids):
-            text = coder.tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+            text = dialogue_tokenizer.tokenizer.decode(ids, skip_special_tokens=True).lstrip()
             if not text.endswith("\ufffd"):  # wait for the rest of a character
                 print(text[shown[0]:], end="", flush=True)
                 shown[0] = len(text)
 
         with torch.inference_mode():
-            row, _, response = reply(model, coder, turns, catalogue, args, rng, (show_track, show_token))
+            row, _, response = reply(model, dialogue_tokenizer, turns, catalogue, args, rng, (show_track, show_token))
         print()
         turns[-1] |= {"music": tracks[row]["track_id"], "response": response}
 
@@ -354,12 +350,12 @@ def main():
         command.add_argument("--free", action=argparse.BooleanOptionalAction, default=True,
                              help="sample the music tokens freely (default), or hold each to its modality")
         command.add_argument("--beam", type=int, default=50, help="prefixes kept a level by the likelihood ranker (default 50)")
-        command.add_argument("--new-share", type=float, default=None, help="probability that the likelihood ranker gives to all "
+        command.add_argument("--cold-share", type=float, default=None, help="probability that the likelihood ranker gives to all "
                              "tracks without a playlist code, 0 to 1 (default: their share of the catalogue)")
         command.add_argument("--context", type=int, default=0, help="tokens of prompt and answer; older turns are left out of "
                              "longer prompts (default 0: as in training)")
         command.add_argument("--max-new-tokens", type=int, default=96, help="longest answer in tokens (default 96)")
-        command.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+        command.add_argument("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
         command.add_argument("--seed", type=int, default=0, help="of the sampling and of the order of equal scores (default 0)")
         if name == "chat":
             command.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood",
@@ -375,8 +371,8 @@ def main():
             command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                                  help="go on with a run that was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
-    if not 0 <= (getattr(args, "new_share", None) or 0) <= 1:
-        raise SystemExit(f"--new-share {args.new_share}: a number from 0 to 1 is expected")
+    if not 0 <= (getattr(args, "cold_share", None) or 0) <= 1:
+        raise SystemExit(f"--cold-share {args.cold_share}: a number from 0 to 1 is expected")
     torch.set_flush_denormal(True)
     {"chat": chat, "predict": predict, "show": show}[args.command](args)
 

@@ -8,11 +8,11 @@ generated, ranked again with other weights.
 
 Subsets of the turns: accepted / rejected (the listener turns the music down); where the target has
 been before: in training dialogues, in training playlists only, or nowhere (cold); the kind of query;
-frames seen / unseen (whether training dialogues use the sentence frame of the query). A turn with
+templates seen / unseen (whether training dialogues use the sentence template of the query). A turn with
 several targets belongs to the first of the three pasts that any of its targets has.
 
 With --music-crs, every system's predictions are also written in the form of the Music-CRS challenge, and scored as its evaluator
-scores them (evaluation/music_crs.py).
+scores them (steps/evaluate/music_crs.py).
 
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is the same system trained or sampled once more: it has no row of its
 own, but goes into the spread of its system over runs, and into the margins, which are then those of the runs' mean.
@@ -29,19 +29,19 @@ Demo    python 06_evaluate.py
 Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,143 turns, N = 17,348: 10 s)
 
 It follows what lies in predictions/ and takes seconds, so it always computes everything afresh. The parts are in
-evaluation/: predictions.py reads, measures.py and ablations.py count, tables.py and figures.py show.
+evaluation/: predictions.py reads, scores.py and ablations.py count, tables.py and figures.py show.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from common import data
-from evaluation import ablations, figures, measures, music_crs, predictions, tables
-from evaluation.measures import KEPT
-from evaluation.tables import PASTS
+from common import data, runs
+from common.turns import collect_turns
+from steps.evaluate import ablations, figures, music_crs, predictions, scores, tables
+from steps.evaluate.scores import KEPT
+from steps.evaluate.tables import PASTS
 
 REFERENCE = "talkplay"  # the system that the others are compared with, unless --compare names another
 FOLDERS = {"test": ("predictions", "results"), "valid": ("predictions_valid", "results_valid")}
@@ -49,27 +49,6 @@ WRITES = ("metrics.csv", "comparisons.csv", "systems.csv", "ablations.csv", "res
 
 
 # ---------------------------------------------------------------- the turns and their subsets
-
-def collect_turns(dialogues, row_of):
-    """The turns that have targets, in file order.
-
-    Returns: list of dicts: key (dialogue_id, turn), turn (1-based), group (what the bootstrap draws),
-    targets and played (rows; played: the music of the turns before), rejected, kind, frame.
-    """
-    turns = []
-    for dialogue in dialogues:
-        group = ("playlist " + str(dialogue["playlist_id"]) if dialogue["playlist_id"] is not None
-                 else "dialogue " + dialogue["dialogue_id"])
-        played = []
-        for number, turn in enumerate(dialogue["turns"], 1):
-            if turn["targets"]:
-                turns.append({"key": (dialogue["dialogue_id"], number), "turn": number, "group": group,
-                              "targets": [row_of[t] for t in turn["targets"]], "played": list(played),
-                              "rejected": bool(turn["rejected"]), "kind": turn["kind"], "frame": turn.get("frame")})
-            if turn["music"]:
-                played.append(row_of[turn["music"]])
-    return turns
-
 
 def training_rows(playlists, train_dialogues, row_of):
     """Two sets of rows: tracks of the training dialogues, tracks of the training playlists."""
@@ -88,15 +67,15 @@ def target_past(targets, spoken, listed):
 
 def subset_masks(turns, spoken, listed):
     """{subset: (n_turns,) bool}, empty subsets left out. KEPT has the turns of "all"."""
-    pasts = np.array([target_past(turn["targets"], spoken, listed) for turn in turns])
-    rejected = np.array([turn["rejected"] for turn in turns])
-    kinds = np.array([str(turn["kind"]) for turn in turns])
-    frames = np.array([str(turn["frame"]) for turn in turns])
+    pasts = np.array([target_past(turn.targets, spoken, listed) for turn in turns])
+    rejected = np.array([turn.rejected for turn in turns])
+    kinds = np.array([str(turn.kind) for turn in turns])
+    templates = np.array([str(turn.template) for turn in turns])
     everything = np.ones(len(turns), bool)
     masks = {"all": everything, KEPT: everything, "accepted": ~rejected, "rejected": rejected}
     masks |= {past: pasts == past for past in PASTS}
-    masks |= {f"kind: {kind}": kinds == kind for kind in sorted({t["kind"] for t in turns if t["kind"]})}
-    masks |= {f"frames: {frame}": frames == frame for frame in ("seen", "unseen")}
+    masks |= {f"kind: {kind}": kinds == kind for kind in sorted({t.kind for t in turns if t.kind})}
+    masks |= {f"templates: {template}": templates == template for template in ("seen", "unseen")}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -104,18 +83,16 @@ def subset_masks(turns, spoken, listed):
 
 def prediction_seed(data_dir, split):
     """The --seed of 05_infer.py, which drew the ties of the overlap; 0 where its record is not there."""
-    record = data_dir / "runs" / f"05_infer.{split}.json"
-    return json.loads(record.read_text())["arguments"]["seed"] if record.is_file() else 0
+    run = runs.read_run(data_dir, f"05_infer.{split}")
+    return run["arguments"]["seed"] if run else 0
 
 
 def check_codes_are_the_same(data_dir, split):
     """Raises SystemExit: 02_quantize.py has made other codes since 05_infer.py predicted, so these tokens mean other tracks now."""
-    record = data_dir / "runs" / f"05_infer.{split}.json"
-    before = json.loads(record.read_text())["inputs"].get("codes.npy") if record.is_file() else None
-    if before not in (None, data.file_hash(data_dir / "codes.npy")):
-        raise SystemExit(f"{data_dir}/codes.npy has changed since TalkPlay predicted: its tokens mean other tracks now. Train and predict "
-                         f"again: python 04_train.py --data-dir {data_dir} --no-resume, then python 05_infer.py predict --data-dir "
-                         f"{data_dir} --split {split} --no-resume")
+    runs.check_unchanged(data_dir, f"05_infer.{split}", "codes.npy",
+                         f"its tokens mean other tracks now. Train and predict again: python 04_train.py "
+                         f"--data-dir {data_dir} --no-resume, then python 05_infer.py predict "
+                         f"--data-dir {data_dir} --split {split} --no-resume")
 
 
 def main():
@@ -146,30 +123,30 @@ def main():
     reads = ["tracks.jsonl", "playlists.jsonl", "dialogues_train.jsonl", f"dialogues_{args.split}.jsonl", "codes.npy",
              *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))]
     writes = [*WRITES, "music_crs.csv"] if args.music_crs else WRITES
-    run, _ = data.begin_run(args.data_dir, "06_evaluate" + ("" if args.split == "test" else "_valid"), args, reads,
+    run, _ = runs.begin_run(args.data_dir, "06_evaluate" + ("" if args.split == "test" else "_valid"), args, reads,
                             [f"{results.name}/{name}" for name in writes], resume=False)
 
     # numbers
-    systems, runs = predictions.score_all(folder, turns, row_of)
+    systems, reruns = predictions.score_all(folder, turns, row_of)
     if args.compare not in systems and args.compare != REFERENCE:
         raise SystemExit(f"--compare {args.compare}: {folder} has no such system; it has {', '.join(systems)}")
-    generating = any(map(measures.generates, systems.values()))
+    generating = any(map(scores.generates, systems.values()))
     codes = data.load_codes(args.data_dir, len(tracks)) if generating else None
     if generating:
         check_codes_are_the_same(args.data_dir, args.split)
-    metric_rows = measures.metric_rows(systems, turns, masks, args.seed)
-    comparison_rows = measures.comparison_rows(systems, runs, turns, masks, args.seed, args.compare)
-    system_rows = measures.system_rows(systems, runs, len(tracks), codes)
+    metric_rows = scores.metric_rows(systems, turns, masks, args.seed)
+    comparison_rows = scores.comparison_rows(systems, reruns, turns, masks, args.seed, args.compare)
+    system_rows = scores.system_rows(systems, reruns, len(tracks), codes)
     ablation_rows, same_rank = ablations.ablate(systems, codes, turns, prediction_seed(args.data_dir, args.split), args.seed)
     found = {row[:4]: row[4:] for row in metric_rows}
     order = sorted(systems, key=lambda s: -found[s, "all", "all", "mrr"][0])
     depth = systems[order[0]]["depth"]
-    numbers = measures.Numbers(order, found, comparison_rows, {row[:2]: row[2] for row in system_rows}, ablation_rows, same_rank)
+    numbers = scores.Numbers(order, found, comparison_rows, {row[:2]: row[2] for row in system_rows}, ablation_rows, same_rank)
 
     # files
-    data.write_csv(results / "metrics.csv", measures.METRIC_COLUMNS, metric_rows)
-    data.write_csv(results / "comparisons.csv", measures.COMPARISON_COLUMNS, comparison_rows)
-    data.write_csv(results / "systems.csv", measures.SYSTEM_COLUMNS, system_rows)
+    data.write_csv(results / "metrics.csv", scores.METRIC_COLUMNS, metric_rows)
+    data.write_csv(results / "comparisons.csv", scores.COMPARISON_COLUMNS, comparison_rows)
+    data.write_csv(results / "systems.csv", scores.SYSTEM_COLUMNS, system_rows)
     data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablation_rows)
     command = f"python 06_evaluate.py --data-dir {args.data_dir} --split {args.split} --compare {args.compare} --seed {args.seed}"
     page = tables.results_page(numbers, turns, len(tracks), depth, args.split, args.compare, command)
@@ -185,7 +162,7 @@ def main():
         for warning in music_crs.warnings(args.data_dir, dialogues[args.split], turns, len(tracks)):
             print(f"warning: {warning}")
     print()
-    data.finish_run(run)
+    runs.finish_run(run)
     chat = f". Next: python 05_infer.py chat --data-dir {args.data_dir}" if (args.data_dir / "model").is_dir() else ""
     print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}{chat}")
 

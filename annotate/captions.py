@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
 from common import data
-from common.device import find_device
-from encoders.librosa_features import AUDIO_SECONDS, read_audio
+from common.process import resolve_device
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_audio
 
 # torch and transformers are imported where they are used: each audio worker starts this file again, and would load them all.
 
@@ -167,7 +167,7 @@ def parse_args(argv=None):
     add("--prompt", default=PROMPT, help=f'the question (default "{PROMPT}")')
     add("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
     add("--batch-size", type=int, default=16, help="tracks a batch (default 16)")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     return parser.parse_args(argv)
 
 

@@ -34,8 +34,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
-from common.device import find_device
-from encoders.librosa_features import read_audio
+from common.process import resolve_device
+from steps.extract_embeddings.librosa_features import read_audio
 
 # torch and transformers are imported where they are used: each audio worker starts this file again, and would load them all.
 
@@ -171,7 +171,7 @@ def parse_args(argv=None):
             "P(no speech) above which an unsure window has no words", "mean log-probability of its tokens below which a window is unsure",
             "compression of its token ids above which a window is written again")):
         add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"{what} (default {value:g})")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of what is drawn at a temperature above 0 (default 0)")
     return parser.parse_args(argv)
 

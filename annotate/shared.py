@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import data
+from common import data, runs
 
 ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field of another's
 extract = importlib.import_module("01_extract_embeddings")  # its way of reading files in worker processes
@@ -113,9 +113,9 @@ def annotate(name, fields, args, read, load, group):
     path = args.data_dir / output
     part = path.with_name(path.name + ".part")
     if getattr(args, "model", None):
-        args.weights = " ".join(data.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
+        args.weights = " ".join(runs.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
     others = sorted(found.name for found in path.parent.glob("*.jsonl") if not found.name.startswith(ANNOTATORS))
-    run, state = data.begin_run(args.data_dir, name, args, ["tracks.jsonl", *(f"annotations/{other}" for other in others)], [output],
+    run, state = runs.begin_run(args.data_dir, name, args, ["tracks.jsonl", *(f"annotations/{other}" for other in others)], [output],
                                 args.resume, record=False)
     if state == "done":
         print(f"{name}: already done, nothing changed")
@@ -127,7 +127,7 @@ def annotate(name, fields, args, read, load, group):
     describe = load()
     if state == "new":  # only now: what the run needs is there
         part.unlink(missing_ok=True)
-    data.record_run(run)
+    runs.record_run(run)
     path.parent.mkdir(exist_ok=True)
     write_journal(part, chosen, args.data_dir, read, describe, fields, args.overwrite, group, args.workers)
     data.write_jsonl(path, read_journal(part))
@@ -136,7 +136,7 @@ def annotate(name, fields, args, read, load, group):
     for row in read_journal(part):
         filled.update(field for field in fields if row.get(field))
         failed.update([row["failed"]] if "failed" in row else [])
-    data.finish_run(run, filled=dict(filled), failed=dict(failed))
+    runs.finish_run(run, filled=dict(filled), failed=dict(failed))
     part.unlink()
     print(f"wrote {path}: {', '.join(f'{field} of {filled[field]:,}' for field in fields)} tracks; {sum(failed.values()):,} files could "
           f"not be used{f' {dict(failed)}' if failed else ''}; next: python 01_extract_embeddings.py --data-dir {args.data_dir}")

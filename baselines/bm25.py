@@ -24,7 +24,7 @@ import bm25s
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, turns
+from common import data, runs, turns
 
 BASIC = ("title", "artist", "album", "tags", "year")
 ITEM_FORMS = {"tags": BASIC, "full": (*BASIC, "caption", "lyrics")}
@@ -122,10 +122,9 @@ def main():
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     of_split = turns.load_turns(args.data_dir, row_of)
-    annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
-    reads = ["tracks.jsonl", *annotations, *turns.dialogue_files()]
+    reads = [*data.catalogue_files(args.data_dir), *turns.dialogue_files()]
     writes = [*turns.prediction_files("bm25"), "results/bm25_forms.csv"]
-    run, state = data.begin_run(args.data_dir, "bm25", args, reads, writes, resume=args.resume)
+    run, state = runs.begin_run(args.data_dir, "bm25", args, reads, writes, resume=args.resume)
     if state == "done":
         print("bm25: already done, nothing changed")
         return
@@ -144,7 +143,7 @@ def main():
         print(f"{form['item']:5} {form['history']:29} stop words {form['stop_words']:8} k1 {form['k1']:.1f} b {form['b']:.2f}  "
               f"MRR valid {form['valid_mrr']:.4f}  test {form['test_mrr']:.4f}")
     data.write_csv(args.data_dir / "results" / "bm25_forms.csv", forms[0], [form.values() for form in forms])
-    data.finish_run(run, chosen_on_valid=chosen)
+    runs.finish_run(run, chosen_on_valid=chosen)
     print(f"Chosen on valid: item text {chosen['item']}, query {chosen['history']}. Wrote {args.data_dir}/{writes[1]}, "
           f"{writes[0]} and {writes[2]}. Next: python 06_evaluate.py --data-dir {args.data_dir}")
 

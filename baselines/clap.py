@@ -41,9 +41,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines.dense import (HISTORIES as TEXT_HISTORIES, TUNING, draw_batch, embed_turns, fit, info_nce, load_examples,
                              rank_system, save_folder, score_turns)
-from common import data, turns
-from common.device import find_device
-from encoders.clap import embed_windows, load_clap, mean_of_windows, mel_windows
+from common import data, runs, turns
+from common.process import resolve_device
+from steps.extract_embeddings.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 
 extract = importlib.import_module("01_extract_embeddings")
 
@@ -58,7 +58,7 @@ PLACE = ("data_dir", "resume", "device", "workers", "tune")  # flags that change
 
 def random_clap(texts, seed, device):
     """The same of a very small CLAP with random weights, its words learnt from `texts`: for trials only."""
-    from demo.tiny_llama import tiny_tokenizer
+    from steps.train.base_models import tiny_tokenizer
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
     tokenizer = tiny_tokenizer(texts)
     torch.manual_seed(seed)
@@ -75,7 +75,7 @@ def random_clap(texts, seed, device):
 # ---------------------------------------------------------------- audio
 
 def read_windows(path, extractor):
-    """The spectrograms of one audio file (see encoders.clap.mel_windows), or the reason why not, str."""
+    """The spectrograms of one audio file (see steps.extract_embeddings.clap.mel_windows), or the reason why not, str."""
     try:
         return mel_windows(path, extractor)
     except ValueError as error:
@@ -165,7 +165,7 @@ def parse_args():
     add("--eval-every", type=int, default=100, help="steps between validations; the run can go on from there (default 100)")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
     add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores)")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the batches and of the order of equal scores (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh, with the audio too")
@@ -186,7 +186,6 @@ def main():
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     of_split = turns.load_turns(args.data_dir, row_of)
-    annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
     where, trial = "", ""  # a trial has files and records of its own
     if args.random_weights:
         where, trial = "predictions_trial/", "trial_"
@@ -198,17 +197,17 @@ def main():
     out = args.data_dir / where
 
     audio_files = [f"{where}embeddings/clap.npy", f"{where}embeddings/clap_failed.jsonl"]
-    run, state = data.begin_run(args.data_dir, f"{trial}clap_audio", args, ["tracks.jsonl", *annotations], audio_files,
+    run, state = runs.begin_run(args.data_dir, f"{trial}clap_audio", args, [*data.catalogue_files(args.data_dir)], audio_files,
                                 args.resume, record=False, ignore=(*PLACE, *TUNING, *["seed"] * (not trial)))
     if state != "done":
         progress = out / "embeddings" / "clap.progress.jsonl"
         if state == "new":
             progress.unlink(missing_ok=True)
-        data.record_run(run)
+        runs.record_run(run)
         progress.parent.mkdir(parents=True, exist_ok=True)
         if not extract.is_finished(progress.parent, "clap", len(tracks)):
             write_audio(progress.parent, tracks, args.data_dir, model, extractor, args.workers)
-        data.finish_run(run)
+        runs.finish_run(run)
         progress.unlink()
     items = np.array(data.load_npy(out / "embeddings" / "clap.npy", "python baselines/clap.py", len(tracks), np.float32))
     if np.isnan(items).all():
@@ -218,10 +217,10 @@ def main():
 
     for name in ("clap", "clap-tuned")[:1 + args.tune]:
         tuned = name == "clap-tuned"
-        reads = ["tracks.jsonl", *annotations, audio_files[0], *turns.dialogue_files(*["train"] * tuned, "valid", "test")]
+        reads = [*data.catalogue_files(args.data_dir), audio_files[0], *turns.dialogue_files(*["train"] * tuned, "valid", "test")]
         writes = [where + file for file in (*turns.prediction_files(name), f"results/{name}_forms.csv")]
         writes += [f"{where}clap_model/{file}" for file in ("model.safetensors", "config.json", "tokenizer.json")] * tuned
-        run, state = data.begin_run(args.data_dir, trial + name, args, reads, writes, args.resume, record=False,
+        run, state = runs.begin_run(args.data_dir, trial + name, args, reads, writes, args.resume, record=False,
                                     ignore=(*PLACE, *TUNING * (not tuned)))
         if state == "done":
             print(f"{name}: already done, nothing changed")
@@ -230,7 +229,7 @@ def main():
             examples = load_examples(args.data_dir, row_of, ~np.isnan(items[:, 0]), args.limit)
             if state == "new":
                 shutil.rmtree(part, ignore_errors=True)
-        data.record_run(run)  # all input has proved good, and what an older run left half done is gone
+        runs.record_run(run)  # all input has proved good, and what an older run left half done is gone
         facts = {}
         if tuned:
             facts["log"] = tune(text_side, examples, of_split["valid"], items, of_item, part, args.steps, args.eval_every,
@@ -238,7 +237,7 @@ def main():
             save_folder(model, [tokenizer, extractor], part, out / "clap_model")
         vectors = {split: embed_turns(found, HISTORIES, None, items, of_item, text_side) for split, found in of_split.items()}
         chosen = rank_system(out, name, of_split, vectors, items, of_item, track_ids, args.seed)
-        data.finish_run(run, chosen_on_valid=chosen, **facts)
+        runs.finish_run(run, chosen_on_valid=chosen, **facts)
         print(f"Chosen on valid: {chosen['history']}. Wrote {args.data_dir}/{writes[1]}, {writes[0]} and {writes[2]}")
         if tuned:
             shutil.rmtree(part)

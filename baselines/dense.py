@@ -41,10 +41,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, turns
-from common.device import find_device
-from encoders.text import embed_texts, encode_batch, find_text_encoder, load_text_encoder
-from training.checkpoints import list_checkpoints, write_whole
+from common import data, runs, turns
+from common.process import resolve_device
+from steps.extract_embeddings.text import embed_texts, encode_batch, resolve_text_encoder, load_text_encoder
+from steps.train.checkpoints import list_checkpoints, write_whole
 
 SYSTEMS = ("dense", "dense-tuned")
 HISTORIES = ("last query", "last query + last track", "mean of queries", "mean of queries and tracks", "queries joined",
@@ -254,7 +254,7 @@ class Encoder(NamedTuple):
     tokenizer: object
     model: torch.nn.Module
     max_tokens: int     # longer texts are cut
-    pooling: str        # see encoders.text.pool
+    pooling: str        # see steps.extract_embeddings.text.pool
     prefix: str         # of every query
     query_tokens: int   # joined queries stay below it, with the prefix
 
@@ -276,7 +276,7 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(folder, prefix, pooling, query_tokens, device):
-    """The Encoder of a folder or id that find_text_encoder has found. query_tokens: 0 = as long as it takes."""
+    """The Encoder of a folder or id that resolve_text_encoder has found. query_tokens: 0 = as long as it takes."""
     tokenizer, model, longest = load_text_encoder(folder, device)
     tokenizer.model_max_length = longest  # the fine-tuned folder shall cut texts where this encoder does
     return Encoder(tokenizer, model, longest, pooling, prefix, min(query_tokens or longest, longest))
@@ -318,7 +318,7 @@ def parse_args():
     add("--batch-size", type=int, default=32, help="turns a step of fine-tuning (default 32)")
     add("--eval-every", type=int, default=40, help="steps between validations; the run can go on from there (default 40)")
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of the batches and of the order of equal scores (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is half done (default); "
         "--no-resume starts afresh")
@@ -336,18 +336,17 @@ def main():
     track_ids = [track["track_id"] for track in tracks]
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     of_split = turns.load_turns(args.data_dir, row_of)
-    found_encoder = find_text_encoder(args.text_encoder, args.pooling)
-    annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
+    found_encoder = resolve_text_encoder(args.text_encoder, args.pooling)
 
     texts = [data.item_text(track) for track in tracks]
     unique, of_item = distinct(texts)
     part, encoder = args.data_dir / "dense.part", None
     for name in SYSTEMS[:1] if args.skip_tuning else SYSTEMS:
         tuned = name == "dense-tuned"
-        reads = ["tracks.jsonl", *annotations, *turns.dialogue_files(*["train"] * tuned, "valid", "test")]
+        reads = [*data.catalogue_files(args.data_dir), *turns.dialogue_files(*["train"] * tuned, "valid", "test")]
         writes = [*turns.prediction_files(name), f"results/{name}_forms.csv"]
         writes += [f"dense_model/{file}" for file in ("model.safetensors", "config.json", "tokenizer.json")] * tuned
-        run, state = data.begin_run(args.data_dir, name, args, reads, writes, args.resume, record=False,
+        run, state = runs.begin_run(args.data_dir, name, args, reads, writes, args.resume, record=False,
                                     ignore=("data_dir", "resume", "device", "skip_tuning", *TUNING * (not tuned)))
         if state == "done":
             print(f"{name}: already done, nothing changed")
@@ -356,7 +355,7 @@ def main():
             examples = load_examples(args.data_dir, row_of, [bool(text) for text in texts], args.limit)
             if state == "new":
                 shutil.rmtree(part, ignore_errors=True)
-        data.record_run(run)  # all input has proved good, and what an older run left half done is gone
+        runs.record_run(run)  # all input has proved good, and what an older run left half done is gone
         encoder = encoder or load_encoder(found_encoder, query_prefix(args.text_encoder, args.instruction), args.pooling,
                                           args.query_tokens, args.device)
         facts = {}
@@ -367,7 +366,7 @@ def main():
         items = encoder.encode(unique)
         vectors = {split: embed_turns(found, HISTORIES, texts, items, of_item, encoder) for split, found in of_split.items()}
         chosen = rank_system(args.data_dir, name, of_split, vectors, items, of_item, track_ids, args.seed)
-        data.finish_run(run, chosen_on_valid=chosen, **facts)
+        runs.finish_run(run, chosen_on_valid=chosen, **facts)
         print(f"Chosen on valid: {chosen['history']}. Wrote {args.data_dir}/{writes[1]}, {writes[0]} and {writes[2]}")
         if tuned:
             shutil.rmtree(part)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data
+from common import data, runs
 
 NAME = "ground_truth"
 
@@ -39,12 +39,12 @@ def main():
     row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(args.data_dir))}
     dialogues = data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of)
     written = f"predictions/{NAME}.jsonl"
-    run, state = data.begin_run(args.data_dir, NAME, args, ["tracks.jsonl", "dialogues_test.jsonl"], [written], resume=args.resume)
+    run, state = runs.begin_run(args.data_dir, NAME, args, ["tracks.jsonl", "dialogues_test.jsonl"], [written], resume=args.resume)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
     data.write_jsonl(args.data_dir / written, truth_rows(dialogues))
-    data.finish_run(run)
+    runs.finish_run(run)
     print(f"Wrote {args.data_dir / written}. It is for the survey; 06_evaluate.py does not score it")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, turns
+from common import data, runs, turns
 
 NAME = "random_order"
 
@@ -34,14 +34,14 @@ def main():
     of_split = turns.load_turns(args.data_dir, row_of)
 
     reads, writes = ["tracks.jsonl", *turns.dialogue_files()], turns.prediction_files(NAME)
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
     scores = np.zeros(len(tracks))  # all equal, so the order is chance
     for split, found in of_split.items():
         turns.write_predictions(args.data_dir, split, NAME, [scores] * len(found), found, track_ids, args.seed)
-    data.finish_run(run)
+    runs.finish_run(run)
     print(f"Wrote {args.data_dir}/{writes[1]} and {writes[0]}. Next: python 06_evaluate.py --data-dir {args.data_dir}")
 
 

@@ -36,8 +36,8 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, turns
-from common.device import find_device
+from common import data, runs, turns
+from common.process import resolve_device
 
 NAME = "sasrec"
 LOSSES = ("ce", "bce")
@@ -287,7 +287,7 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Rank all tracks by SASRec on what was played before; form chosen on valid.")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
     parser.add_argument("--epochs", type=int, default=20, help="at most, for each form (default 20); valid decides how many")
-    parser.add_argument("--device", type=find_device, default="auto",
+    parser.add_argument("--device", type=resolve_device, default="auto",
                         help="auto (default: cuda if there is one), cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of the models and of the order of equal scores (default 0)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
@@ -303,7 +303,7 @@ def main():
     of_split = turns.load_turns(args.data_dir, row_of)
     reads = ["tracks.jsonl", "playlists.jsonl", *turns.dialogue_files("train", "valid", "test")]
     writes = [*turns.prediction_files(NAME), "results/sasrec_forms.csv"]
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
@@ -321,7 +321,7 @@ def main():
         print(f"{row['source']:9} {row['loss']:3}  epoch {row['epoch']:3}  "
               f"MRR valid {row['valid_mrr']:.4f}  test {row['test_mrr']:.4f}")
     data.write_csv(args.data_dir / "results" / "sasrec_forms.csv", chosen, [row.values() for row, _ in forms])
-    data.finish_run(run, chosen_on_valid=chosen)
+    runs.finish_run(run, chosen_on_valid=chosen)
     print(f"Chosen on valid: trained on {chosen['source']}, loss {chosen['loss']}. Wrote {args.data_dir}/{writes[1]}, "
           f"{writes[0]} and {writes[2]}. Next: python 06_evaluate.py --data-dir {args.data_dir}")
 

@@ -40,9 +40,9 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines.popularity import count_tracks
-from common import data, turns
-from common.device import find_device
-from quantization.kmeans import fit_codebook
+from common import data, runs, turns
+from common.process import resolve_device
+from steps.quantize.kmeans import fit_codebook
 
 quantize = importlib.import_module("02_quantize")
 
@@ -66,7 +66,7 @@ OPTIMIZERS = {"adafactor": torch.optim.Adafactor, "adamw": lambda weights: torch
 def embed_items(tracks, encoder, device):
     """Text embeddings of the tracks, (N, D) float32 of length 1. encoder: see 01's --text-encoder."""
     extract = importlib.import_module("01_extract_embeddings")
-    tokenizer, model, max_tokens = extract.load_text_encoder(extract.find_text_encoder(encoder), device)
+    tokenizer, model, max_tokens = extract.load_text_encoder(extract.resolve_text_encoder(encoder), device)
     return extract.embed_texts([data.item_text(track) for track in tracks], tokenizer, model, max_tokens)[0]
 
 
@@ -449,7 +449,7 @@ def parse_args():
     add("--optimizer", choices=OPTIMIZERS, default="adafactor", help="default adafactor; for adamw, try a smaller --lr")
     add("--eval-every", type=int, default=100, help="steps between validations, each with a checkpoint (default 100)")
     add("--beam", type=int, default=100, help="width of the beam search (default 100); 0 = the catalogue's, exact")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of IDs, weights, order and ties (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip when done, go on when half done (default); "
         "--no-resume starts afresh")
@@ -482,10 +482,9 @@ def main():
             raise SystemExit(f"{args.data_dir}, {where}: no sequence has two tracks, so there is no next track to learn from or "
                              f"to choose by. Name other --sources ({', '.join(SOURCES)}), or make dialogues with 03_synthesize.py")
 
-    annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
-    reads = ["tracks.jsonl", *annotations, "playlists.jsonl", *turns.dialogue_files("train", "valid", "test")]
+    reads = [*data.catalogue_files(args.data_dir), "playlists.jsonl", *turns.dialogue_files("train", "valid", "test")]
     writes = [*turns.prediction_files("tiger"), "tiger/semantic_ids.npy", "tiger/config.json", "tiger/model.safetensors"]
-    run, state = data.begin_run(args.data_dir, "tiger", args, reads, writes, args.resume)
+    run, state = runs.begin_run(args.data_dir, "tiger", args, reads, writes, args.resume)
     if state == "done":
         print("tiger: already done, nothing changed")
         return
@@ -518,7 +517,7 @@ def main():
         turns.write_predictions(args.data_dir, split, "tiger", score_tracks(results[split], counts), found, track_ids, args.seed)
     models[chosen].save_pretrained(final)
     data.save_npy(final / "semantic_ids.npy", ids)
-    data.finish_run(run, recipe=recipe, valid_mrr=valid_mrr, chosen_on_valid=chosen)
+    runs.finish_run(run, recipe=recipe, valid_mrr=valid_mrr, chosen_on_valid=chosen)
     shutil.rmtree(part)
     print(f"Chosen on valid: {chosen}. Wrote {args.data_dir}/{writes[1]}, {writes[0]} and tiger/. "
           f"Next: python 06_evaluate.py --data-dir {args.data_dir}")

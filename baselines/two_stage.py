@@ -30,9 +30,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, metrics, turns
-from common.device import find_device
-from inference.generation import Reading, sample
+from common import data, metrics, runs, turns
+from common.process import resolve_device
+from steps.infer.generation import PromptCache, sample
 from common.tokens import DATE, encode_text
 
 NAME = "two_stage"
@@ -134,7 +134,7 @@ def load_model(name, device):
         own = model(input_ids=ids).logits
         plain = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(own.float(), plain.float(), rtol=1e-3, atol=1e-3):  # Granite, Cohere, Gemma 2
-        raise SystemExit(f"--model {name} scales its logits after the output layer, which inference/generation.py leaves out, so its "
+        raise SystemExit(f"--model {name} scales its logits after the output layer, which steps/infer/generation.py leaves out, so its "
                          f"answers would be sampled wrongly. Models that do not are accepted: Llama, Qwen, Mistral, Phi")
     return model, tokenizer
 
@@ -148,7 +148,7 @@ def stop_ids(model, tokenizer):
 
 def answer_batch(model, tokenizer, prompts, rngs, max_new, temperature, top_p):
     """Answers to a batch of prompts: list of strings. rngs: a random generator a prompt."""
-    reading = Reading(model, prompts)
+    reading = PromptCache(model, prompts)
     ids = sample(reading, reading.end, rngs, stop_ids(model, tokenizer), max_new, temperature=temperature, top_p=top_p,
                  may_be_empty=False)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
@@ -177,7 +177,7 @@ def parse_args():
     parser.add_argument("--retrieval", default="bm25",
                         help="the system whose predictions/<name>.jsonl gives the tracks (default bm25)")
     parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    parser.add_argument("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     parser.add_argument("--batch-size", type=int, default=16, help="turns answered at a time (default 16)")
     parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and answer, at most the model's own; older turns "
                         "are left out of longer prompts (default 4096)")
@@ -199,11 +199,10 @@ def main():
     found = turns.collect_turns(dialogues, row_of)[:args.limit or None]
     rankings = read_rankings(args.data_dir / "predictions" / f"{args.retrieval}.jsonl", found, row_of)
 
-    annotations = sorted(f"annotations/{path.name}" for path in (args.data_dir / "annotations").glob("*.jsonl"))
-    reads = ["tracks.jsonl", *annotations, "dialogues_test.jsonl", f"predictions/{args.retrieval}.jsonl"]
-    args.weights = " ".join(data.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
+    reads = [*data.catalogue_files(args.data_dir), "dialogues_test.jsonl", f"predictions/{args.retrieval}.jsonl"]
+    args.weights = " ".join(runs.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
     path = args.data_dir / "predictions" / f"{NAME}.jsonl"
-    run, state = data.begin_run(args.data_dir, NAME, args, reads, [f"predictions/{NAME}.jsonl"], resume=args.resume, record=False,
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, [f"predictions/{NAME}.jsonl"], resume=args.resume, record=False,
                                 ignore=("data_dir", "resume", "device", "batch_size"))
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
@@ -215,7 +214,7 @@ def main():
     if room < needed:
         raise SystemExit(f"a context of {context} tokens and --max-new-tokens {args.max_new_tokens} leave {max(0, room)} to the prompt; "
                          f"{needed} are needed. Give a longer --context, a lower --max-new-tokens or a model with a longer context")
-    data.record_run(run)  # only now: what it reads has proved good
+    runs.record_run(run)  # only now: what it reads has proved good
 
     part = path.with_name(path.name + ".part")
     if state == "new":
@@ -237,7 +236,7 @@ def main():
     data.write_jsonl(path, ({"dialogue_id": key[0], "turn": key[1], "track_ids": rankings[key], "response": done[key]}
                             for key in [(turn.dialogue_id, turn.number) for turn in found]))
     part.unlink()
-    data.finish_run(run)
+    runs.finish_run(run)
     print(f"Wrote {path}: {len(found):,} answers to the ranking of {args.retrieval}. "
           f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
 

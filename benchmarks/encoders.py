@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import soundfile
 
-from common import data
-from common.device import find_device
+from common import data, runs
+from common.process import resolve_device
 
 TEXT_ENCODERS, AUDIO_ENCODERS = ("minilm", "qwen3", "nv-embed"), ("librosa", "clap", "musicfm")
 DEFAULT = ("minilm", "librosa", "clap", "musicfm")
@@ -49,8 +49,8 @@ def make_text_encoder(name, device):
     """(tokenizer, model, longest text in tokens); MiniLM's tokenizer for all, cutting where MiniLM does."""
     import torch
     import transformers
-    from encoders import nv_embed, text
-    tokenizer, model, longest = text.load_text_encoder(text.find_text_encoder("minilm"), device)
+    from steps.extract_embeddings import nv_embed, text
+    tokenizer, model, longest = text.load_text_encoder(text.resolve_text_encoder("minilm"), device)
     if name != "minilm":
         with torch.device(device):
             torch.set_default_dtype(torch.bfloat16 if device != "cpu" else torch.float32)
@@ -63,7 +63,7 @@ def make_text_encoder(name, device):
 
 def make_audio_encoder(name, device):
     """(function of a path, function of a list of what it returns): how 01_extract_embeddings.py hears a track."""
-    from encoders import clap, librosa_features, musicfm
+    from steps.extract_embeddings import clap, librosa_features, musicfm
     if name == "librosa":
         return librosa_features.read_features, np.stack
     if name == "clap":
@@ -82,7 +82,7 @@ def measure(name, data_dir, n, device):
     import torch
     torch.manual_seed(0)
     if name in TEXT_ENCODERS:
-        from encoders.text import embed_texts
+        from steps.extract_embeddings.text import embed_texts
         encoder = make_text_encoder(name, device)
         texts = read_texts(data_dir, n)
         embed_texts(texts["metadata"][:8], *encoder)
@@ -102,15 +102,15 @@ def measure(name, data_dir, n, device):
                 encode([read(path) for _ in range(4)])
             count = -(-count // 4) * 4
             seconds = time.perf_counter() - begin
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else data.peak_memory_gib()
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else runs.peak_memory_gib()
     return count / seconds, memory
 
 
 def compare_with_peer(data_dir, n, device, batch_size=64, rounds=3):
     """embed_texts against sentence-transformers on the same MiniLM: (texts a second of both, largest difference of a number)."""
     from sentence_transformers import SentenceTransformer
-    from encoders import text
-    name = text.find_text_encoder("minilm")
+    from steps.extract_embeddings import text
+    name = text.resolve_text_encoder("minilm")
     encoder, peer = text.load_text_encoder(name, device), SentenceTransformer(name, device=device)
     texts = list(dict.fromkeys(t for part in read_texts(data_dir, n).values() for t in part if t))
     times, vectors = {"embed_texts": [], "sentence-transformers": []}, {}
@@ -129,7 +129,7 @@ def main():
     add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     add("--data-dir", type=Path, default=Path("data/demo"), help="folder whose tracks' texts are read (default data/demo)")
     add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
-    add("--device", type=find_device, default="cpu", help="cpu (default), cuda, ...")
+    add("--device", type=resolve_device, default="cpu", help="cpu (default), cuda, ...")
     add("--peer", action="store_true", help="instead: minilm against sentence-transformers' encode")
     args = parser.parse_args()
     if args.peer:

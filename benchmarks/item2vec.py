@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from common.data import peak_memory_gib
+from common.runs import peak_memory_gib
 
 extract = importlib.import_module("01_extract_embeddings")
 PLAYLISTS, TRACKS = 1_000_000, 2_260_000

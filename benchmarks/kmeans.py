@@ -28,8 +28,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from common.device import find_device
-from quantization import kmeans
+from common.process import resolve_device
+from steps.quantize import kmeans
 
 quantize = importlib.import_module("02_quantize")
 BLOCK, KINDS = 8192, ("apart", "overlapping")
@@ -126,7 +126,7 @@ def main():
     add("--n-init", type=int, default=1, help="starts of 02_quantize (default 1)")
     add("--embeddings", type=Path, default=None, help="an .npy file of (N, D) float32 to draw rows from, instead of made ones")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of made rows (default both)")
-    add("--device", type=find_device, default="cpu", help="of 02_quantize (default cpu); the peers are always on the CPU")
+    add("--device", type=resolve_device, default="cpu", help="of 02_quantize (default cpu); the peers are always on the CPU")
     add("--alone", action="store_true", help="02_quantize without its peers")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from common import data, retrieval, tokens
-from common.device import find_device
+from common.process import resolve_device
 from common.metrics import DEPTH
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
-from inference.generation import Reading
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.infer.generation import PromptCache
 
 infer, train = importlib.import_module("05_infer"), importlib.import_module("04_train")
 
@@ -34,12 +34,12 @@ def long_dialogues(data_dir, row_of, n, n_turns):
     return [{"dialogue_id": str(i), "turns": [turns[(i * n_turns + t) % len(turns)] for t in range(n_turns)]} for i in range(n)]
 
 
-def ours(model, coder, prompts):
-    reading = Reading(model, prompts)
-    return infer.generate_codes(reading, coder, [None] * len(prompts), temperature=0)
+def ours(model, dialogue_tokenizer, prompts):
+    reading = PromptCache(model, prompts)
+    return infer.generate_codes(reading, dialogue_tokenizer, [None] * len(prompts), temperature=0)
 
 
-def turn_by_turn(model, coder, prompts):
+def turn_by_turn(model, dialogue_tokenizer, prompts):
     """transformers' generate, left-padded, in batches."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=model.device)
@@ -47,9 +47,9 @@ def turn_by_turn(model, coder, prompts):
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = torch.as_tensor(prompt).long(), 1
     made = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0,
-                          eos_token_id=[coder.vocabulary.end, *infer.stop_ids(coder)])[:, longest:].tolist()
-    blocks = [block[:block.index(coder.vocabulary.end) + 1] if coder.vocabulary.end in block else block for block in made]
-    return [tokens.ids_to_codes(coder.vocabulary, block) for block in blocks]
+                          eos_token_id=[dialogue_tokenizer.vocabulary.end, *infer.stop_ids(dialogue_tokenizer)])[:, longest:].tolist()
+    blocks = [block[:block.index(dialogue_tokenizer.vocabulary.end) + 1] if dialogue_tokenizer.vocabulary.end in block else block for block in made]
+    return [tokens.ids_to_codes(dialogue_tokenizer.vocabulary, block) for block in blocks]
 
 
 def main():
@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--turns", type=int, default=10, help="turns a dialogue (default 10)")
     parser.add_argument("--batch-size", type=int, default=40, help="turns at a time (default 40)")
     parser.add_argument("--rounds", type=int, default=5, help="times that both are measured (default 5)")
-    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    parser.add_argument("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     tracks = data.load_tracks(args.data_dir)
@@ -68,12 +68,12 @@ def main():
     codes_of = {track_id: codes[row] for track_id, row in row_of.items()}
     dialogues = long_dialogues(args.data_dir, row_of, args.dialogues, args.turns)
     if (args.data_dir / "model" / "config.json").is_file():
-        model, coder = infer.load_model(args.data_dir / "model", codes, args.device)
+        model, dialogue_tokenizer = infer.load_model(args.data_dir / "model", codes, args.device)
     else:
         tokenizer = tiny_tokenizer([turn["query"] for d in dialogues for turn in d["turns"]])
         model = tiny_llama(tokenizer)
         train.expand_vocabulary(model, tokenizer, int(codes.max()) + 1)
-        model, coder = model.to(args.device).eval(), tokens.make_coder(tokenizer)
+        model, dialogue_tokenizer = model.to(args.device).eval(), tokens.make_dialogue_tokenizer(tokenizer)
     index = retrieval.build_index(codes)
     batches = [(d, t) for d in dialogues for t in range(1, args.turns + 1)]
     batches = [batches[i:i + args.batch_size] for i in range(0, len(batches), args.batch_size)]
@@ -81,8 +81,8 @@ def main():
     def predict(generate):
         found = []
         for batch in batches:
-            prompts = [infer.prompt_of(coder, d["turns"][:t], codes_of, 4096) for d, t in batch]
-            sampled = generate(model, coder, prompts)
+            prompts = [infer.prompt_of(dialogue_tokenizer, d["turns"][:t], codes_of, 4096) for d, t in batch]
+            sampled = generate(model, dialogue_tokenizer, prompts)
             for c in sampled:
                 retrieval.search(index, c or [-1] * 5, DEPTH, np.random.default_rng(0))
             found += sampled

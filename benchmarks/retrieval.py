@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from common import metrics, retrieval
-from inference.likelihood import best_tracks, extend_beam
+from steps.infer.likelihood_ranker import best_tracks, extend_beam
+from steps.infer.trie import build_trie
 
 
 def long_tailed_codes(n, k, rng):
@@ -62,7 +63,7 @@ def main():
     print(f"brute force:    median {np.median(slow):.1f} ms a query; {np.median(slow) / np.median(fast):.0f} times as long")
 
     begin = time.perf_counter()
-    trie = retrieval.build_trie(codes)
+    trie = build_trie(codes)
     print(f"trie of {args.n:,} tracks: {time.perf_counter() - begin:.1f} s, nodes a level {[len(c) for c in trie.codes]}")
     logp = np.log(rng.dirichlet(np.full(args.k, 0.1), (5, args.beam)) + 1e-9).astype(np.float32)  # (5, beam, K)
     missing = np.full(args.beam, -np.log(args.k), np.float32)

@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import sasrec
 from common import metrics
-from common.device import find_device
+from common.process import resolve_device
 
 METRICS = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")  # with one target, recall is hit
 HISTORY = ("left out", "kept")  # what becomes of the history's items in the ranking
@@ -138,7 +138,7 @@ def main():
     add("--patience", type=int, default=20, help="epochs without a better valid NDCG@10, then training stops (default 20)")
     add("--dim", type=int, default=50, help="of the embeddings (default 50)")
     add("--dropout", type=float, default=0.2, help="share that is dropped (default 0.2; SASRec's authors take 0.5 on Beauty)")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     if min(args.epochs, args.patience, args.dim) < 1 or not 0 <= args.dropout < 1:
         raise SystemExit("--epochs, --patience and --dim must be 1 or more, --dropout at least 0 and below 1")

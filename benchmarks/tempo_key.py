@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from annotate.tempo_key import HOP, estimate_key, estimate_tempo
 from common import data
-from encoders.librosa_features import KEY_PROFILES, LIBROSA_RATE, librosa, read_audio
+from steps.extract_embeddings.librosa_features import KEY_PROFILES, LIBROSA_RATE, librosa, read_audio
 
 TEMPERLEY = np.array([  # Temperley 1999, "What's key for key?": profiles as in KEY_PROFILES
     [5.0, 2.0, 3.5, 2.0, 4.5, 4.0, 2.0, 4.5, 2.0, 3.5, 1.5, 4.0],

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import tiger
-from common import data, metrics
-from common.device import find_device
+from common import data, metrics, runs
+from common.process import resolve_device
 
 PUBLISHED = {"Beauty": (0.0454, 0.0321, 0.0648, 0.0384)}  # TIGER, Rajput et al. 2023: quoted
 METRICS = (("R@5", metrics.hit_at, 5), ("N@5", metrics.ndcg_at, 5), ("R@10", metrics.hit_at, 10), ("N@10", metrics.ndcg_at, 10))
@@ -117,7 +117,7 @@ def parse_args():
         "are told; 0 (default) = no")
     add("--beam", type=int, default=30, help="width of the beam search, 20 or more (default 30: ten without 20 earlier items)")
     add("--eval-every", type=int, default=1000, help="steps between validations, each with a checkpoint (default 1,000)")
-    add("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of weights and order (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a run was cut (default); --no-resume "
         "starts afresh")
@@ -137,7 +137,7 @@ def main():
     all_users, sequences = len(sequences), sequences[:args.overfit or args.users or None]
     args.out.mkdir(parents=True, exist_ok=True)
     inputs = [args.sequences.resolve(), args.ids.resolve()]
-    run, state = data.begin_run(args.out, "tiger_sequences", args, inputs, ["tiger_sequences.txt"], args.resume,
+    run, state = runs.begin_run(args.out, "tiger_sequences", args, inputs, ["tiger_sequences.txt"], args.resume,
                                 ignore=("out", "device", "resume", "full", "sequences", "ids"))
     if state == "done":
         print((args.out / "tiger_sequences.txt").read_text(), end="")
@@ -186,7 +186,7 @@ def main():
                          f"comparable with published figures")
     data.write_text(args.out / "tiger_sequences.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    data.finish_run(run)
+    runs.finish_run(run)
     shutil.rmtree(part)
     if args.overfit and hit < 0.99:
         raise SystemExit("the overfit check failed: fewer than 99% are told. Give it more --steps before looking for a fault")

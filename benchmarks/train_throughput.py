@@ -25,8 +25,8 @@ from transformers import (DataCollatorWithFlattening, LlamaConfig, LlamaForCausa
                           default_data_collator)
 
 from common import tokens
-from common.device import find_device
-from training import packing
+from common.process import resolve_device
+from steps.train import packing
 
 train = importlib.import_module("04_train")
 GFLOP_A_TOKEN = {"1b": 7.82}  # forward and backward at context 1024: 6 x 1,235.7M + attention
@@ -113,10 +113,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=4, help="packed sequences a step (default 4)")
     parser.add_argument("--steps", type=int, default=20, help="counted steps a round (default 20)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each way (default 3)")
-    parser.add_argument("--lessons", type=int, default=None, help="as in 04_train.py (default: the recipe's); 0 = dialogues only")
+    parser.add_argument("--indexing-repeats", type=int, default=None, help="as in 04_train.py (default: the recipe's); 0 = dialogues only")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bf16 (default 989: H100, H200)")
-    parser.add_argument("--device", type=find_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
+    parser.add_argument("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
 
@@ -132,8 +132,8 @@ def main():
 
     tokens.add_music_tokens(tokenizer, k)
     recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
-    dialogues += packing.name_lessons(tracks, codes_of, recipe["lessons"] if args.lessons is None else args.lessons, packing.answers_by_track(dialogues))
-    pieces, _, _ = packing.encode_all(tokens.make_coder(tokenizer), dialogues, codes_of, args.context)
+    dialogues += packing.indexing_examples(tracks, codes_of, recipe["indexing_repeats"] if args.indexing_repeats is None else args.indexing_repeats, packing.answers_by_track(dialogues))
+    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), dialogues, codes_of, args.context)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), args.context), args.context, tokenizer.pad_token_id)
     systems = {"04_train.py": lambda: ours(make_model, packed, args, recipe),
                "Trainer, padded": lambda: trainer(make_model, packed, args, recipe, flatten=False),

@@ -7,16 +7,10 @@ should be.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
-import platform
 import re
-import resource
-import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +133,16 @@ def check_track(row, where):
             raise SystemExit(f"{where}: {field} is {json.dumps(row[field])[:60]}; {form} is expected, or null")
 
 
+def catalogue_files(data_dir, leave_out=None):
+    """The files that `load_tracks` reads, relative to data_dir: tracks.jsonl and its annotations.
+
+    leave_out: annotation files whose names begin so are left out.
+    """
+    annotations = sorted((Path(data_dir) / "annotations").glob("*.jsonl"))
+    return ["tracks.jsonl", *(f"annotations/{path.name}" for path in annotations
+                              if not (leave_out and path.name.startswith(leave_out)))]
+
+
 def load_tracks(data_dir, leave_out=None):
     """Tracks in row order, with every annotations/*.jsonl laid over them.
 
@@ -166,9 +170,7 @@ def load_tracks(data_dir, leave_out=None):
         tracks.append({field: row.get(field) for field in TRACK_FIELDS} | {"tags": row.get("tags") or []})
     if not tracks:
         raise SystemExit(f"{path}: no tracks in it. Make it again with: {made_by}")
-    for annotation in sorted((Path(data_dir) / "annotations").glob("*.jsonl")):
-        if leave_out and annotation.name.startswith(leave_out):
-            continue
+    for annotation in (Path(data_dir) / name for name in catalogue_files(data_dir, leave_out)[1:]):
         for number, row in read_jsonl(annotation, "the script that wrote it, or remove the file"):
             if "track_id" not in row:
                 raise SystemExit(f"{annotation}:{number}: no track_id; an annotation line needs one")
@@ -273,113 +275,3 @@ def item_text(track, fields=("title", "artist", "album", "tags", "year")):
         if field in fields and track[field]:
             text += ", " + (", ".join(track[field]) if field == "tags" else track[field])
     return text.removeprefix(", ")
-
-
-# ---------------------------------------------------------------- runs/<script>.json
-
-WHOLE_HASH_BYTES = 256 * 2**20  # larger files are known by their size and as many bytes, in blocks all over them
-
-
-def file_hash(path):
-    """sha256 of a file; above 256 MiB, of its size and 256 blocks of 1 MiB, evenly spaced from the first to the last."""
-    digest, size = hashlib.sha256(), os.path.getsize(path)
-    with open(path, "rb") as f:
-        if size <= WHOLE_HASH_BYTES:
-            while block := f.read(2**20):
-                digest.update(block)
-        else:
-            digest.update(str(size).encode())
-            for block in range(256):
-                f.seek((size - 2**20) * block // 255)
-                digest.update(f.read(2**20))
-    return digest.hexdigest()[:16]
-
-
-def begin_run(data_dir, name, args, reads, writes, resume=True, record=True,
-              ignore=("data_dir", "resume", "device", "workers")):
-    """Open runs/<name>.json, which remembers what a script was asked to do and what it read.
-
-    args: the argparse namespace. ignore: arguments that do not change the result.
-    reads, writes: files, relative to data_dir; a read file that is missing is skipped here (its
-    reader names the mend), folders are not hashed. record: write the file; False on ranks other than 0, and
-        where the input has still to prove good: then `record_run` does it later.
-
-    Returns: (run, state), state "new", "resume" (same arguments and inputs, begun before) or "done"
-    (and every output is still as it was left).
-    Raises SystemExit: resume is on and an argument or an input has changed since.
-    """
-    data_dir = Path(data_dir)
-    path = data_dir / "runs" / f"{name}.json"
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ignore}
-    arguments = json.loads(json.dumps(arguments))
-    inputs = {str(r): file_hash(data_dir / r) for r in reads if (data_dir / r).is_file()}
-    run = {"script": name, "path": str(path), "state": "running", "arguments": arguments, "inputs": inputs,
-           "writes": [str(w) for w in writes], "versions": package_versions(), "seconds": 0.0}
-    old = None
-    if resume and path.is_file():
-        try:
-            old = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise SystemExit(f"{path}: not JSON. Delete it, or start afresh with --no-resume")
-    state = "new"
-    if old is not None:
-        for what, now, before in (("argument", arguments, old["arguments"]), ("input", inputs, old["inputs"])):
-            changed = [k for k in sorted({*now, *before}) if now.get(k) != before.get(k)]
-            gone = [k for k in changed if what == "input" and k not in now]
-            if gone:
-                raise SystemExit(f"{data_dir / gone[0]} is missing; {name} read it when it ran here. Make it again with the script "
-                                 f"that data/README.md names")
-            if changed:
-                shown = ", ".join(f"{k} (was {before.get(k)}, is {now.get(k)})" for k in changed)
-                raise SystemExit(f"{name} has been run in {data_dir} with another {what}: {shown}. Start it afresh with "
-                                 f"--no-resume (its output is replaced), or use another --data-dir")
-        outputs = old.get("outputs", {})
-        whole = all((data_dir / w).is_file() and file_hash(data_dir / w) == h for w, h in outputs.items())
-        state = "done" if old["state"] == "finished" and whole else "resume"
-        run["seconds"] = old.get("seconds", 0.0)
-    if state != "done" and record:
-        record_run(run)
-    run["_started"] = time.time()
-    return run, state
-
-
-def record_run(run):
-    """Put on record that a run has begun; begin_run does it unless record=False."""
-    Path(run["path"]).parent.mkdir(parents=True, exist_ok=True)
-    _write_run(run)
-
-
-def finish_run(run, **facts):
-    """Close runs/<name>.json: hashes of what was written, time (s, over all tries), peak memory (GiB)."""
-    data_dir = Path(run["path"]).parent.parent
-    run["state"] = "finished"
-    run["outputs"] = {w: file_hash(data_dir / w) for w in run["writes"] if (data_dir / w).is_file()}
-    run["seconds"] = round(run["seconds"] + time.time() - run.pop("_started"), 1)
-    run["peak_memory_gib"] = round(peak_memory_gib(), 2)
-    run.update(facts)
-    _write_run(run)
-    print(f"{run['script']}: {run['seconds']:.0f} s, peak memory {run['peak_memory_gib']:.1f} GiB")
-
-
-def _write_run(run):
-    path = Path(run["path"])
-    row = {k: v for k, v in run.items() if k != "path" and not k.startswith("_")}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(row, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def peak_memory_gib():
-    """Largest resident memory of this process and of its largest child so far, in GiB."""
-    scale = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss: bytes on macOS, KiB on Linux
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / scale
-
-
-def package_versions(names=("torch", "transformers", "numpy", "scikit-learn", "gensim", "librosa", "bm25s")):
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    return found

@@ -120,15 +120,15 @@ def chat_format(tokenizer):
     return ChatFormat(*(tokenizer.encode(piece, add_special_tokens=False) for piece in (head, middle, between, tail)))
 
 
-class Coder(NamedTuple):
+class DialogueTokenizer(NamedTuple):
     """What is needed to encode a dialogue: a tokenizer, its music tokens, its chat template."""
     tokenizer: object
     vocabulary: Vocabulary
     format: ChatFormat
 
 
-def make_coder(tokenizer):
-    return Coder(tokenizer, music_vocabulary(tokenizer), chat_format(tokenizer))
+def make_dialogue_tokenizer(tokenizer):
+    return DialogueTokenizer(tokenizer, music_vocabulary(tokenizer), chat_format(tokenizer))
 
 
 def encode_text(tokenizer, text):
@@ -136,7 +136,7 @@ def encode_text(tokenizer, text):
     return tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
 
 
-def encode_dialogue(coder, turns, codes_of, prompt=False):
+def encode_dialogue(dialogue_tokenizer, turns, codes_of, prompt=False):
     """A dialogue -> ids, and the part of the dialogue that each id belongs to.
 
     turns: dicts with query (str), music (track_id or None), response (str or None).
@@ -146,7 +146,7 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
     Returns: ids (L,) int32, parts (L,) uint8. The token that ends an answer counts as RESPONSE, since the
         model has to learn to stop; after a response of None it is UNSAID, or the model would learn to say nothing.
     """
-    template, ids, parts = coder.format, [], []
+    template, ids, parts = dialogue_tokenizer.format, [], []
 
     def add(piece, part):
         ids.extend(piece)
@@ -155,13 +155,13 @@ def encode_dialogue(coder, turns, codes_of, prompt=False):
     add(template.head, TEMPLATE)
     for t, turn in enumerate(turns):
         last = t == len(turns) - 1
-        add(encode_text(coder.tokenizer, turn["query"]), USER)
+        add(encode_text(dialogue_tokenizer.tokenizer, turn["query"]), USER)
         add(template.middle, TEMPLATE)
         if prompt and last:
             break
         if turn["music"] is not None:
-            add(codes_to_ids(coder.vocabulary, codes_of[turn["music"]]), REJECTED if turn.get("rejected") else MUSIC)
-        add(encode_text(coder.tokenizer, turn["response"] or ""), RESPONSE)
+            add(codes_to_ids(dialogue_tokenizer.vocabulary, codes_of[turn["music"]]), REJECTED if turn.get("rejected") else MUSIC)
+        add(encode_text(dialogue_tokenizer.tokenizer, turn["response"] or ""), RESPONSE)
         ending = template.tail if last else template.between
         add(ending[:1], UNSAID if turn["response"] is None else RESPONSE)
         add(ending[1:], TEMPLATE)

@@ -14,26 +14,42 @@ FOLDERS = {"valid": "predictions_valid", "test": "predictions"}  # choices are m
 
 
 class Turn(NamedTuple):
-    """A turn that has targets."""
+    """A turn that has targets, as the systems that rank for it and the evaluation see it."""
     dialogue_id: str
     number: int       # from 1
     past: list        # the turns before: query, music, response, rejected ...
     query: str        # what the listener says now; nothing that follows it may be looked at
     played: list      # rows of the music of the turns before
-    targets: list     # rows that count as a hit: for scoring only
+    # what follows is for scoring only
+    targets: list     # rows that count as a hit
+    rejected: bool = False  # the listener turns this music down
+    kind: str | None = None  # what the query asks by
+    template: str | None = None  # "seen" or "unseen" in training
+    group: str = ""   # what the bootstrap draws: the playlist, or the dialogue that was made from none
+
+    @property
+    def key(self):
+        return self.dialogue_id, self.number
 
 
 def collect_turns(dialogues, row_of):
     """The turns of the dialogues that have targets, in file order: list of Turn."""
-    found = []
+    turns = []
     for dialogue in dialogues:
-        turns = dialogue["turns"]
-        for t, turn in enumerate(turns):
+        if dialogue["playlist_id"] is not None:
+            group = f"playlist {dialogue['playlist_id']}"
+        else:
+            group = f"dialogue {dialogue['dialogue_id']}"
+        for t, turn in enumerate(dialogue["turns"]):
+            past = dialogue["turns"][:t]
             if turn["targets"]:
-                found.append(Turn(dialogue["dialogue_id"], t + 1, turns[:t], turn["query"],
-                                  [row_of[past["music"]] for past in turns[:t] if past["music"]],
-                                  [row_of[track_id] for track_id in turn["targets"]]))
-    return found
+                turns.append(Turn(
+                    dialogue["dialogue_id"], t + 1, past, turn["query"],
+                    played=[row_of[before["music"]] for before in past if before["music"]],
+                    targets=[row_of[track_id] for track_id in turn["targets"]],
+                    rejected=bool(turn["rejected"]), kind=turn["kind"],
+                    template=turn.get("template"), group=group))
+    return turns
 
 
 def load_turns(data_dir, row_of):

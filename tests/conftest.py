@@ -32,7 +32,7 @@ def make_dialogues(n, n_tracks, split="train", seed=0):
             track = tracks[row]
             turns.append({"query": f"Something {track['tags'][0]}, {track['tags'][1]} number {row}.", "music": track["track_id"],
                           "response": f"Here is {track['tags'][1]}.", "targets": [track["track_id"]], "rejected": False,
-                          "kind": "tags", "frame": "seen"})
+                          "kind": "tags", "template": "seen"})
         dialogues.append({"dialogue_id": f"{split}-{i}", "playlist_id": f"p{i % 5}", "meta": {}, "turns": turns})
     return dialogues
 
@@ -60,13 +60,13 @@ def small(tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(model, coder) of the tiny Llama with K = 8, random weights, music tokens added."""
+    """(model, dialogue_tokenizer) of the tiny Llama with K = 8, random weights, music tokens added."""
     import importlib
     from common import tokens
-    from demo.tiny_llama import tiny_llama, tiny_tokenizer
+    from steps.train.base_models import tiny_llama, tiny_tokenizer
     train = importlib.import_module("04_train")
     texts = [t[f] for d in make_dialogues(30, 30) for t in d["turns"] for f in ("query", "response")]
     tokenizer = tiny_tokenizer(texts, vocab_size=500)
     model = tiny_llama(tokenizer)
     train.expand_vocabulary(model, tokenizer, K)
-    return model.eval(), tokens.make_coder(tokenizer)
+    return model.eval(), tokens.make_dialogue_tokenizer(tokenizer)

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import gensim.models  # here, so that it is imported once
+import gensim.models  # noqa: F401  here, so that it is imported once
 import numpy as np
 import torch.multiprocessing as mp
 
@@ -61,7 +61,7 @@ def encode(heard):
 
 def main(argv):
     extract.TEXT_CHUNK = CHUNK
-    extract.find_text_encoder = lambda *args: None
+    extract.resolve_text_encoder = lambda *args: None
     extract.load_text_encoder = lambda *args: (None, SimpleNamespace(config=SimpleNamespace(hidden_size=DIM)), 12)
     extract.embed_texts = embed_texts
     extract.ProcessPoolExecutor = lambda workers, *_: ThreadPoolExecutor(workers)

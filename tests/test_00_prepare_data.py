@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 prepare = importlib.import_module("00_prepare_data")
 from common import data  # noqa: E402
-from sources import mpd  # noqa: E402
+from steps.prepare_data import mpd  # noqa: E402
 
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 DAY = 86_400
@@ -399,7 +399,7 @@ def test_a_lost_output_is_made_again(tmp_path):
 
 FAKE = '''
 import os, sys, time, types
-catalogue, render = types.ModuleType("demo.catalogue"), types.ModuleType("demo.render")
+catalogue, render = types.ModuleType("steps.prepare_data.demo.catalogue"), types.ModuleType("steps.prepare_data.demo.render")
 
 def make_catalogue(n_tracks, n_playlists, seed):
     tracks = [{"track_id": f"t{i}", "title": f"Song {i} of {seed}", "tags": [], "audio_path": f"audio/t{i}.flac",
@@ -418,9 +418,9 @@ def write_audio(path, samples, rate):
 catalogue.make_catalogue = make_catalogue
 render.render_track = lambda audio: f"sound {audio['i']} {audio['seed']}"
 render.write_audio = write_audio
-demo = types.ModuleType("demo")
+demo = types.ModuleType("steps.prepare_data.demo")
 demo.catalogue, demo.render = catalogue, render
-modules = {"demo": demo, "demo.catalogue": catalogue, "demo.render": render}
+modules = {"steps.prepare_data.demo": demo, "steps.prepare_data.demo.catalogue": catalogue, "steps.prepare_data.demo.render": render}
 '''
 
 

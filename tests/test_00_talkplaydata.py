@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from common import data
-from sources import talkplaydata
+from steps.prepare_data import talkplaydata
 
 prepare, extract = importlib.import_module("00_prepare_data"), importlib.import_module("01_extract_embeddings")
 SIZES = {"cf-bpr": 6, "attributes-qwen3_embedding_0.6b": 8, "metadata-qwen3_embedding_0.6b": 8, "lyrics-qwen3_embedding_0.6b": 8,
@@ -415,7 +415,7 @@ def test_02_to_06_run_on_it_without_an_encoder(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     embeddings = [vectors(i, **({"cf-bpr": []} if i % 5 == 0 else {})) for i in range(N)]
     run(publish(tmp_path / "hub", TRAIN, TEST, embeddings=embeddings), out, "--n-valid", 2)
-    for script, *flags in (("02_quantize", "--k", "8"), ("04_train", "--device", "cpu", "--lessons", "1", "--save-every", "0"),
+    for script, *flags in (("02_quantize", "--k", "8"), ("04_train", "--device", "cpu", "--indexing-repeats", "1", "--save-every", "0"),
                            ("05_infer", "predict", "--device", "cpu", "--max-new-tokens", "4"), ("baselines.popularity",),
                            ("06_evaluate", "--music-crs")):
         monkeypatch.setattr(sys, "argv", [script, *flags, "--data-dir", str(out)])

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ import soundfile
 import torch
 
 from common import data
-from encoders import item2vec, librosa_features, text
+from steps.extract_embeddings import chunks, item2vec, librosa_features, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -62,7 +60,7 @@ def clicks(bpm, seconds=12.0, rate=RATE):
 
 @pytest.fixture(scope="module")
 def minilm():
-    return extract.load_text_encoder(extract.find_text_encoder("minilm"), "cpu")
+    return extract.load_text_encoder(extract.resolve_text_encoder("minilm"), "cpu")
 
 
 def test_what_the_text_encoder_reads():
@@ -80,7 +78,7 @@ def test_minilm_equals_sentence_transformers(minilm):
     texts = ["rainy, piano", "Dust by The Reeds from Low Sun (1998)", "river " * 400, "x", "river " * 90, "rainy, piano"]
     tokenizer, model, max_tokens = minilm
     got, cut = extract.embed_texts(texts[:2] + [None] + texts[2:], tokenizer, model, max_tokens, batch_size=2)
-    expected = SentenceTransformer(extract.find_text_encoder("minilm"), device="cpu").encode(texts, normalize_embeddings=True)
+    expected = SentenceTransformer(extract.resolve_text_encoder("minilm"), device="cpu").encode(texts, normalize_embeddings=True)
     assert max_tokens == 256 and cut == [3]
     assert got.shape == (7, 384) and got.dtype == np.float32 and np.isnan(got[2]).all()
     np.testing.assert_allclose(np.delete(got, 2, 0), expected, atol=1e-5)
@@ -296,8 +294,8 @@ def test_chunks_resume_in_the_same_bytes(tmp_path):
     assert resumed.read_bytes() == whole.read_bytes() and np.array_equal(np.load(resumed), rows)
 
 
-def test_ranks_share_the_chunks(tmp_path):
-    """Threads in place of processes: seven chunks, of which a killed run of other processes has left three."""
+def test_ranks_share_the_chunks(tmp_path, monkeypatch):
+    """One process after another: seven chunks, of which a killed run of other processes has left three."""
     rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     part = np.lib.format.open_memmap(tmp_path / "lyrics.part.npy", mode="w+", dtype=np.float32, shape=rows.shape)
     for name, starts in (("", [0]), (".1", [15, 3])):
@@ -306,17 +304,15 @@ def test_ranks_share_the_chunks(tmp_path):
             with open(tmp_path / f"lyrics.progress{name}.jsonl", "a") as f:
                 f.write(json.dumps({"first": first, "stop": first + 3, "notes": [first]}) + "\n")
     (tmp_path / "lyrics.progress.7.jsonl").write_text('{"first": 6, "stop": 9')  # cut by the kill
-    store, made = torch.distributed.HashStore(), []
-    store.set_timeout(timedelta(seconds=20))
-
-    def fill(rank):
-        def encode(part):
+    made = []
+    todo = chunks.begin_part(tmp_path, "lyrics", rows.shape, 3)
+    monkeypatch.setattr(chunks, "agree", lambda make: todo)  # what the first process says
+    for rank in (2, 1, 0):
+        def encode(part, rank=rank):
             made.append((rank, part.start))
             return rows[part], [part.start]
-        return extract.fill_in_chunks(tmp_path, "lyrics", rows.shape, 3, encode, ranks=extract.Ranks(rank, 3, store))
-
-    with ThreadPoolExecutor(3) as pool:
-        path, notes = list(pool.map(fill, range(3)))[0]
+        monkeypatch.setattr(chunks, "current_process", lambda rank=rank: (rank, 3))
+        path, notes = chunks.fill_in_chunks(tmp_path, "lyrics", rows.shape, 3, encode)
     assert sorted(made) == [(0, 6), (0, 18), (1, 9), (2, 12)]
     assert notes == list(range(0, 20, 3)) and np.array_equal(np.load(path), rows)
 
@@ -338,14 +334,13 @@ def test_any_character_may_stand_in_a_note(tmp_path):
 
 def test_only_the_first_rank_reads_journals_once_all_is_done(tmp_path, monkeypatch):
     """It may have deleted them before another process gets to it: here, as soon as rank 1 has said that it is done."""
-    store = torch.distributed.HashStore()
-    store.set("audio chunks", "[0, 2]")
-    gather = extract.Ranks.gather
-    monkeypatch.setattr(extract.Ranks, "gather", lambda self, name: gather(self, name) or extract.forget_progress(tmp_path, "audio"))
-    monkeypatch.setattr("encoders.chunks.progress_of", lambda *_: pytest.fail("rank 1 reads journals"))
+    monkeypatch.setattr(chunks, "current_process", lambda: (1, 2))
+    monkeypatch.setattr(chunks, "agree", lambda make: [0, 2])  # what the first process says
+    monkeypatch.setattr(chunks, "wait_for_all", lambda: chunks.forget_progress(tmp_path, "audio"))
+    monkeypatch.setattr(chunks, "progress_of", lambda *_: pytest.fail("rank 1 reads journals"))
     np.lib.format.open_memmap(tmp_path / "audio.part.npy", mode="w+", dtype=np.float32, shape=(4, 1))
-    path, notes = extract.fill_in_chunks(tmp_path, "audio", (4, 1), 2, lambda rows: (np.ones((2, 1), np.float32), ["x"]),
-                                         ranks=extract.Ranks(1, 2, store))
+    path, notes = chunks.fill_in_chunks(tmp_path, "audio", (4, 1), 2,
+                                        lambda rows: (np.ones((2, 1), np.float32), ["x"]))
     assert notes == [] and np.load(path).ravel().tolist() == [0, 0, 1, 1]
 
 
@@ -353,7 +348,7 @@ def test_two_machines_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     with pytest.raises(SystemExit, match="torchrun --nnodes: .* on one machine"):
-        extract.start_ranks()
+        chunks.check_one_machine()
 
 
 def files_of(folder):
@@ -516,14 +511,14 @@ def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
 @pytest.mark.parametrize("ending, damage", [("safetensors", None), ("safetensors", 1000), ("tokenizer", None)])
 def test_a_text_encoder_that_is_not_whole(tmp_path, ending, damage):
     """Weights that are missing, or cut; no tokenizer, for which transformers makes one that knows no word."""
-    shutil.copytree(text.find_text_encoder("minilm"), tmp_path / "model")
+    shutil.copytree(text.resolve_text_encoder("minilm"), tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         if damage and path.suffix == ".safetensors":
             path.write_bytes(path.read_bytes()[:damage])
         elif path.suffix == f".{ending}" or ending == "tokenizer" and path.name.startswith(("tokenizer", "vocab", "special_tokens")):
             path.unlink()
     with pytest.raises(SystemExit, match="--text-encoder .*model: .* Its folder is not whole; download it again"):
-        text.load_text_encoder(text.find_text_encoder(str(tmp_path / "model")), "cpu")
+        text.load_text_encoder(text.resolve_text_encoder(str(tmp_path / "model")), "cpu")
 
 
 def test_missing_files_name_the_stage_before(tmp_path):

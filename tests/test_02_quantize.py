@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 
 from common import data
 from common.tokens import MODALITIES
-from quantization import kmeans
+from steps.quantize import kmeans
 
 quantize = importlib.import_module("02_quantize")
 
@@ -288,7 +288,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
             rows[np.arange(500) % 5 > 0] = rows[0]
             rows[::5] = rng.normal(size=rows[::5].shape)
             data.save_npy(folder / "embeddings" / f"{m}.npy", rows)
-    script = "import sys, importlib, quantization.kmeans as k; k.SAMPLE, k.PER_CODE = 64, 1; importlib.import_module('02_quantize').main(sys.argv[1:])"
+    script = "import sys, importlib, steps.quantize.kmeans as k; k.SAMPLE, k.PER_CODE = 64, 1; importlib.import_module('02_quantize').main(sys.argv[1:])"
     (tmp_path / "small_sample.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}")
     flags = ["--k", "32", "--device", "cpu"]
     alone = subprocess.run([sys.executable, tmp_path / "small_sample.py", *flags, "--data-dir", one], capture_output=True, text=True, check=True)

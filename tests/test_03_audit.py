@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tracks
 
 from common import data
-from synthesis import audit
+from steps.synthesize import audit
 
 synthesize = importlib.import_module("03_synthesize")
 
@@ -109,9 +109,9 @@ def test_truth_by_hand():
 
 
 def test_the_rules_know_how_the_simulator_compares():
-    frames = json.loads((Path(audit.__file__).parent / "frames.json").read_text(encoding="utf-8"))
+    templates = json.loads((Path(audit.__file__).parent / "templates.json").read_text(encoding="utf-8"))
     for name in ("faster", "slower", "newer", "older"):
-        for said in frames[name]["train"]:
+        for said in templates[name]["train"]:
             found = {rule for rule in audit.RULES if audit.rule_pattern(rule).search(f"One like that, but {said}.")}
             assert found == {name}, said
 

@@ -29,7 +29,7 @@ from conftest import ROOT, make_tracks
 from filelock import FileLock
 
 from common import data
-from synthesis import asking, gemini, parse
+from steps.synthesize.llm import gemini, jobs, parse
 
 synthesize = importlib.import_module("03_synthesize")
 KEY = "secret-key-12345"
@@ -684,10 +684,10 @@ def test_server_delay_as_a_date():
 
 
 def test_stopping_wakes_the_sleepers():
-    limiter, start = asking.RateLimit(1), time.monotonic()
+    limiter, start = jobs.RateLimit(1), time.monotonic()
     limiter.wait()
     threading.Timer(0.1, limiter.stop.set).start()
-    with pytest.raises(asking.Stop):
+    with pytest.raises(jobs.Stop):
         limiter.wait()  # would be a minute
     assert time.monotonic() - start < 5
 

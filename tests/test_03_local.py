@@ -10,8 +10,8 @@ from conftest import make_tracks
 from test_03_gemini import good_turns
 
 from common import data
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
-from synthesis import asking, local, prompt
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.synthesize.llm import jobs, local, prompt
 
 synthesize = importlib.import_module("03_synthesize")
 
@@ -49,7 +49,7 @@ def test_garbage_is_rejected_with_reasons(model_dir, folder, monkeypatch, capsys
         assert len(r["answers"]) == 2 and r["answers"][0] != r["answers"][1]
     out = capsys.readouterr().out
     assert "made 0 (repaired 0), rejected 5, asked twice 5" in out and "rejected: no JSON 5" in out
-    journal = asking.read_journal(folder / "answers_train.jsonl")
+    journal = jobs.read_journal(folder / "answers_train.jsonl")
     assert all(0 < line["out"] <= 24 < line["in"] for lines in journal.values() for line in lines)
 
 
@@ -58,7 +58,7 @@ def test_a_model_that_writes_well(folder, monkeypatch):
 
     def generate(model, tokenizer, prompts, seeds, max_new, temperature, top_p):
         batches.append(len(prompts))
-        return [asking.Answer(json.dumps(good_turns(text)), 100, 50) for text in prompts]
+        return [jobs.Answer(json.dumps(good_turns(text)), 100, 50) for text in prompts]
 
     monkeypatch.setattr(local, "load_model", lambda name, device: (None, None))
     monkeypatch.setattr(local, "generate", generate)

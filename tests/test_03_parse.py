@@ -1,4 +1,4 @@
-"""synthesis/prompt.py and synthesis/parse.py: what an LLM is asked, and what is made of its answers, good and bad."""
+"""steps/synthesize/llm/prompt.py and steps/synthesize/llm/parse.py: what an LLM is asked, and what is made of its answers, good and bad."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_tracks
 
-from synthesis import parse, prompt
+from steps.synthesize.llm import parse, prompt
 
 PLAYED = [dict(track, title=title, artist=artist) for track, title, artist in zip(make_tracks(6), (
     "Paper Lanterns", "Night Ferry", "Home", "Copper Kettle (Live)", "Static Parade", "Wires"), ("Odile Marsh", "The Amber Line") * 3)]

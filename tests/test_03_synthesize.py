@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 
 from common import data
-from synthesis import audit, simulate, wording
-from synthesis.facts import LEXICON, agreeing, track_facets
-from synthesis.parse import problems
+from steps.synthesize import audit, simulate, templates
+from steps.synthesize.attributes import LEXICON, agreeing, track_attributes
+from steps.synthesize.llm.parse import problems
 
 
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real")) / "track_annotations.jsonl"
@@ -87,21 +87,21 @@ def test_cold_tracks_are_never_met_in_training(folder):
 
 
 def test_unseen_frames_are_unseen(folder):
-    """A test query's frame, blanked, occurs among the training queries if and only if it is marked as seen."""
-    def pattern(frame):
-        return re.compile("(?:^|[.!?] )" + re.sub(r"\\{\w+\\}", ".+", re.escape(frame)) + "$", re.IGNORECASE)
+    """A test query's template, blanked, occurs among the training queries if and only if it is marked as seen."""
+    def pattern(template):
+        return re.compile("(?:^|[.!?] )" + re.sub(r"\\{\w+\\}", ".+", re.escape(template)) + "$", re.IGNORECASE)
 
-    only_test = [pattern(f) for both in wording.FRAMES.values() for f in both.get("test", ())]
-    assert len(only_test) > 80 and not {f for both in wording.FRAMES.values() for f in both["train"]} & \
-        {f for both in wording.FRAMES.values() for f in both.get("test", ())}
-    said = [re.sub(r"{\w+}", "one with it", f) for both in wording.FRAMES.values() for f in both["train"]]
+    only_test = [pattern(f) for both in templates.TEMPLATES.values() for f in both.get("test", ())]
+    assert len(only_test) > 80 and not {f for both in templates.TEMPLATES.values() for f in both["train"]} & \
+        {f for both in templates.TEMPLATES.values() for f in both.get("test", ())}
+    said = [re.sub(r"{\w+}", "one with it", f) for both in templates.TEMPLATES.values() for f in both["train"]]
     assert not [(sentence, p.pattern) for sentence in said for p in only_test if p.search(sentence)]
     turns = [t for d in dialogues(folder, "test") for t in d["turns"]]
-    assert 0.5 < np.mean([t["frame"] == "unseen" for t in turns]) < 0.7
-    assert all(any(p.search(t["query"]) for p in only_test) for t in turns if t["frame"] == "unseen")
+    assert 0.5 < np.mean([t["template"] == "unseen" for t in turns]) < 0.7
+    assert all(any(p.search(t["query"]) for p in only_test) for t in turns if t["template"] == "unseen")
     train = [t["query"] for d in dialogues(folder, "train") for t in d["turns"]]
     assert not [q for q in train if any(p.search(q) for p in only_test)]
-    assert all(t["frame"] == "seen" for split in ("train", "valid") for d in dialogues(folder, split) for t in d["turns"])
+    assert all(t["template"] == "seen" for split in ("train", "valid") for d in dialogues(folder, split) for t in d["turns"])
 
 
 def test_what_is_said_is_true(folder):
@@ -124,7 +124,7 @@ def test_requests_hold_for_what_is_played(folder):
     tracks = {t["track_id"]: t for t in map(json.loads, open(folder / "tracks.jsonl"))}
     phrases = {phrase: [f for f in facts if f[0] != "name"] for phrase, facts in audit.fact_phrases(tracks.values()).items()}
     phrases = {phrase: facts for phrase, facts in phrases.items() if facts}
-    true = {i: {(kind, c) for kind, concepts in track_facets(t).items() for c in concepts} for i, t in tracks.items()}
+    true = {i: {(kind, c) for kind, concepts in track_attributes(t).items() for c in concepts} for i, t in tracks.items()}
     checked = {False: 0, True: 0}
     for d in dialogues(folder, "train"):
         for t, after in zip(d["turns"], [*d["turns"][1:], None]):
@@ -139,12 +139,12 @@ def test_requests_hold_for_what_is_played(folder):
 
 def test_more_of_this_brings_the_like(folder):
     """After "more like this" the genre stays; after "something else" genre and mood change."""
-    facets = {t["track_id"]: track_facets(t) for t in map(json.loads, open(folder / "tracks.jsonl"))}
+    attributes = {t["track_id"]: track_attributes(t) for t in map(json.loads, open(folder / "tracks.jsonl"))}
     counts = dict.fromkeys(("more", "redirect"), 0)
     for d in dialogues(folder, "train"):
         for before, t in zip(d["turns"], d["turns"][1:]):
             if t["kind"] in counts:
-                a, b = facets[before["music"]], facets[t["music"]]
+                a, b = attributes[before["music"]], attributes[t["music"]]
                 assert (t["kind"] == "more") == bool(set(a["genre"]) & set(b["genre"]))
                 counts[t["kind"]] += 1
     assert min(counts.values()) > 10, counts
@@ -153,11 +153,11 @@ def test_more_of_this_brings_the_like(folder):
 def test_going_back_leads_to_the_like_of_an_earlier_track(folder):
     """What is called up by its artist is one track, and not the last; its genre is that of the track to come, and not that of the last."""
     tracks = {t["track_id"]: t for t in map(json.loads, open(folder / "tracks.jsonl"))}
-    genres, named = {i: set(track_facets(t)["genre"]) for i, t in tracks.items()}, 0
+    genres, named = {i: set(track_attributes(t)["genre"]) for i, t in tracks.items()}, 0
     for d in (d for split in data.SPLITS for d in dialogues(folder, split)):
         for n, turn in enumerate(d["turns"]):
             past = [t["music"] for t in d["turns"][:n] if not t["rejected"]]
-            if turn["kind"] == "recall":
+            if turn["kind"] == "callback":
                 assert [i for i in past[:-1] if genres[i] & genres[turn["music"]] - genres[past[-1]]], turn["query"]
                 meant = [i for i in past if re.search(rf"by {tracks[i]['artist']}(?!\w)", turn["query"])]
                 assert all(genres[i] & genres[turn["music"]] for i in meant) and len(meant) < 2, turn["query"]
@@ -167,11 +167,11 @@ def test_going_back_leads_to_the_like_of_an_earlier_track(folder):
 
 def test_another_genre_is_said(folder):
     """A request that starts from the track before and leads to another genre names it."""
-    facets = {t["track_id"]: track_facets(t) for t in map(json.loads, open(folder / "tracks.jsonl"))}
+    attributes = {t["track_id"]: track_attributes(t) for t in map(json.loads, open(folder / "tracks.jsonl"))}
     said = 0
     for d in dialogues(folder, "train"):
         for before, t in zip(d["turns"], d["turns"][1:]):
-            a, b = facets[before["music"]]["genre"], facets[t["music"]]["genre"]
+            a, b = attributes[before["music"]]["genre"], attributes[t["music"]]["genre"]
             if t["kind"] == "relative" and not set(a) & set(b):
                 assert b[0] in t["query"], t["query"]
                 said += 1
@@ -182,13 +182,13 @@ def test_what_was_turned_down_is_neither_praised_nor_offered(folder):
     """After "I could do without the piano" no answer speaks of the piano, and no track that is accepted, before or later, has it."""
     tracks, heard = [json.loads(line) for line in open(folder / "tracks.jsonl")], list(LEXICON["instrument"])
     tracks = [t | {"tags": [*t["tags"][:2], heard[i * i % 14]]} for i, t in enumerate(tracks)]
-    facets = {t["track_id"]: track_facets(t) for t in tracks}
+    attributes = {t["track_id"]: track_attributes(t) for t in tracks}
     pattern, found = re.compile(r"(?:could do without|can't stand|prefer it without) the (\w[\w ]*?)[.:,]"), 0
     for i in range(150):
-        turns = simulate.simulate(None, tracks[i % 50:i % 50 + 6], tracks[:i % 50], facets, "train", np.random.default_rng(i), **simulate.mix_of({}, 1))
+        turns = simulate.simulate(None, tracks[i % 50:i % 50 + 6], tracks[:i % 50], attributes, "train", np.random.default_rng(i), **simulate.mix_of({}, 1))
         for n, turn in enumerate(turns):
             for disliked in pattern.findall(turn["query"]):
-                assert not [t for t in turns if not t["rejected"] and disliked in facets[t["music"]]["instrument"]], turn["query"]
+                assert not [t for t in turns if not t["rejected"] and disliked in attributes[t["music"]]["instrument"]], turn["query"]
                 assert not [t for t in turns[n:] if disliked in t["response"]]
                 found += 1
     assert found > 10
@@ -206,25 +206,25 @@ def test_captions_decide_between_tags():
     """Tags are wrong at times: the voice and the genre that the caption names count; two voices without a caption are none."""
     track = {"tags": ["metal", "male vocals", "choir", "sad"], "lyrics": "harbour salt tide boat", "caption": None, "tempo": None, "key": None,
              "release_date": None}
-    assert track_facets(track)["genre"] == ["metal"] and track_facets(track)["vocal"] == [] and track_facets(track)["theme"] == ["the sea"]
-    heard = track_facets(track | {"caption": "A wistful chamber piece. No voice is heard."})
+    assert track_attributes(track)["genre"] == ["metal"] and track_attributes(track)["vocal"] == [] and track_attributes(track)["theme"] == ["the sea"]
+    heard = track_attributes(track | {"caption": "A wistful chamber piece. No voice is heard."})
     assert heard["genre"] == ["modern classical"] and heard["vocal"] == ["instrumental"] and heard["theme"] == [] and heard["mood"] == ["melancholic"]
 
 
 def test_there_is_a_frame_for_all_that_can_be_said():
-    """For a change that is an adjective, a phrase, or both, each split has a frame; a title may come without an artist."""
+    """For a change that is an adjective, a phrase, or both, each split has a template; a title may come without an artist."""
     for diff in ({"diff", "adj"}, {"diff", "with"}, {"diff"}):
         for name, given in (("relative_both", {"same", "kept"}), ("relative_artist_both", set()), ("relative_diff", set()), ("after_rejection", {"reason"})):
             for split in ("train", "test"):
-                assert any(wording.SLOTS[frame] <= diff | given for frame in wording.FRAMES[name][split]), (name, split, diff)
-    for name, given in (("title", {"title"}), ("praise", set()), ("praise_mild", set()), ("recall", {"then"}), ("recall_diff", {"then", "diff"}), ("response_after_rejection", {"np"}), ("relative_same", {"same", "kept"})):
-        for frames in wording.FRAMES[name].values():
-            assert any(wording.SLOTS[frame] <= given for frame in frames), name
+                assert any(templates.SLOTS[template] <= diff | given for template in templates.TEMPLATES[name][split]), (name, split, diff)
+    for name, given in (("title", {"title"}), ("praise", set()), ("praise_mild", set()), ("callback", {"then"}), ("callback_diff", {"then", "diff"}), ("response_after_rejection", {"np"}), ("relative_same", {"same", "kept"})):
+        for both in templates.TEMPLATES[name].values():
+            assert any(templates.SLOTS[template] <= given for template in both), name
 
 
 def test_no_sentence_twice_in_a_dialogue():
-    listener = wording.Listener("train", np.random.default_rng(0))
-    assert len({listener.say("more") for _ in wording.FRAMES["more"]["train"]}) == len(wording.FRAMES["more"]["train"])
+    listener = templates.Listener("train", np.random.default_rng(0))
+    assert len({listener.say("more") for _ in templates.TEMPLATES["more"]["train"]}) == len(templates.TEMPLATES["more"]["train"])
 
 
 @pytest.mark.parametrize("facts, known_genre, accepted", [
@@ -234,21 +234,21 @@ def test_no_sentence_twice_in_a_dialogue():
     ([("instrument", "piano"), ("instrument", "organ"), ("vocal", "choir")], False, r"with \w[^,]*, [^,]* and |sung by a choir")])
 def test_phrases(facts, known_genre, accepted):
     for seed in range(50):
-        phrase = wording.noun_phrase(facts, np.random.default_rng(seed), known_genre)
+        phrase = templates.noun_phrase(facts, np.random.default_rng(seed), known_genre)
         assert re.search(accepted, phrase) and not re.search(r"  |\ba [aeiou]|^ | $|, ,|,$", phrase), phrase
 
 
 def test_an_answer_names_any_tag():
     """Tags that the lexicon does not know have one form only, an "s" at its end or not."""
-    said = {wording.noun_phrase([("tag", "chicago blues")], np.random.default_rng(seed), answer=True) for seed in range(50)}
+    said = {templates.noun_phrase([("tag", "chicago blues")], np.random.default_rng(seed), answer=True) for seed in range(50)}
     assert said == {"chicago blues", "a chicago blues song", "a chicago blues track", "a chicago blues tune"}
 
 
 def test_facets_by_hand():
     track = {"tags": ["wistful", "Deep House", "sax", "80s", "vaporwave"], "lyrics": "the harbour, the salt and the tide; a boat",
              "caption": "with a choir", "tempo": 70.0, "key": "G# minor", "release_date": "1984", "artist": "x", "title": "y"}
-    facets = track_facets(track)
-    assert facets == {"genre": ["house"], "mood": ["melancholic"], "instrument": ["saxophone"], "vocal": ["choir"], "theme": ["the sea"],
+    attributes = track_attributes(track)
+    assert attributes == {"genre": ["house"], "mood": ["melancholic"], "instrument": ["saxophone"], "vocal": ["choir"], "theme": ["the sea"],
                       "tempo": ["slow"], "mode": ["minor"], "decade": ["80s"], "tag": ["vaporwave"]}
 
 
@@ -256,9 +256,9 @@ def test_bare_tracks_can_be_asked_for():
     """Only a title and an artist are known, as in the Million Playlist Dataset without annotations."""
     bare = [{"track_id": f"t{i}", "title": f"Song {i}", "artist": f"Band {i % 3}", "tags": [], "lyrics": None, "caption": None,
              "tempo": None, "key": None, "release_date": None} for i in range(6)]
-    facets = {t["track_id"]: track_facets(t) for t in bare}
+    attributes = {t["track_id"]: track_attributes(t) for t in bare}
     for seed in range(30):
-        turns = simulate.simulate(None, bare, [], facets, "test", np.random.default_rng(seed))
+        turns = simulate.simulate(None, bare, [], attributes, "test", np.random.default_rng(seed))
         assert len(turns) == 6 and all(t["query"].strip() and "{" not in t["query"] for t in turns)
 
 
@@ -269,12 +269,12 @@ def test_real_tags_can_be_spoken():
         rows = [json.loads(line) for line in islice(f, 4000)]
     tracks = [{"track_id": r["track_id"], "title": f"Song {i}", "artist": f"Band {i // 3}", "tags": r.get("tags") or [], "lyrics": None, "caption": None,
                "tempo": r.get("tempo"), "key": r.get("key"), "release_date": str(r["year"]) if r.get("year") else None} for i, r in enumerate(rows)]
-    facets, kinds = {t["track_id"]: track_facets(t) for t in tracks}, set()
+    attributes, kinds = {t["track_id"]: track_attributes(t) for t in tracks}, set()
     for i in range(0, len(tracks) - 12, 10):
-        turns = simulate.simulate(None, tracks[i:i + 8], tracks[i + 8:i + 12], facets, "test", np.random.default_rng(i))
+        turns = simulate.simulate(None, tracks[i:i + 8], tracks[i + 8:i + 12], attributes, "test", np.random.default_rng(i))
         assert all(t["query"].strip() and t["response"].strip() and "{" not in t["query"] + t["response"] for t in turns)
         kinds |= {t["kind"] for t in turns}
-    assert {"relative", "recall", "redirect", "more"} <= kinds
+    assert {"relative", "callback", "redirect", "more"} <= kinds
 
 
 @pytest.mark.parametrize("change, message", [
@@ -311,17 +311,17 @@ def test_killed_and_resumed_gives_the_same_files(folder, tmp_path):
 
 
 def test_the_simulator_is_frozen(folder):
-    """What version 3 wrote here: the results in the README hold for dialogues of these frames, words and draws."""
-    files = [folder / f"dialogues_{split}.jsonl" for split in data.SPLITS] + [ROOT / "synthesis" / "frames.json", ROOT / "common" / "lexicon.json"]
+    """What version 3 wrote here: the results in the README hold for dialogues of these templates, words and draws."""
+    files = [folder / f"dialogues_{split}.jsonl" for split in data.SPLITS] + [ROOT / "steps" / "synthesize" / "templates.json", ROOT / "common" / "lexicon.json"]
     found = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    assert found == "ca1ee0b5c88f09fe53ba59b296088603d59de19380069036d69be680c62403fb"
+    assert found == "0862f308f1a83b335d84fa6286909a66cc7b4e314c8da70bb12bcc98148710b4"
 
 
 def kinds_of(folder, **mix):
     """The kinds of 60 simulated dialogues' queries; mix as for simulate.mix_of. Returns: (of first turns, of later turns), two lists."""
     tracks = [json.loads(line) for line in open(folder / "tracks.jsonl")]
-    facets = {t["track_id"]: track_facets(t) for t in tracks}
-    turns = [simulate.simulate(None, tracks[i % 40:i % 40 + 8], tracks[50:], facets, "train", np.random.default_rng(i), 14,
+    attributes = {t["track_id"]: track_attributes(t) for t in tracks}
+    turns = [simulate.simulate(None, tracks[i % 40:i % 40 + 8], tracks[50:], attributes, "train", np.random.default_rng(i), 14,
                                **simulate.mix_of(**mix)) for i in range(60)]
     return [t[0]["kind"] for t in turns], [turn["kind"] for t in turns for turn in t[1:]]
 

@@ -19,13 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import data, tokens
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
-from training import packing
-from training.checkpoints import list_checkpoints, write_whole
-from training.lora import add_lora, merge_lora
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.train import packing
+from steps.train.checkpoints import list_checkpoints, write_whole
+from steps.train.lora import add_lora, merge_lora
 
 train = importlib.import_module("04_train")
-TINY = ["--context", "256", "--batch-size", "4", "--lessons", "1", "--save-every", "2", "--eval-every", "2", "--device", "cpu"]
+TINY = ["--context", "256", "--batch-size", "4", "--indexing-repeats", "1", "--save-every", "2", "--eval-every", "2", "--device", "cpu"]
 
 
 def run_04(data_dir, *flags, processes=1, **kwargs):
@@ -56,21 +56,21 @@ def test_new_rows_have_the_old_mean_and_covariance():
 
 
 def test_tied_through_resize_save_and_load(tmp_path, tiny):
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
     model.save_pretrained(tmp_path)
-    coder.tokenizer.save_pretrained(tmp_path)
+    dialogue_tokenizer.tokenizer.save_pretrained(tmp_path)
     again, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight.data_ptr() == again.get_output_embeddings().weight.data_ptr()
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
-    assert tokens.make_coder(tokenizer).vocabulary == coder.vocabulary
-    assert again.get_input_embeddings().weight.shape[0] == len(tokenizer) == coder.vocabulary.first + 5 * K
+    assert tokens.make_dialogue_tokenizer(tokenizer).vocabulary == dialogue_tokenizer.vocabulary
+    assert again.get_input_embeddings().weight.shape[0] == len(tokenizer) == dialogue_tokenizer.vocabulary.first + 5 * K
 
 
 def test_packed_logits_equal_separate_logits(tiny):
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    pieces, _, _ = packing.encode_all(coder, make_dialogues(4, 30), codes_of, 512)
+    pieces, _, _ = packing.encode_all(dialogue_tokenizer, make_dialogues(4, 30), codes_of, 512)
     context = len(pieces.ids) + 7
     ids, positions, labels, _ = packing.Packed(pieces, [[0, 1, 2, 3]], context, 0).batch([0], "cpu")
     with torch.no_grad():
@@ -95,14 +95,14 @@ def test_pack_loses_nothing_and_fits():
 
 
 def test_long_dialogues_are_cut_at_a_turn(tiny):
-    coder = tiny[1]
+    dialogue_tokenizer = tiny[1]
     dialogue = make_dialogues(1, 30)[0]
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    whole, _ = tokens.encode_dialogue(coder, dialogue["turns"], codes_of)
-    pieces, cut, short = packing.encode_all(coder, [dialogue], codes_of, len(whole) - 1)
+    whole, _ = tokens.encode_dialogue(dialogue_tokenizer, dialogue["turns"], codes_of)
+    pieces, cut, short = packing.encode_all(dialogue_tokenizer, [dialogue], codes_of, len(whole) - 1)
     assert len(pieces.lengths()) == 2 and cut == 1 and short == 0
     # every turn is in exactly one piece
-    assert (pieces.ids == coder.vocabulary.start).sum() == len(dialogue["turns"]) and (pieces.lengths() < len(whole)).all()
+    assert (pieces.ids == dialogue_tokenizer.vocabulary.start).sum() == len(dialogue["turns"]) and (pieces.lengths() < len(whole)).all()
 
 
 def test_dropped_codes():
@@ -117,7 +117,7 @@ def test_lessons_name_known_tracks_only():
     tracks, codes = make_tracks(30), make_codes(30)
     codes[:5, 0], codes[5:, 0] = -1, 2
     codes_of = {t["track_id"]: c for t, c in zip(tracks, codes)}
-    lessons = packing.name_lessons(tracks, codes_of, 3, {"t7": ["a", "b", "c"], "t2": ["never"]}, longest=8)
+    lessons = packing.indexing_examples(tracks, codes_of, 3, {"t7": ["a", "b", "c"], "t2": ["never"]}, longest=8)
     assert len({len(d["turns"]) for d in lessons}) > 3 and max(len(d["turns"]) for d in lessons) <= 8  # some fill small gaps
     turns = [turn for d in lessons for turn in d["turns"]]
     named = [turn["music"] for turn in turns]
@@ -125,7 +125,7 @@ def test_lessons_name_known_tracks_only():
     title_of = {t["track_id"]: t["title"] for t in tracks}
     assert any(turn["query"] == title_of[turn["music"]] for turn in turns)
     assert all(turn["response"] in (("a", "b", "c") if turn["music"] == "t7" else (None,)) for turn in turns)
-    assert packing.name_lessons(tracks, codes_of, 0, {}) == []
+    assert packing.indexing_examples(tracks, codes_of, 0, {}) == []
 
 
 def test_lessons_answer_as_dialogues_do_where_nothing_came_before():
@@ -312,12 +312,12 @@ def test_memory_of_lora_on_the_1b():
 
 def test_losses_in_chunks_are_the_same(tiny, monkeypatch):
     """Against one cross-entropy over all logits: the losses and the gradients."""
-    model, coder = copy.deepcopy(tiny)
-    ids = torch.randint(0, len(coder.tokenizer), (3, 50), generator=torch.Generator().manual_seed(0))
+    model, dialogue_tokenizer = copy.deepcopy(tiny)
+    ids = torch.randint(0, len(dialogue_tokenizer.tokenizer), (3, 50), generator=torch.Generator().manual_seed(0))
     labels = torch.where(ids % 5 == 0, -100, ids)
     positions = torch.arange(50).expand(3, 50)
     found = []
-    for at_once in (2**28, 40 * len(coder.tokenizer)):
+    for at_once in (2**28, 40 * len(dialogue_tokenizer.tokenizer)):
         monkeypatch.setattr(train, "LOGITS_AT_ONCE", at_once)
         model.zero_grad()
         losses = train.LossModel(model)(ids, positions, labels)
@@ -331,13 +331,13 @@ def test_losses_in_chunks_are_the_same(tiny, monkeypatch):
 
 def test_loss_on_chosen_parts(tiny):
     """--loss-on assistant and --skip-rejected, counted by hand from the decoded text."""
-    _, coder = tiny
+    _, dialogue_tokenizer = tiny
     turns = make_dialogues(1, 30)[0]["turns"][:2]
     turns[0]["rejected"] = True
     codes_of = {f"t{i}": [1, 2, 3, -1, 4] for i in range(30)}
-    pieces, _, _ = packing.encode_all(coder, [{"turns": turns}], codes_of, 512)
+    pieces, _, _ = packing.encode_all(dialogue_tokenizer, [{"turns": turns}], codes_of, 512)
     packed = packing.Packed(pieces, [[0]], 512, 0)
-    words = [len(tokens.encode_text(coder.tokenizer, turn["response"])) + 1 for turn in turns]  # and the end of the answer
+    words = [len(tokens.encode_text(dialogue_tokenizer.tokenizer, turn["response"])) + 1 for turn in turns]  # and the end of the answer
     for learnt, expected in ((train.LOSS_ON["all"], len(pieces.ids) - 1), (train.LOSS_ON["assistant"], sum(words) + 12),
                              ((tokens.MUSIC, tokens.RESPONSE), sum(words) + 6)):
         labels = packed.batch([0], "cpu", learnt)[2]
@@ -346,20 +346,20 @@ def test_loss_on_chosen_parts(tiny):
 
 def test_a_missing_answer_teaches_no_silence(tiny):
     """A lesson has no answer: the token that would end one is no label, while a real answer's end is."""
-    _, coder = tiny
+    _, dialogue_tokenizer = tiny
     turns = [{"query": "Some Title", "music": "t0", "response": None}, {"query": "more", "music": "t0", "response": "Here."}]
-    pieces, _, _ = packing.encode_all(coder, [{"turns": turns}], {"t0": [1, 2, 3, -1, 4]}, 512)
+    pieces, _, _ = packing.encode_all(dialogue_tokenizer, [{"turns": turns}], {"t0": [1, 2, 3, -1, 4]}, 512)
     labels = packing.Packed(pieces, [[0]], 512, 0).batch([0], "cpu")[2][0]
-    ends = [i for i, token in enumerate(pieces.ids) if token == coder.vocabulary.end]
-    assert labels[ends[0] + 1] == -100 and labels[ends[0]] == coder.vocabulary.end and labels[ends[1] + 1] != -100
-    answered = ends[1] + 1 + len(tokens.encode_text(coder.tokenizer, "Here."))
-    assert labels[answered] == coder.format.tail[0]
+    ends = [i for i, token in enumerate(pieces.ids) if token == dialogue_tokenizer.vocabulary.end]
+    assert labels[ends[0] + 1] == -100 and labels[ends[0]] == dialogue_tokenizer.vocabulary.end and labels[ends[1] + 1] != -100
+    answered = ends[1] + 1 + len(tokens.encode_text(dialogue_tokenizer.tokenizer, "Here."))
+    assert labels[answered] == dialogue_tokenizer.format.tail[0]
 
 
 def test_encoding_in_processes_is_the_same(tiny):
-    coder, dialogues = tiny[1], make_dialogues(40, 30)
+    dialogue_tokenizer, dialogues = tiny[1], make_dialogues(40, 30)
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    one, two = (packing.encode_all(coder, dialogues, codes_of, 120, 0.3, 0, workers, block=7) for workers in (1, 2))
+    one, two = (packing.encode_all(dialogue_tokenizer, dialogues, codes_of, 120, 0.3, 0, workers, block=7) for workers in (1, 2))
     assert one[1:] == two[1:] and all(np.array_equal(a, b) for a, b in zip(one[0], two[0]))
 
 
@@ -367,7 +367,7 @@ def test_encoding_in_processes_is_the_same(tiny):
 def test_the_best_weights_are_the_ones_saved(trained, tmp_path, flags):
     """Trained far too long: the folder holds the weights with the lowest validation loss, not the last ones."""
     copy_inputs(trained[0], tmp_path)
-    done = run_04(tmp_path, "--limit", "2", "--lessons", "0", "--epochs", "120", "--lr", "5e-3", "--eval-every", "5",
+    done = run_04(tmp_path, "--limit", "2", "--indexing-repeats", "0", "--epochs", "120", "--lr", "5e-3", "--eval-every", "5",
                   "--save-every", "0", *flags, processes=1 + len(flags))
     assert done.returncode == 0, done.stderr
     losses = [row["valid_all"] for row in map(json.loads, open(tmp_path / "model" / "log.jsonl")) if "valid_all" in row]
@@ -375,7 +375,7 @@ def test_the_best_weights_are_the_ones_saved(trained, tmp_path, flags):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
     codes_of = {f"t{i}": c for i, c in enumerate(np.load(tmp_path / "codes.npy"))}
     valid = [json.loads(line) for line in open(tmp_path / "dialogues_valid.jsonl")]
-    pieces, _, _ = packing.encode_all(tokens.make_coder(tokenizer), valid, codes_of, 256)
+    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), valid, codes_of, 256)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), 256), 256, tokenizer.pad_token_id)
     assert train.validate(train.LossModel(model), packed, "cpu")["all"] == pytest.approx(min(losses), abs=1e-4)
 

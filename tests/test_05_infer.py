@@ -12,14 +12,15 @@ import pytest
 import torch
 from conftest import K, ROOT, make_codes, make_dialogues
 
-from common import retrieval, tokens
-from inference import generation, likelihood
+from common import tokens
+from steps.infer import generation, likelihood_ranker
+from steps.infer.trie import build_trie
 
 infer = importlib.import_module("05_infer")
 
 
-def prompts_for(coder, codes_of, n=3):
-    return [infer.prompt_of(coder, d["turns"][:t], codes_of, 2048) for d in make_dialogues(n, 30) for t in (1, 3)]
+def prompts_for(dialogue_tokenizer, codes_of, n=3):
+    return [infer.prompt_of(dialogue_tokenizer, d["turns"][:t], codes_of, 2048) for d in make_dialogues(n, 30) for t in (1, 3)]
 
 
 def test_choose_is_nucleus_sampling():
@@ -34,11 +35,11 @@ def test_choose_is_nucleus_sampling():
 
 def test_sample_equals_transformers_generate(tiny):
     """Greedy, against model.generate on each prompt alone: left padding and the cache change nothing."""
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    prompts = prompts_for(coder, codes_of)
+    prompts = prompts_for(dialogue_tokenizer, codes_of)
     with torch.inference_mode():
-        reading = generation.Reading(model, prompts)
+        reading = generation.PromptCache(model, prompts)
         ours = generation.sample(reading, reading.end, [None] * len(prompts), [10**9], 8, temperature=0)
         for prompt, mine in zip(prompts, ours):
             theirs = model.generate(torch.tensor(prompt)[None].long(), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8,
@@ -48,15 +49,15 @@ def test_sample_equals_transformers_generate(tiny):
 
 def test_beginnings_are_read_once():
     prompts = [[1, 2], [1, 2, 3, 4], [1, 5], [1, 2, 3], [1, 2, 3, 4], [6]]
-    trunks, trunk_of = generation.find_trunks(prompts)
+    trunks, trunk_of = generation.shared_prefixes(prompts)
     assert len(trunks) == 3 and [prompts[trunks[t]] for t in trunk_of] == [[1, 2, 3, 4]] * 2 + [[1, 5]] + [[1, 2, 3, 4]] * 2 + [[6]]
 
 
-def score_tracks(reading, coder, trie, prior=None, beam=50):
+def score_tracks(reading, dialogue_tokenizer, trie, prior=None, beam=50):
     """likelihood.score_nodes and best_tracks as one array, float64: (B, N)."""
     scores = np.full((reading.mask.shape[0], len(trie.rows)), np.nan)
-    for row, levels in zip(scores, likelihood.score_nodes(reading, coder, trie, prior, beam)):
-        rows, values = likelihood.best_tracks(trie, levels, len(trie.rows))
+    for row, levels in zip(scores, likelihood_ranker.score_nodes(reading, dialogue_tokenizer, trie, prior, beam)):
+        rows, values = likelihood_ranker.best_tracks(trie, levels, len(trie.rows))
         assert len(set(rows)) == len(rows) == len(trie.rows)
         row[rows] = values
     return scores
@@ -64,29 +65,29 @@ def score_tracks(reading, coder, trie, prior=None, beam=50):
 
 def test_turns_read_together_are_as_if_read_alone(tiny):
     """All turns of two dialogues in one reading: hidden states, sampled codes and rankings equal those of each turn for itself."""
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes = make_codes(30)
-    codes_of, trie = {f"t{i}": c for i, c in enumerate(codes)}, retrieval.build_trie(codes)
-    prompts = [infer.prompt_of(coder, d["turns"][:t], codes_of) for d in make_dialogues(2, 30) for t in range(1, len(d["turns"]) + 1)]
+    codes_of, trie = {f"t{i}": c for i, c in enumerate(codes)}, build_trie(codes)
+    prompts = [infer.prompt_of(dialogue_tokenizer, d["turns"][:t], codes_of) for d in make_dialogues(2, 30) for t in range(1, len(d["turns"]) + 1)]
     prompts = prompts[::-1]
     rngs = [[np.random.default_rng(i) for i in range(len(prompts))] for _ in range(2)]
     with torch.inference_mode():
-        together = generation.Reading(model, prompts)
-        assert len(generation.find_trunks(prompts)[0]) == 2 and len(prompts) > 6
-        alone = [generation.Reading(model, [prompt]) for prompt in prompts]
+        together = generation.PromptCache(model, prompts)
+        assert len(generation.shared_prefixes(prompts)[0]) == 2 and len(prompts) > 6
+        alone = [generation.PromptCache(model, [prompt]) for prompt in prompts]
         assert torch.cat([r.end for r in alone]).sub(together.end).abs().max() < 1e-4
-        sampled = infer.generate_codes(together, coder, rngs[0], free=False)
-        assert sampled == [infer.generate_codes(r, coder, [rng], free=False)[0] for r, rng in zip(alone, rngs[1])]
-        ranked = score_tracks(together, coder, trie, beam=10)
-        assert np.abs(ranked - np.concatenate([score_tracks(r, coder, trie, beam=10) for r in alone])).max() < 2e-3
+        sampled = infer.generate_codes(together, dialogue_tokenizer, rngs[0], free=False)
+        assert sampled == [infer.generate_codes(r, dialogue_tokenizer, [rng], free=False)[0] for r, rng in zip(alone, rngs[1])]
+        ranked = score_tracks(together, dialogue_tokenizer, trie, beam=10)
+        assert np.abs(ranked - np.concatenate([score_tracks(r, dialogue_tokenizer, trie, beam=10) for r in alone])).max() < 2e-3
 
 
 def test_repetition_penalty_equals_transformers(tiny):
-    model, coder = tiny
-    prompt = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))})[0]
+    model, dialogue_tokenizer = tiny
+    prompt = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))})[0]
     from transformers import RepetitionPenaltyLogitsProcessor
     with torch.inference_mode():
-        reading = generation.Reading(model, [prompt])
+        reading = generation.PromptCache(model, [prompt])
         ours = generation.sample(reading, reading.end, [None], [10**9], 10, temperature=0, repetition_penalty=100.0)[0]
         penalty, ids = RepetitionPenaltyLogitsProcessor(100.0), []
         for _ in range(10):
@@ -96,21 +97,21 @@ def test_repetition_penalty_equals_transformers(tiny):
 
 
 def test_grammar_gives_valid_blocks_only(tiny):
-    model, coder = tiny
-    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}) * 10
+    model, dialogue_tokenizer = tiny
+    prompts = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))}) * 10
     with torch.inference_mode():
-        reading = generation.Reading(model, prompts)
+        reading = generation.PromptCache(model, prompts)
         rngs = [np.random.default_rng(i) for i in range(len(prompts))]
-        held = infer.generate_codes(reading, coder, rngs, free=False)
-        free = infer.generate_codes(reading, coder, rngs, free=True)
+        held = infer.generate_codes(reading, dialogue_tokenizer, rngs, free=False)
+        free = infer.generate_codes(reading, dialogue_tokenizer, rngs, free=True)
     assert all(c is not None for c in held)
     assert {sum(x >= 0 for x in c) for c in held} > {1}  # blocks of several lengths
     assert sum(c is None for c in free) > len(free) / 2   # random weights rarely keep the grammar
 
 
-def plain_gains(model, coder, prompt, codes):
+def plain_gains(model, dialogue_tokenizer, prompt, codes):
     """log P of each code of one track after a prompt, token by token without cache, trie or batch; (5,)."""
-    v, gains, ids = coder.vocabulary, np.zeros(5), [*prompt, coder.vocabulary.start]
+    v, gains, ids = dialogue_tokenizer.vocabulary, np.zeros(5), [*prompt, dialogue_tokenizer.vocabulary.start]
     for m in range(5):
         with torch.inference_mode():
             logits = model(torch.tensor([ids]).long(), use_cache=False).logits[0, -1]
@@ -124,7 +125,7 @@ def plain_gains(model, coder, prompt, codes):
 @pytest.mark.parametrize("no_audio, calibration", [(False, 0.0), (False, 1.0), (True, 0.5)])
 def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
     """With a beam as wide as the trie: every track's score as computed one token at a time."""
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes = make_codes(40, seed=3, missing=0.25)
     codes[7] = codes[8]  # two tracks share their codes
     if no_audio:
@@ -132,35 +133,35 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
         codes[(codes < 0).all(1), 0] = 1
     used = (codes >= 0).any(0)
     codes_of = {f"t{i}": c for i, c in enumerate(make_codes(30))}
-    prompts = prompts_for(coder, codes_of, 2)
-    nothing, _ = tokens.encode_dialogue(coder, [{"query": "Play some music."}], {}, prompt=True)
+    prompts = prompts_for(dialogue_tokenizer, codes_of, 2)
+    nothing, _ = tokens.encode_dialogue(dialogue_tokenizer, [{"query": "Play some music."}], {}, prompt=True)
     with torch.inference_mode():
-        prior = likelihood.track_prior(model, coder, codes, batch_size=16)
-        reading = generation.Reading(model, prompts)
+        prior = likelihood_ranker.unconditional_log_probs(model, dialogue_tokenizer, codes, batch_size=16)
+        reading = generation.PromptCache(model, prompts)
         length = len(reading)
-        scores = score_tracks(reading, coder, retrieval.build_trie(codes), calibration * prior, 1000)
+        scores = score_tracks(reading, dialogue_tokenizer, build_trie(codes), calibration * prior, 1000)
         assert len(reading) == length and reading.cache.get_seq_length() == length
-    expected_prior = np.array([plain_gains(model, coder, nothing, c) for c in codes])
+    expected_prior = np.array([plain_gains(model, dialogue_tokenizer, nothing, c) for c in codes])
     assert np.abs(prior - expected_prior).max() < 1e-3
     for row in (0, 3):
-        gains = np.array([plain_gains(model, coder, prompts[row], c) for c in codes]) - calibration * expected_prior
+        gains = np.array([plain_gains(model, dialogue_tokenizer, prompts[row], c) for c in codes]) - calibration * expected_prior
         shared = np.log([(codes == c).all(1).sum() for c in codes])
         assert np.abs(scores[row] - (gains[:, used].sum(1) - shared)).max() < 2e-3
 
 
 def test_known_and_new_tracks_share_the_probability(tiny):
     """Worked with plain numpy from the ranker's own scores: each group sums to its share, its order is kept."""
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes = make_codes(40, seed=3, missing=0.2)
     new = codes[:, 0] < 0
-    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    prompts = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        prior = likelihood.track_prior(model, coder, codes)
-        reading = generation.Reading(model, prompts)
-        plain = score_tracks(reading, coder, retrieval.build_trie(codes), None, 1000)
+        prior = likelihood_ranker.unconditional_log_probs(model, dialogue_tokenizer, codes)
+        reading = generation.PromptCache(model, prompts)
+        plain = score_tracks(reading, dialogue_tokenizer, build_trie(codes), None, 1000)
         for share in (None, 0.3):
-            groups = likelihood.group_tracks(model, coder, codes, share)
-            ranked = likelihood.rank_tracks(reading, coder, groups, 40, 1000)
+            groups = likelihood_ranker.group_tracks(model, dialogue_tokenizer, codes, share)
+            ranked = likelihood_ranker.rank_tracks(reading, dialogue_tokenizer, groups, 40, 1000)
             assert all(rows.tolist() == list(range(40)) for rows, _ in ranked)
             scores = np.array([values for _, values in ranked])
             p = np.exp(scores)
@@ -169,18 +170,18 @@ def test_known_and_new_tracks_share_the_probability(tiny):
             assert np.allclose(np.diff(scores[:, ~new]), np.diff(plain[:, ~new]), atol=2e-3)
             raised = plain - prior.sum(1)
             assert np.allclose(np.diff(scores[:, new]), np.diff(raised[:, new]), atol=2e-3)
-        assert len(likelihood.group_tracks(model, coder, codes[~new])) == 1
+        assert len(likelihood_ranker.group_tracks(model, dialogue_tokenizer, codes[~new])) == 1
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
     """Tracks that the beam reaches have the same score as with the full trie; the others come after them."""
-    model, coder = tiny
+    model, dialogue_tokenizer = tiny
     codes = make_codes(200, seed=4, missing=0.1)
-    trie = retrieval.build_trie(codes)
-    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    trie = build_trie(codes)
+    prompts = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        full = score_tracks(generation.Reading(model, prompts), coder, trie, beam=1000)
-        narrow = score_tracks(generation.Reading(model, prompts), coder, trie, beam=6)
+        full = score_tracks(generation.PromptCache(model, prompts), dialogue_tokenizer, trie, beam=1000)
+        narrow = score_tracks(generation.PromptCache(model, prompts), dialogue_tokenizer, trie, beam=6)
     reached = narrow > -500
     assert 5 < reached[0].sum() < 200
     assert np.abs(narrow[reached] - full[reached]).max() < 2e-3
@@ -188,20 +189,20 @@ def test_narrow_beam_keeps_exact_scores_in_front(tiny):
 
 
 def test_a_missing_code_is_worth_an_average_one(tiny):
-    """A cold track stands between the best and the worst of its twins that have the playlist code."""
-    model, coder = tiny
+    """A cold track stands between the best and the worst of its n_same_codes that have the playlist code."""
+    model, dialogue_tokenizer = tiny
     codes = np.array([[p, 1, 2, 3, 4] for p in [-1, *range(K)]], np.int16)
-    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    prompts = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     with torch.inference_mode():
-        scores = score_tracks(generation.Reading(model, prompts), coder, retrieval.build_trie(codes), beam=100)
+        scores = score_tracks(generation.PromptCache(model, prompts), dialogue_tokenizer, build_trie(codes), beam=100)
     assert (scores[:, 0] < scores[:, 1:].max(1)).all() and (scores[:, 0] > scores[:, 1:].min(1)).all()
 
 
 def test_marginals_of_the_codes(tiny):
     """Playlist: the softmax itself. Semantic: sum over playlist codes of P(playlist) P(semantic | playlist), all K worked out."""
-    model, coder = tiny
-    v = coder.vocabulary
-    prompts = prompts_for(coder, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
+    model, dialogue_tokenizer = tiny
+    v = dialogue_tokenizer.vocabulary
+    prompts = prompts_for(dialogue_tokenizer, {f"t{i}": c for i, c in enumerate(make_codes(30))}, 1)
     samples = 300
 
     def next_p(ids, m):
@@ -209,8 +210,8 @@ def test_marginals_of_the_codes(tiny):
         return torch.softmax(logits[v.first + m * v.k:v.first + (m + 1) * v.k].double(), 0).numpy()
 
     with torch.inference_mode():
-        reading = generation.Reading(model, [p for p in prompts for _ in range(samples)])
-        found = likelihood.code_marginals(reading, coder, [np.random.default_rng(i) for i in range(len(prompts) * samples)], samples)
+        reading = generation.PromptCache(model, [p for p in prompts for _ in range(samples)])
+        found = likelihood_ranker.code_marginals(reading, dialogue_tokenizer, [np.random.default_rng(i) for i in range(len(prompts) * samples)], samples)
         assert found.shape == (2, 5, v.k) and np.abs(found.sum(2) - 1).max() < 1e-4
         for prompt, each in zip(prompts, found):
             playlist = next_p([*prompt, v.start], 0)
@@ -223,7 +224,7 @@ def test_marginals_of_the_codes(tiny):
 def trained(tmp_path_factory):
     from conftest import small
     folder = small.__wrapped__(tmp_path_factory.mktemp("infer"))
-    run("04_train.py", folder, "--context", "256", "--epochs", "12", "--batch-size", "2", "--lessons", "0", "--device", "cpu")
+    run("04_train.py", folder, "--context", "256", "--epochs", "12", "--batch-size", "2", "--indexing-repeats", "0", "--device", "cpu")
     run("05_infer.py", folder, "predict", "--device", "cpu")
     return folder
 
@@ -246,7 +247,7 @@ def test_predict_covers_every_turn(trained):
     assert list(rows) == wanted == list(predictions(trained, "talkplay-overlap"))
     for row in rows.values():
         assert sorted(row["track_ids"]) == sorted(f"t{i}" for i in range(30)) and isinstance(row["response"], str)
-        assert row["codes_valid"] == (row["codes"] is not None)
+        assert row["well_formed"] == (row["codes"] is not None)
     assert not list((trained / "predictions").glob("*.part"))
     assert "already done" in run("05_infer.py", trained, "predict", "--device", "cpu").stdout
 
@@ -310,7 +311,7 @@ def test_chat(trained):
     (lambda d: shutil.rmtree(d / "model"), "holds no model; make it with: python 04_train.py"),
     (lambda d: (d / "codebooks").mkdir() or (d / "codebooks" / "info.json").write_text('{"k": 16}'), "trained with K = 8 .* K = 16"),
     (lambda d: (d / "model" / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
-    (lambda d: np.save(d / "codes.npy", make_codes(30, seed=9)), "codes.npy has changed since .* was trained"),
+    (lambda d: np.save(d / "codes.npy", make_codes(30, seed=9)), "codes.npy has changed since 04_train read it"),
 ])
 def test_bad_model_is_one_line(trained, tmp_path, break_it, message, monkeypatch):
     shutil.copytree(trained, tmp_path / "copy")

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from common import data, metrics, retrieval
-from evaluation import predictions
+from common import data, metrics, retrieval, runs
+from steps.evaluate import predictions
 
 evaluate = importlib.import_module("06_evaluate")
 
@@ -24,8 +24,8 @@ TURNS = [  # dialogue, turn, targets, the ranking of "talkplay", its rank filter
 CODES = np.array([[0, 0, 0, -1, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3] * 5, [4] * 5, [5] * 5], np.int16)
 
 
-def turn(music, kind, frame, rejected=False, **more):
-    return {"query": "play", "music": music, "response": "here", "rejected": rejected, "kind": kind, "frame": frame, **more}
+def turn(music, kind, template, rejected=False, **more):
+    return {"query": "play", "music": music, "response": "here", "rejected": rejected, "kind": kind, "template": template, **more}
 
 
 def lines(rankings):
@@ -87,8 +87,8 @@ def test_metrics_by_hand(monkeypatch, data_dir):
     assert found["in training playlists only", "all", "mrr"] == (0.2, 1)    # b
     assert found["cold", "all", "mrr"] == (0.75, 2)                         # c, f
     assert found["kind: tags", "all", "mrr"] == (1, 3) and found["kind: title", "all", "mrr"] == (0.35, 2)
-    assert found["frames: seen", "all", "mrr"] == (0.6, 2)
-    assert found["frames: unseen", "all", "mrr"] == (0.833333, 3)
+    assert found["templates: seen", "all", "mrr"] == (0.6, 2)
+    assert found["templates: unseen", "all", "mrr"] == (0.833333, 3)
     assert not any(subset == "kind: chat" for subset, _, _ in found)        # its turn has no target
 
 
@@ -135,7 +135,7 @@ def test_shares_of_generated_codes(monkeypatch, data_dir):
     rows = lines([r for *_, r in TURNS])
     codes = [[0, 0, 0, -1, 0], [0, 0, 0, 3, 0], [1, 1, 1, 1, -1], [2, 2, 2, 2, 2], None]
     for row, generated in zip(rows, codes):
-        row |= {"codes": generated, "codes_valid": generated is not None}
+        row |= {"codes": generated, "well_formed": generated is not None}
     write_predictions(data_dir / "predictions", "talkplay", rows)
     run(monkeypatch, data_dir)
     assert "| talkplay | 0.800 |       0.400 |" in (data_dir / "results/results.md").read_text()
@@ -168,7 +168,7 @@ def write_overlap(data_dir, seed):
              for (d, t, _, _), codes in zip(TURNS, generated)]
     rows = lines(["".join("abcdef"[r] for r in rows) for rows in found])
     write_predictions(data_dir / "predictions", "talkplay-overlap",
-                      [row | {"codes": codes, "codes_valid": codes is not None} for row, codes in zip(rows, generated)])
+                      [row | {"codes": codes, "well_formed": codes is not None} for row, codes in zip(rows, generated)])
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -176,7 +176,7 @@ def test_ablations_give_back_the_stored_ranking(monkeypatch, data_dir, seed):
     write_overlap(data_dir, seed)
     (data_dir / "runs").mkdir()
     (data_dir / "runs/05_infer.test.json").write_text(json.dumps(
-        {"arguments": {"seed": seed}, "inputs": {"codes.npy": data.file_hash(data_dir / "codes.npy")}}))
+        {"arguments": {"seed": seed}, "inputs": {"codes.npy": runs.file_hash(data_dir / "codes.npy")}}))
     run(monkeypatch, data_dir)
     rows = {(r["table"], r["weights"], r["metric"]): r for r in read_csv(data_dir / "results/ablations.csv")}
     stored = values(data_dir, "talkplay-overlap")
@@ -192,7 +192,7 @@ def test_predictions_with_other_codes_are_refused(monkeypatch, data_dir):
     write_overlap(data_dir, 0)
     (data_dir / "runs").mkdir()
     (data_dir / "runs/05_infer.test.json").write_text(json.dumps({"arguments": {"seed": 0}, "inputs": {"codes.npy": "another"}}))
-    with pytest.raises(SystemExit, match="codes.npy has changed since TalkPlay predicted"):
+    with pytest.raises(SystemExit, match="codes.npy has changed since 05_infer.test read it"):
         run(monkeypatch, data_dir)
     assert not (data_dir / "results").exists()
 

@@ -19,7 +19,7 @@ from transformers import AudioFlamingo3EncoderConfig, GenerationConfig, Generati
 
 from benchmarks.tempo_key import judge_tempo, split_key
 from common import data
-from encoders.librosa_features import read_audio
+from steps.extract_embeddings.librosa_features import read_audio
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real")) / "audio" / "labels.csv"

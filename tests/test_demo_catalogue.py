@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.data import TRACK_FIELDS
-from demo import catalogue, writing
-from demo.catalogue import make_catalogue
+from steps.prepare_data.demo import catalogue, writing
+from steps.prepare_data.demo.catalogue import make_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 LEXICON = json.loads((ROOT / "common" / "lexicon.json").read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def cold_ids(playlists, tracks):
 # ---------------------------------------------------------------- the same bytes
 
 def test_same_seed_same_bytes_under_any_hash_seed():
-    code = ("import hashlib, json; from demo.catalogue import make_catalogue; print(hashlib.sha256(json.dumps("
+    code = ("import hashlib, json; from steps.prepare_data.demo.catalogue import make_catalogue; print(hashlib.sha256(json.dumps("
             "make_catalogue(60, 80, seed=3), ensure_ascii=False).encode()).hexdigest())")
     runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
                            env=os.environ | {"PYTHONHASHSEED": hash_seed}).stdout.strip() for hash_seed in ("1", "2")]

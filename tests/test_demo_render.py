@@ -1,4 +1,4 @@
-"""demo/render.py and demo/instruments.py: the sound of the fictional catalogue, measured with numpy only."""
+"""steps/prepare_data/demo/render.py and steps/prepare_data/demo/instruments.py: the sound of the fictional catalogue, measured with numpy only."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from demo import instruments, render
+from steps.prepare_data.demo import instruments, render
 
 ROOT = Path(__file__).resolve().parent.parent
 LEXICON = json.loads((ROOT / "common" / "lexicon.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def test_the_same_facts_give_the_same_bytes():
     audio = facts(genre="soul", instruments=["organ", "trumpet"], vocal="choir")
     first = render.render_track(audio).tobytes()
     assert render.render_track(audio).tobytes() == first
-    code = ("import hashlib; from demo import render; "
+    code = ("import hashlib; from steps.prepare_data.demo import render; "
             f"print(hashlib.sha256(render.render_track({audio!r}).tobytes()).hexdigest())")
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == hashlib.sha256(first).hexdigest()  # the order of earlier tracks does not matter

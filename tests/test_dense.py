@@ -251,7 +251,7 @@ def test_tuning_learns_and_its_folder_can_be_loaded(monkeypatch, data_dir, bert)
     before, after = (record["chosen_on_valid"]["valid_mrr"] for record in records)
     assert before < 0.5 and after > 0.8
     extract = importlib.import_module("01_extract_embeddings")
-    tokenizer, model, longest = extract.load_text_encoder(extract.find_text_encoder(str(data_dir / "dense_model")), "cpu")
+    tokenizer, model, longest = extract.load_text_encoder(extract.resolve_text_encoder(str(data_dir / "dense_model")), "cpu")
     assert longest == 40  # cuts where the encoder did
     texts = [data.item_text(track) for track in data.load_tracks(data_dir)]
     items = extract.embed_texts(texts, tokenizer, model, longest)[0]

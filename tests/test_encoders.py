@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from baselines import dense
 from benchmarks import encoders as encoder_costs
 from common import data
-from encoders import clap, librosa_features, musicfm, nv_embed, text
+from steps.extract_embeddings import clap, librosa_features, musicfm, nv_embed, text
 
 extract = importlib.import_module("01_extract_embeddings")
 TEXTS = ["rainy piano", "club", "slow choir at night by the sea, piano and rain", "neon tide", "harvest"]
@@ -83,7 +83,7 @@ def nv_folder(folder, seed=0, layers=2, **text_config):
 def nv(tmp_path_factory):
     """(folder, what load_text_encoder returns)."""
     folder = nv_folder(tmp_path_factory.mktemp("nv") / "NV-Embed-v2")
-    return folder, text.load_text_encoder(text.find_text_encoder(str(folder)), "cpu")
+    return folder, text.load_text_encoder(text.resolve_text_encoder(str(folder)), "cpu")
 
 
 def by_hand(w, ids, heads=4, kv_heads=2, latent_heads=2, eps=1e-5):
@@ -245,13 +245,13 @@ def test_the_benchmarks_nv_embed_is_the_whole_one(monkeypatch):
 def test_a_tuned_nv_embed_is_saved_and_read_again(nv, tmp_path):
     tokenizer, model, _ = nv[1]
     dense.save_folder(model, [tokenizer], tmp_path / "part", tmp_path / "dense_model")
-    again = text.load_text_encoder(text.find_text_encoder(str(tmp_path / "dense_model")), "cpu")
+    again = text.load_text_encoder(text.resolve_text_encoder(str(tmp_path / "dense_model")), "cpu")
     np.testing.assert_allclose(text.embed_texts(TEXTS, *again)[0], text.embed_texts(TEXTS, *nv[1])[0], atol=1e-6)
 
 
 def test_nv_embed_refuses_what_does_not_fit(nv, tmp_path):
     with pytest.raises(SystemExit, match="--pooling last: NV-Embed has a pooling of its own"):
-        text.find_text_encoder(str(nv[0]), "last")
+        text.resolve_text_encoder(str(nv[0]), "last")
     folder = nv_folder(tmp_path / "nv")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     first = index["weight_map"]["latent_attention_model.latents"]
@@ -268,7 +268,7 @@ def test_nv_embed_refuses_what_does_not_fit(nv, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "text_config"}))
     with pytest.raises(SystemExit, match="no text_config. Accepted: minilm"):
-        text.find_text_encoder(str(folder))
+        text.resolve_text_encoder(str(folder))
     assert not (folder / "ran").exists()
 
 
@@ -277,14 +277,14 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_for(tmp_path, mon
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
     with pytest.raises(SystemExit, match="--text-encoder .*Accepted: minilm"):
-        text.find_text_encoder(str(tmp_path))
+        text.resolve_text_encoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.skipif("TALKPLAY_NV_EMBED" not in os.environ, reason="TALKPLAY_NV_EMBED: the folder of the published NV-Embed-v2")
 def test_the_published_nv_embed_gives_its_cards_scores():
     """The example of the model card: two questions, two answers."""
-    encoder = text.load_text_encoder(text.find_text_encoder(os.environ["TALKPLAY_NV_EMBED"]), "cpu")
+    encoder = text.load_text_encoder(text.resolve_text_encoder(os.environ["TALKPLAY_NV_EMBED"]), "cpu")
     queries = text.embed_texts(
         ["are judo throws allowed in wrestling?", "how to become a radiology technician in michigan?"], *encoder,
         prefix="Instruct: Given a question, retrieve passages that answer the question\nQuery: ")[0]
@@ -315,7 +315,7 @@ def test_last_token_with_padding_on_the_left(nv, tmp_path):
     Qwen3Model(config).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=nv[1][0].backend_tokenizer, eos_token="</s>", pad_token="</s>",
                             padding_side="left").save_pretrained(tmp_path)
-    tokenizer, model, max_tokens = text.load_text_encoder(text.find_text_encoder(str(tmp_path), "last"), "cpu")
+    tokenizer, model, max_tokens = text.load_text_encoder(text.resolve_text_encoder(str(tmp_path), "last"), "cpu")
     got = text.embed_texts(TEXTS, tokenizer, model, max_tokens, "last", batch_size=5, prefix="Query:")[0]
     for words, vector in zip(TEXTS, got):
         with torch.no_grad():

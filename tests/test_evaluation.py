@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from common import metrics, retrieval
-from evaluation import ablations, measures, tables
+from common.turns import Turn
+from steps.evaluate import ablations, scores, tables
 
 CODES = np.array([[1, 1, 9, 9, 9],   # a: playlist, semantic           25 + 16 = 41
                   [1, 9, 1, 1, 9],   # b: playlist, metadata, lyrics   25 + 9 + 4 = 38
@@ -18,7 +19,7 @@ CODES = np.array([[1, 1, 9, 9, 9],   # a: playlist, semantic           25 + 16 =
 
 
 def make_turns(targets, played=()):
-    return [{"key": (f"d{i}", 1), "turn": 1, "group": f"p{i % 3}", "targets": [target], "played": list(played)}
+    return [Turn(f"d{i}", 1, [], "play", list(played), [target], group=f"p{i % 3}")
             for i, target in enumerate(targets)]
 
 
@@ -80,8 +81,8 @@ def test_ties_are_drawn_as_05_infer_draws_them():
     codes = rng.integers(-1, 3, (300, 5)).astype(np.int16)
     turns, generated = make_turns(rng.integers(300, size=50)), codes[rng.integers(300, size=50)].tolist()
     index = retrieval.build_index(codes)
-    stored = [retrieval.search(index, query, 100, infer.stream(7, *turn["key"], 2))[0] for turn, query in zip(turns, generated)]
-    expected = [metrics.rank_of_first_hit(ranked, turn["targets"]) for ranked, turn in zip(stored, turns)]
+    stored = [retrieval.search(index, query, 100, infer.stream(7, *turn.key, 2))[0] for turn, query in zip(turns, generated)]
+    expected = [metrics.rank_of_first_hit(ranked, turn.targets) for ranked, turn in zip(stored, turns)]
     again = {seed: ablations.rerank(codes, generated, turns, retrieval.WEIGHTS, 100, seed).tolist() for seed in (7, 8)}
     assert again[7] == expected and again[8] != expected
 
@@ -103,7 +104,7 @@ def test_ablation_rows_by_hand():
 
 def test_spread_by_hand():
     """Reciprocal ranks 1, 1/2 and 1/2, 1/4: means 3/4 and 3/8; their standard deviation is 3/8 / sqrt 2."""
-    found = measures.spread([{"ranks": np.array([1, 2])}, {"ranks": np.array([2, 4])}])
+    found = scores.spread([{"ranks": np.array([1, 2])}, {"ranks": np.array([2, 4])}])
     assert found["runs"] == 2 and found["mrr, mean of runs"] == 0.5625
     assert found["mrr, sd of runs"] == pytest.approx(0.375 / math.sqrt(2))
     assert found["hit@1, mean of runs"] == 0.25 and found["hit@100, sd of runs"] == 0
@@ -126,7 +127,7 @@ def test_table_1_by_hand():
 
 
 def test_table_2_says_what_was_not_run():
-    found = {(system, "all", "all", m): (0.5, 0.4, 0.6, 9) for system in ("clap-tuned", "mine") for m in measures.METRICS}
+    found = {(system, "all", "all", m): (0.5, 0.4, 0.6, 9) for system in ("clap-tuned", "mine") for m in scores.METRICS}
     table = tables.paper_table(["mine", "clap-tuned"], found, {("mine", "responses"): 0, ("clap-tuned", "responses"): 7})
     rows = [tuple(cell.strip() for cell in line.split("|")[1:6]) for line in table.splitlines()[2:]]
     assert rows == [("zero-shot", "bm25", "not run", "yes", ""), ("zero-shot", "nv-embed-v2", "not run", "yes", ""),
@@ -140,7 +141,7 @@ def test_rankers_of_one_model_are_compared_on_the_same_runs():
     ranks = {"talkplay": [1, 1, 1, 1], "talkplay-votes": [2, 2, 2, 2], "bm25": [2, 2, 2, 2]}
     systems = {name: {"ranks": np.array(r), "ranks_kept": np.array(r)} for name, r in ranks.items()}
     runs = {"talkplay": {"seed1": {"ranks": np.full(4, 4), "ranks_kept": np.full(4, 4)}}}
-    turns = [{"group": i} for i in range(4)]
-    rows = measures.comparison_rows(systems, runs, turns, {"all": np.ones(4, bool)}, 0, "talkplay")
+    turns = make_turns([0] * 4)
+    rows = scores.comparison_rows(systems, runs, turns, {"all": np.ones(4, bool)}, 0, "talkplay")
     margins = {other: margin for _, other, _, metric, margin, *_ in rows if metric == "mrr"}
     assert margins == {"talkplay-votes": pytest.approx(1 - 1 / 2), "bm25": pytest.approx((1 + 1 / 4) / 2 - 1 / 2)}

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from common import data
-from evaluation import music_crs
+from steps.evaluate import music_crs
 
 IDS = [f"t{i}" for i in range(30)]
 

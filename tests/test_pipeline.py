@@ -14,13 +14,13 @@ import nbformat
 import pytest
 import torch
 
-from common import data
+from common import runs
 from conftest import ROOT
 from nbclient import NotebookClient
 
 STAGES = [("00_prepare_data.py", "demo", "--n-tracks", "60", "--n-playlists", "80"), ("01_extract_embeddings.py",), ("02_quantize.py",),
           ("03_synthesize.py", "--n-train", "40", "--n-valid", "6", "--n-test", "6"),
-          ("04_train.py", "--device", "cpu", "--lessons", "1"), ("05_infer.py", "predict", "--device", "cpu", "--max-new-tokens", "8"),
+          ("04_train.py", "--device", "cpu", "--indexing-repeats", "1"), ("05_infer.py", "predict", "--device", "cpu", "--max-new-tokens", "8"),
           ("baselines/random_order.py",), ("baselines/popularity.py",), ("baselines/bm25.py",), ("06_evaluate.py",)]
 
 
@@ -67,7 +67,7 @@ def test_a_changed_input_is_refused_by_name(mini):
     before = path.read_bytes()
     try:
         path.write_bytes(before[:-1] + bytes([(before[-1] + 1) % 2]))
-        done = run("04_train.py", "--device", "cpu", "--lessons", "1", "--data-dir", str(mini))
+        done = run("04_train.py", "--device", "cpu", "--indexing-repeats", "1", "--data-dir", str(mini))
         assert done.returncode == 1 and "codes.npy" in done.stderr and "Traceback" not in done.stderr
     finally:
         path.write_bytes(before)
@@ -165,8 +165,8 @@ def test_more_than_a_few_commands_are_documented():
 def test_a_change_in_the_middle_of_a_large_file_is_seen(tmp_path):
     with open(tmp_path / "large", "wb") as f:
         f.truncate(300 * 2**20)  # of no size on disk
-    before = data.file_hash(tmp_path / "large")
+    before = runs.file_hash(tmp_path / "large")
     with open(tmp_path / "large", "r+b") as f:
         f.seek(150 * 2**20)
         f.write(b"1" * 2**20)
-    assert data.file_hash(tmp_path / "large") != before
+    assert runs.file_hash(tmp_path / "large") != before

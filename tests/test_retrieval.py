@@ -5,6 +5,7 @@ import pytest
 from conftest import make_codes
 
 from common import retrieval
+from steps.infer.trie import build_trie, expand_ranges
 
 
 def test_scores_by_hand():
@@ -61,27 +62,27 @@ def test_ties_are_drawn_afresh_and_evenly():
 
 def test_trie_has_every_track_once():
     codes = make_codes(200, k=3, seed=5)
-    trie = retrieval.build_trie(codes)
+    trie = build_trie(codes)
     assert sorted(trie.rows) == list(range(200))
-    assert trie.twins.tolist() == [(codes == codes[row]).all(1).sum() for row in trie.rows]
+    assert trie.n_same_codes.tolist() == [(codes == codes[row]).all(1).sum() for row in trie.rows]
     nodes = np.zeros(1, int)
     for level in range(5):
-        parents, (nodes, place) = nodes, retrieval.members(trie.children[level], nodes)
+        parents, (nodes, place) = nodes, expand_ranges(trie.children[level], nodes)
         assert nodes.tolist() == list(range(len(trie.codes[level])))  # the children of all nodes are all nodes, in order
-        tracks, node = retrieval.members(trie.tracks[level], nodes)
+        tracks, node = expand_ranges(trie.tracks[level], nodes)
         assert tracks.tolist() == list(range(200))
         assert (codes[trie.rows, level] == trie.codes[level][node]).all()
         assert len(np.unique(codes[:, :level + 1], axis=0)) == len(nodes)
         if level:
-            above = retrieval.members(trie.tracks[level - 1], parents)[1]
+            above = expand_ranges(trie.tracks[level - 1], parents)[1]
             assert (place[node] == above).all()  # a track's node lies below its node of the level before
 
 
 def test_members_by_hand():
     begins = np.array([0, 2, 2, 5, 6])
-    found, place = retrieval.members(begins, np.array([2, 1, 0]))
+    found, place = expand_ranges(begins, np.array([2, 1, 0]))
     assert found.tolist() == [2, 3, 4, 0, 1] and place.tolist() == [0, 0, 0, 2, 2]
-    assert [len(x) for x in retrieval.members(begins, np.array([], int))] == [0, 0]
+    assert [len(x) for x in expand_ranges(begins, np.array([], int))] == [0, 0]
 
 
 def test_expected_overlap_by_hand():

@@ -14,7 +14,7 @@ from conftest import make_dialogues
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from common import data, tokens, turns
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
+from steps.train.base_models import tiny_llama, tiny_tokenizer
 
 two_stage = importlib.import_module("baselines.two_stage")
 ground_truth = importlib.import_module("baselines.ground_truth")

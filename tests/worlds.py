@@ -20,8 +20,8 @@ from conftest import K, make_codes, make_dialogues
 
 from common import tokens
 from common.tokens import MUSIC, RESPONSE
-from demo.tiny_llama import tiny_llama, tiny_tokenizer
-from training import packing
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.train import packing
 
 train = importlib.import_module("04_train")
 WORLDS = ((1, 48, False), (1, 5, False), (2, 24, False), (8, 6, False), (2, 5, False), (2, 24, True))
@@ -35,7 +35,7 @@ def gradients(rank, world, micro, fsdp, folder):
     tokenizer = tiny_tokenizer([turn["query"] for d in dialogues for turn in d["turns"]], 400)
     lm = tiny_llama(tokenizer)
     train.expand_vocabulary(lm, tokenizer, K)
-    pieces, _, _ = packing.encode_all(tokens.make_coder(tokenizer), dialogues, {f"t{i}": c for i, c in enumerate(make_codes(30))}, CONTEXT)
+    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), dialogues, {f"t{i}": c for i, c in enumerate(make_codes(30))}, CONTEXT)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), CONTEXT)[:SEQUENCES], CONTEXT, 0)
     assert len(packed.bins) == SEQUENCES
     learnt = (MUSIC, RESPONSE)  # so that sequences have very different numbers of labels

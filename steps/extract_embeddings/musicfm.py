@@ -1,0 +1,152 @@
+"""MusicFM (Won, Hung & Le 2024; https://github.com/minzwon/musicfm, MIT): 25 vectors of 1024 numbers a second of audio.
+
+A mel spectrogram of 100 frames a second is thinned by two convolutional blocks to 25 tokens a second, which pass 12
+conformer layers. The embedding of a track is the mean over time of one layer, by default the seventh.
+
+The module and parameter names are the published ones, so that pretrained_msd.pt and pretrained_fma.pt load as they are.
+Not yet verified against them: the weights could not be had where this was written.
+"""
+
+import pickle
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Wav2Vec2ConformerConfig
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+
+from steps.extract_embeddings.librosa_features import librosa  # imported there under a lock
+
+RATE = 24_000           # Hz
+WINDOW = 30 * RATE      # samples: MusicFM has learnt from 30 s; longer audio is cut
+SHORTEST = RATE         # samples: a rest shorter than this is left out
+FFT, HOP, MELS = 2048, 240, 128
+LAYERS, DIM = 12, 1024
+# Mean and deviation of the log mel spectrograms (dB) of the audio that a checkpoint has learnt from
+STATISTICS = {"msd": (6.768444971712967, 18.417922652295623), "fma": (3.0710578151459664, 20.999089814337626)}
+
+
+class MelSpectrogram(nn.Module):
+    """(B, T) samples -> (B, 128, T // 240) in dB. HTK's mel scale; its two tables lie in the checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        filters = librosa.filters.mel(sr=RATE, n_fft=FFT, n_mels=MELS, htk=True, norm=None).T  # (1025, 128)
+        self.mel_stft = nn.Module()
+        self.mel_stft.spectrogram, self.mel_stft.mel_scale = nn.Module(), nn.Module()
+        self.mel_stft.spectrogram.register_buffer("window", torch.hann_window(FFT))
+        self.mel_stft.mel_scale.register_buffer("fb", torch.tensor(filters))
+
+    def forward(self, samples):
+        window = self.mel_stft.spectrogram.window
+        spectrum = torch.stft(samples, FFT, HOP, window=window, pad_mode="reflect", return_complex=True)  # (B, 1025, frames)
+        power = (spectrum.abs() ** 2).transpose(1, 2) @ self.mel_stft.mel_scale.fb  # (B, frames, 128)
+        return 10 * power.clamp(min=1e-10).log10().transpose(1, 2)[..., :-1]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a third, all 3 x 3: (B, C, F, T) -> (B, channels, F / 2, T / 2)."""
+
+    def __init__(self, channels_in, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv3 = nn.Conv2d(channels_in, channels, 3, stride=2, padding=1)
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(channels) for _ in range(3))
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.bn3(self.conv3(x)))
+
+
+class Subsampling(nn.Module):
+    """(B, 128, frames) -> (B, frames / 4, dim)."""
+
+    def __init__(self, channels, dim):
+        super().__init__()
+        self.conv = nn.Sequential(ResidualBlock(1, channels), ResidualBlock(channels, channels))
+        self.linear = nn.Linear(channels * MELS // 4, dim)
+
+    def forward(self, mel):
+        x = self.conv(mel[:, None])  # (B, channels, 32, frames / 4)
+        return self.linear(x.permute(0, 3, 1, 2).flatten(2))
+
+
+class MusicFM(nn.Module):
+    """All that a checkpoint has. The quantizer, `linear` and `cls_token` serve its training only."""
+
+    def __init__(self, statistics, dim=DIM, channels=512, heads=16, layers=LAYERS):
+        super().__init__()
+        self.statistics = statistics
+        self.preprocessor_melspec_2048 = MelSpectrogram()
+        self.quantizer_melspec_2048_0 = nn.Module()
+        self.quantizer_melspec_2048_0.register_buffer("random_projection", torch.zeros(4 * MELS, 16))
+        self.quantizer_melspec_2048_0.register_buffer("codebook", torch.zeros(4096, 16))
+        self.conv = Subsampling(channels, dim)
+        # The settings of facebook/wav2vec2-conformer-rope-large-960h-ft, from which MusicFM is built
+        self.conformer = Wav2Vec2ConformerEncoder(Wav2Vec2ConformerConfig(
+            hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * dim, hidden_act="swish",
+            position_embeddings_type="rotary", layerdrop=0.0, attn_implementation="sdpa"))
+        self.linear = nn.Linear(dim, 4096)
+        self.cls_token = nn.Parameter(torch.zeros(dim))
+
+    def keep_layers(self, layer):
+        """Make forward return the hidden state `layer`: 0 is what enters the conformer, 12 what leaves it, normed."""
+        if layer < len(self.conformer.layers):  # the layers from there on change nothing, and the last norm is not wanted
+            self.conformer.layers = self.conformer.layers[:layer]
+            self.conformer.layer_norm = nn.Identity()
+        return self
+
+    def forward(self, samples):
+        """(B, T) float32 at 24 kHz, all T real -> (B, tokens, dim)."""
+        mean, deviation = self.statistics
+        return self.conformer(self.conv((self.preprocessor_melspec_2048(samples) - mean) / deviation)).last_hidden_state
+
+
+def resolve_musicfm(path):
+    """The path of a checkpoint, known to exist and to be one whose statistics are known."""
+    if not path or not Path(path).is_file() or not statistics_of(path):
+        raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or pretrained_fma.pt; its name must say "
+                         f"which (msd, fma). Get it with: hf download minzwon/MusicFM pretrained_msd.pt --local-dir musicfm")
+    return path
+
+
+def statistics_of(path):
+    """(mean, deviation) of a checkpoint by the name of its file, or None."""
+    return next((statistics for name, statistics in STATISTICS.items() if name in Path(path).name.lower()), None)
+
+
+def load_musicfm(path, layer, device):
+    """MusicFM from pretrained_msd.pt or pretrained_fma.pt, up to a layer (see keep_layers)."""
+    with torch.device("meta"):  # its weights come from the file
+        model = MusicFM(statistics_of(path))
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict({key.removeprefix("model."): value for key, value in saved.items()}, strict=True, assign=True)
+    except (RuntimeError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise SystemExit(f"--audio-model {path}: not a checkpoint of MusicFM ({' '.join(str(error).split())[:200]}). Get one "
+                         f"with: hf download minzwon/MusicFM pretrained_msd.pt --local-dir musicfm")
+    return model.keep_layers(layer).to(device).eval()
+
+
+def embed_tracks(tracks, model, batch_size):
+    """Tracks, each a list of windows (T,) float32 at 24 kHz -> (n, dim) float32, the mean over all tokens of a track.
+
+    Windows of one length share a batch, whichever track they are of: MusicFM takes no padding.
+    """
+    windows = [(i, window) for i, found in enumerate(tracks) for window in found]
+    windows.sort(key=lambda pair: -len(pair[1]))
+    total, tokens, device = 0, np.zeros((len(tracks), 1)), model.cls_token.device
+    for _, same in groupby(windows, key=lambda pair: len(pair[1])):
+        same = list(same)
+        for first in range(0, len(same), batch_size):
+            rows, samples = zip(*same[first:first + batch_size])
+            with torch.inference_mode():
+                hidden = model(torch.from_numpy(np.stack(samples)).to(device))  # (B, tokens, dim)
+            sums = np.zeros((len(tracks), hidden.shape[2]))
+            np.add.at(sums, list(rows), hidden.sum(1).cpu().numpy())
+            np.add.at(tokens, list(rows), hidden.shape[1])
+            total = total + sums
+    return (total / tokens).astype(np.float32)
