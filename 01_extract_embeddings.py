@@ -51,6 +51,7 @@ from threadpoolctl import threadpool_limits
 from common import data, runs
 from common.process import agree, current_process, end_process, resolve_device, start_process
 from common.tokens import MODALITIES
+from steps.extract_embeddings.audio_workers import start_worker, try_read
 from steps.extract_embeddings.chunks import check_one_machine, fill_in_chunks, forget_progress, is_finished
 from steps.extract_embeddings.item2vec import item2vec
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_features, read_windows
@@ -118,14 +119,6 @@ def load_audio_encoder(name, model, layer, seconds, batch_size, device):
     return AudioEncoder(partial(read_features, seconds=seconds), np.stack, 155, (84, 43, 28), 256)
 
 
-def try_read(read, path):
-    """(what `read` makes of an audio file, None), or (None, the reason why not)."""
-    try:
-        return read(path), None
-    except ValueError as error:
-        return None, str(error)
-
-
 def scaling_of(raw, blocks):
     """Mean and divisor of each column, such that every block of columns has a total variance of 1.
 
@@ -162,12 +155,6 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
     if current_process()[0] == 0:
         os.replace(part, folder / f"{modality}.npy")
         print(f"{modality}: {len(cut)} texts were longer than {max_tokens} tokens and cut there")
-
-
-def start_worker():
-    """What an audio worker does first: it dies with its parent, even one killed by force, and uses one thread."""
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    threadpool_limits(1)
 
 
 def write_audio(folder, tracks, data_dir, encoder, workers):

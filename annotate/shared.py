@@ -6,7 +6,6 @@ for each group of tracks: a killed run loses the group in work and nothing else,
 """
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -17,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import data, runs
+from steps.extract_embeddings.audio_workers import start_worker, try_read
 
 ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field of another's
-extract = importlib.import_module("01_extract_embeddings")  # its way of reading files in worker processes
 
 
 def make_parser(description, seconds):
@@ -80,10 +79,10 @@ def write_journal(part, tracks, data_dir, read, describe, fields, overwrite, gro
 
     def start_reading(first):
         paths = [str(Path(data_dir) / track["audio_path"]) for track in tracks[first:first + group]]
-        return pool.map(extract.try_read, [read] * len(paths), paths)
+        return pool.map(try_read, [read] * len(paths), paths)
 
     # spawn, not fork: a forked process may hang in a library that was running threads
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), extract.start_worker) as pool, \
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool, \
             open(part, "a", encoding="utf-8", errors="replace") as f, tqdm(total=len(tracks), initial=done, unit="track") as bar:
         ahead = start_reading(done)  # the files of the next group are read while this one is described
         for first in range(done, len(tracks), group):

@@ -25,7 +25,6 @@ A killed run goes on from its last chunk of tracks, or its last validation, when
 """
 
 import argparse
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -43,9 +42,10 @@ from baselines.dense import (HISTORIES as TEXT_HISTORIES, TUNING, draw_batch, em
                              rank_system, save_folder, score_turns)
 from common import data, runs, turns
 from common.process import resolve_device
+from steps.extract_embeddings.audio_workers import start_worker
+from steps.extract_embeddings.chunks import fill_in_chunks, is_finished
 from steps.extract_embeddings.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 
-extract = importlib.import_module("01_extract_embeddings")
 
 HISTORIES = tuple(history for history in TEXT_HISTORIES if history != "turns joined")  # that one has texts of tracks
 TRAINED = ("queries joined", "last query")
@@ -97,8 +97,8 @@ def write_audio(folder, tracks, data_dir, model, extractor, workers):
         return vectors, failed
 
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, extract.start_worker) if workers > 1 else nullcontext() as pool:
-        part, failed = extract.fill_in_chunks(folder, "clap", (len(tracks), model.config.projection_dim), CHUNK, encode)
+    with ProcessPoolExecutor(workers, spawn, start_worker) if workers > 1 else nullcontext() as pool:
+        part, failed = fill_in_chunks(folder, "clap", (len(tracks), model.config.projection_dim), CHUNK, encode)
     data.write_jsonl(folder / "clap_failed.jsonl", failed)
     os.replace(part, folder / "clap.npy")
     print(f"clap: {sum(not track['audio_path'] for track in tracks)} tracks have no audio_path; {len(failed)} files could not "
@@ -205,7 +205,7 @@ def main():
             progress.unlink(missing_ok=True)
         runs.record_run(run)
         progress.parent.mkdir(parents=True, exist_ok=True)
-        if not extract.is_finished(progress.parent, "clap", len(tracks)):
+        if not is_finished(progress.parent, "clap", len(tracks)):
             write_audio(progress.parent, tracks, args.data_dir, model, extractor, args.workers)
         runs.finish_run(run)
         progress.unlink()

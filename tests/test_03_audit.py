@@ -193,7 +193,7 @@ def test_the_notebook_on_a_handful_of_dialogues(tmp_path, monkeypatch, query, an
     pytest.importorskip("IPython")
     import matplotlib.pyplot as plt
     monkeypatch.setenv("TALKPLAY_DATA", str(tmp_path))
-    monkeypatch.chdir(Path(audit.__file__).parents[1])
+    monkeypatch.chdir(Path(audit.__file__).parents[2])
     plt.switch_backend("agg")
     data.write_jsonl(tmp_path / "tracks.jsonl", [track | {"tempo": None} for track in TRACKS])
     for split in data.SPLITS:

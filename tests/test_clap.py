@@ -190,7 +190,7 @@ def test_audio_that_was_whole_when_the_run_was_killed_is_not_read_again(monkeypa
     def killed(*_, **__):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "finish_run", killed)
+        patch.setattr(runs, "finish_run", killed)
         run(patch, data_dir, "--random-weights")
     monkeypatch.setattr(clap, "read_windows", None)
     run(monkeypatch, data_dir, "--random-weights")
