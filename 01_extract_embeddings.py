@@ -38,7 +38,6 @@ The full-scale commands were not run: the checkpoints could not be had where thi
 import argparse
 import multiprocessing
 import os
-import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -46,7 +45,6 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from common import data, runs
 from common.process import agree, current_process, end_process, resolve_device, start_process

@@ -185,7 +185,7 @@ def results_page(numbers, turns, n_tracks, depth, split, reference, command):
     order, found, comparisons, measures, ablations, same_rank = numbers
     versions = runs.package_versions()
     overview = (f"{len(turns):,} turns of {len({t.dialogue_id for t in turns}):,} dialogues from "
-                f"{len({t['group'] for t in turns}):,} playlists. Candidate pool: all N = {n_tracks:,} tracks, ranked "
+                f"{len({t.group for t in turns}):,} playlists. Candidate pool: all N = {n_tracks:,} tracks, ranked "
                 f"{depth:,} deep. Tracks already played in the dialogue are left out for every system "
                 "(last column: kept). In brackets: 95% bootstrap intervals over playlists (1,000 resamples).")
     return [(f"# Results on the {split} dialogues", overview + "\n\n" + main_table(order, found)),
