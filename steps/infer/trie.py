@@ -1,4 +1,21 @@
-"""A trie of all tracks by their codes (part of the likelihood ranker)."""
+"""A trie of all tracks by their codes: what the likelihood ranker walks down.
+
+Five tracks with two modalities (a real trie has five), and the arrays that `build_trie` makes:
+
+    row   codes
+     0    7  4                             tracks
+     1    2  9          +-- 2 --+-- 3        3
+     2    7  4          |       +-- 9        1
+     3    2  3   root --+
+     4    7 -1          +-- 7 --+-- -1       4
+                                +-- 4        0, 2
+
+    rows = 3 1 4 0 2      n_same_codes = 1 1 1 2 2
+
+    level     codes          children     tracks
+      0       2  7           0 2          0 2 5
+      1       3  9 -1  4     0 2 4        0 1 2 3 5
+"""
 
 from typing import NamedTuple
 
@@ -6,38 +23,45 @@ import numpy as np
 
 
 class Trie(NamedTuple):
-    """All tracks in the order of their codes. Level l = 0..4 has one node for each distinct start of l + 1 codes.
+    """All tracks in the order of their codes. A level has one node per distinct start of codes.
 
-    A missing code is an edge like any other, with code -1. Nodes stand in the order of their tracks, so that the
-    children of a node are neighbours, and its tracks too.
+    A missing code is an edge like any other, with code -1. Nodes are in the order of their tracks,
+    so the children of a node are neighbours, and so are its tracks.
     """
-    rows: np.ndarray   # (N,) rows of the catalogue in the order of their codes
-    n_same_codes: np.ndarray  # (N,) in the same order: how many tracks have the same five codes, with this one
-    codes: list        # five arrays (n_nodes,): the code of the edge into each node
-    children: list     # five arrays: the children of node i of the level above begin at [i] and end before [i + 1]
-    tracks: list       # five arrays (n_nodes + 1,): the tracks of node i begin in `rows` at [i] and end before [i + 1]
+    rows: np.ndarray          # (N,) rows of the catalogue, in the order of their codes
+    n_same_codes: np.ndarray  # (N,) in the same order: how many tracks have all codes of this one
+    codes: list     # per level (n_nodes,): the code of the edge into each node
+    children: list  # per level: those of node i of the level above are [i] to [i + 1] - 1
+    tracks: list    # per level (n_nodes + 1,): those of node i are `rows` from [i] to [i + 1] - 1
 
 
 def build_trie(codes):
-    """(N, 5) codes -> Trie."""
+    """Trie of codes (N, number of modalities) int, -1 where missing."""
     rows = np.lexsort(codes.T[::-1])
-    new, above = np.arange(len(codes)) == 0, np.array([0, len(codes)])  # above: at first the root, with all tracks
-    levels = [], [], []
+    trie = Trie(rows, np.zeros(len(rows), np.int64), [], [], [])
+    begins_node = np.arange(len(rows)) == 0
+    tracks_above = np.array([0, len(rows)])  # the root has all tracks
     for column in codes[rows].T:
-        new[1:] |= column[1:] != column[:-1]
-        begin = np.append(np.flatnonzero(new), len(codes))
-        for arrays, array in zip(levels, (column[begin[:-1]].astype(np.int64), np.searchsorted(begin, above), begin)):
-            arrays.append(array)
-        above = begin
-    return Trie(rows, np.repeat(np.diff(above), np.diff(above)), *levels)
+        # a node begins where this code changes, or one before it
+        begins_node[1:] |= column[1:] != column[:-1]
+        tracks = np.append(np.flatnonzero(begins_node), len(rows))
+        trie.codes.append(column[tracks[:-1]].astype(np.int64))
+        trie.children.append(np.searchsorted(tracks, tracks_above))
+        trie.tracks.append(tracks)
+        tracks_above = tracks
+    sizes = np.diff(tracks_above)
+    return trie._replace(n_same_codes=np.repeat(sizes, sizes))
 
 
 def expand_ranges(begins, nodes):
-    """What lies in the ranges of several nodes: the members of all, and for each the place of its node in `nodes`.
+    """The contents of several nodes' ranges, one after the other.
 
-    begins: (n + 1,), the range of node i is begins[i] to begins[i + 1] - 1 (trie.children[l] or trie.tracks[l]).
-    Returns: two arrays (number of members,).
+    begins: (n + 1,), node i has the range begins[i] to begins[i + 1] - 1: a level of trie.children
+        or trie.tracks
+    Returns: what is in the ranges; and for each of these, the place of its node in `nodes`.
     """
-    first, sizes = begins[nodes], begins[nodes + 1] - begins[nodes]
+    first = begins[nodes]
+    sizes = begins[nodes + 1] - first
     place = np.repeat(np.arange(len(nodes)), sizes)
-    return np.arange(len(place)) + (first - np.cumsum(sizes) + sizes)[place], place
+    offset = first - (np.cumsum(sizes) - sizes)  # from the place in the output to the content
+    return np.arange(len(place)) + offset[place], place
