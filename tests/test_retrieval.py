@@ -5,7 +5,6 @@ import pytest
 from conftest import make_codes
 
 from common import retrieval
-from steps.infer.trie import build_trie, expand_ranges
 
 
 def test_scores_by_hand():
@@ -58,38 +57,3 @@ def test_ties_are_drawn_afresh_and_evenly():
     firsts = [retrieval.search(index, [0] * 5, 10, rng)[0][0] for _ in range(2000)]
     counts = np.bincount(firsts, minlength=100)
     assert counts.min() > 3 and counts.max() < 50  # 20 expected; a fixed order would give 2000 and 0
-
-
-def test_trie_has_every_track_once():
-    codes = make_codes(200, k=3, seed=5)
-    trie = build_trie(codes)
-    assert sorted(trie.rows) == list(range(200))
-    assert trie.n_same_codes.tolist() == [(codes == codes[row]).all(1).sum() for row in trie.rows]
-    nodes = np.zeros(1, int)
-    for level in range(5):
-        parents, (nodes, place) = nodes, expand_ranges(trie.children[level], nodes)
-        assert nodes.tolist() == list(range(len(trie.codes[level])))  # the children of all nodes are all nodes, in order
-        tracks, node = expand_ranges(trie.tracks[level], nodes)
-        assert tracks.tolist() == list(range(200))
-        assert (codes[trie.rows, level] == trie.codes[level][node]).all()
-        assert len(np.unique(codes[:, :level + 1], axis=0)) == len(nodes)
-        if level:
-            above = expand_ranges(trie.tracks[level - 1], parents)[1]
-            assert (place[node] == above).all()  # a track's node lies below its node of the level before
-
-
-def test_members_by_hand():
-    begins = np.array([0, 2, 2, 5, 6])
-    found, place = expand_ranges(begins, np.array([2, 1, 0]))
-    assert found.tolist() == [2, 3, 4, 0, 1] and place.tolist() == [0, 0, 0, 2, 2]
-    assert [len(x) for x in expand_ranges(begins, np.array([], int))] == [0, 0]
-
-
-def test_expected_overlap_by_hand():
-    """Two sampled sequences and one that is not valid, each a third of the votes."""
-    codes = np.array([[0, 1, -1, 2, 0], [1, 1, 0, -1, 0], [2, 2, 2, 2, 2]], np.int16)
-    shares = retrieval.code_shares([[0, 1, -1, 2, 1], [1, 1, 1, -1, 0], None], 3)
-    assert np.allclose(shares[0], [1 / 3, 1 / 3, 0]) and np.allclose(shares[1], [0, 2 / 3, 0]) and np.allclose(shares[2], [0, 1 / 3, 0])
-    assert np.allclose(retrieval.expected_overlap(codes, shares), [(25 + 2 * 16 + 4 + 1) / 3, (25 + 2 * 16 + 1) / 3, 4 / 3])
-    one = retrieval.code_shares([[0, 1, -1, 2, 1]], 3)
-    assert np.allclose(retrieval.expected_overlap(codes, one), retrieval.overlap(codes, [0, 1, -1, 2, 1]))
