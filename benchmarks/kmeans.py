@@ -29,7 +29,6 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from common.process import resolve_device
-from steps.quantize import kmeans
 
 quantize = importlib.import_module("02_quantize")
 BLOCK, KINDS = 8192, ("apart", "overlapping")
@@ -64,7 +63,7 @@ def ours(rows, k, n_init, device):
         print(f"  {time.perf_counter() - begin:7.2f} s  {n:9,d} rows  {moved:7.2%} moved", file=sys.stderr)
         if n == len(rows):
             trace.append((time.perf_counter() - begin, inertia))
-    centroids = kmeans.fit_codebook(rows, k, n_init, 0, device, report)
+    centroids = quantize.fit_codebook(rows, k, n_init, 0, device, report)
     return centroids, time.perf_counter() - begin, trace
 
 

@@ -13,7 +13,8 @@ from sklearn.cluster import KMeans
 
 from common import data
 from common.tokens import MODALITIES
-from steps.quantize import kmeans
+from steps.quantize import report
+from steps.quantize import rows as chunked
 
 quantize = importlib.import_module("02_quantize")
 
@@ -78,15 +79,15 @@ def test_growing_samples_come_close_to_k_means(monkeypatch):
     rng = np.random.default_rng(1)
     rows = (rng.normal(size=(24, 8))[rng.integers(24, size=5000)] + 0.4 * rng.normal(size=(5000, 8))).astype(np.float32)
     best = KMeans(16, n_init=5, random_state=0).fit(rows).inertia_
-    for name, value in (("SAMPLE", 400), ("CHUNK", 128), ("HELD", 128 * 8 * 4 * 3)):
-        monkeypatch.setattr(kmeans, name, value)
-    passes, lloyd = [], kmeans.lloyd
+    for module, name, value in ((quantize, "SAMPLE", 400), (chunked, "CHUNK", 128), (chunked, "HELD", 128 * 8 * 4 * 3)):
+        monkeypatch.setattr(module, name, value)
+    passes, lloyd = [], quantize.lloyd
 
-    def spy(chunks, centroids, *args, **kwargs):
-        chunks.array = OnlyChunks(chunks.array, 128)
-        passes.append(len(chunks.rows))
-        return lloyd(chunks, centroids, *args, **kwargs)
-    monkeypatch.setattr(kmeans, "lloyd", spy)
+    def spy(rows, centroids, *args, **kwargs):
+        rows.array = OnlyChunks(rows.array, 128)
+        passes.append(len(rows))
+        return lloyd(rows, centroids, *args, **kwargs)
+    monkeypatch.setattr(quantize, "lloyd", spy)
     missing = rng.permutation(6000)[:1000]
     embeddings = np.insert(rows, np.sort(missing) - np.arange(1000), np.nan, axis=0)
     codebook = quantize.fit_codebook(embeddings, 16, n_init=3)
@@ -101,15 +102,15 @@ def test_growing_samples_come_close_to_k_means(monkeypatch):
 def test_a_cluster_without_rows_begins_again():
     """By hand: nothing is near 9; the farthest row, 5, takes its place, and the means of {0, 1}, {4}, {5} follow."""
     rows = np.float32([[0], [1], [4], [5]])
-    inertia, means = kmeans.lloyd(kmeans.Chunks(rows, np.arange(4), "cpu"), torch.tensor([[0.], [1.], [9.]]))
+    inertia, means = quantize.lloyd(chunked.Rows(rows, np.arange(4), "cpu"), torch.tensor([[0.], [1.], [9.]]))
     assert sorted(means[:, 0].tolist()) == [0.5, 4, 5] and inertia == 0.5
-    same = kmeans.Chunks(np.zeros((4, 1), np.float32), np.arange(4), "cpu")  # no use: all rows are the same
-    assert kmeans.lloyd(same, torch.tensor([[0.], [1.], [9.]]))[1].tolist() == [[0.]] * 3
+    same = chunked.Rows(np.zeros((4, 1), np.float32), np.arange(4), "cpu")  # no use: all rows are the same
+    assert quantize.lloyd(same, torch.tensor([[0.], [1.], [9.]]))[1].tolist() == [[0.]] * 3
 
 
 def test_a_longer_step_ends_in_means_too():
     rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
-    _, means = kmeans.lloyd(kmeans.Chunks(rows, np.arange(300), "cpu"), torch.from_numpy(rows[:12]), kmeans.STEP)
+    _, means = quantize.lloyd(chunked.Rows(rows, np.arange(300), "cpu"), torch.from_numpy(rows[:12]), quantize.STEP)
     codes = quantize.assign(rows, means.numpy())
     for code in range(12):
         np.testing.assert_allclose(means[code], rows[codes == code].mean(0), atol=1e-5)
@@ -138,19 +139,19 @@ def test_assign_ties_and_refusals():
 def test_diagnostics_by_hand():
     codes = np.array([0, 0, 0, 0, 1, 1, 3, 3, -1, -1], np.int16)  # shares 1/2, 1/4, 1/4: 1.5 bits
     distances = np.array([1, 1, 1, 1, 0, 0, 2, 2, np.nan, np.nan])
-    assert quantize.describe_codes(codes, distances, k=4) == {
+    assert report.describe_codes(codes, distances, k=4) == {
         "clusters": 4, "used": 3, "dead": 1, "tiny": 2, "largest": 4, "entropy_bits": 1.5, "perplexity": 2.83, "inertia": 8.0,
         "missing_share": 0.2}
 
 
 def test_collisions_by_hand():
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, -1], [-1, 2, 3, 4, 5]], np.int16)
-    assert quantize.describe_collisions(codes) == {"unique_share": 0.4, "largest_collision": 3}
+    assert report.describe_collisions(codes) == {"unique_share": 0.4, "largest_collision": 3}
 
 
 def test_nearest_tracks_by_hand():
     codes, distances = np.array([1, -1, 0, 1, 1, 3]), np.array([0.5, np.nan, 0.1, 0.2, 0.9, 0.0])
-    assert [rows.tolist() for rows in quantize.nearest_tracks(codes, distances, 4, n=2)] == [[2], [3, 0], [], [5]]
+    assert [rows.tolist() for rows in report.nearest_tracks(codes, distances, 4, n=2)] == [[2], [3, 0], [], [5]]
 
 
 # ---------------------------------------------------------------- the script
@@ -288,7 +289,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
             rows[np.arange(500) % 5 > 0] = rows[0]
             rows[::5] = rng.normal(size=rows[::5].shape)
             data.save_npy(folder / "embeddings" / f"{m}.npy", rows)
-    script = "import sys, importlib, steps.quantize.kmeans as k; k.SAMPLE, k.PER_CODE = 64, 1; importlib.import_module('02_quantize').main(sys.argv[1:])"
+    script = "import sys, importlib; q = importlib.import_module('02_quantize'); q.SAMPLE, q.PER_CODE = 64, 1; q.main(sys.argv[1:])"
     (tmp_path / "small_sample.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}")
     flags = ["--k", "32", "--device", "cpu"]
     alone = subprocess.run([sys.executable, tmp_path / "small_sample.py", *flags, "--data-dir", one], capture_output=True, text=True, check=True)
