@@ -69,4 +69,4 @@ def tiny():
     tokenizer = tiny_tokenizer(texts, vocab_size=500)
     model = tiny_llama(tokenizer)
     train.expand_vocabulary(model, tokenizer, K)
-    return model.eval(), tokens.make_dialogue_tokenizer(tokenizer)
+    return model.eval(), tokens.DialogueTokenizer(tokenizer)

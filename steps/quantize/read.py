@@ -25,8 +25,8 @@ def load_embeddings(data_dir, modality, n_tracks):
         bad = ~missing & ~np.isfinite(rows).all(1)
         if bad.any():
             raise SystemExit(f"{path}: row {first + bad.argmax()} has values that are not finite; "
-                             f"a row is whole, or NaN throughout where the track lacks the modality. "
-                             f"Make the file again with: {made_by}")
+                             f"a row is whole, or NaN throughout where the track lacks the "
+                             f"modality. Make the file again with: {made_by}")
         present += (~missing).sum()
     if not present:
         print(f"{modality}: no track has it; its column of codes is -1")
