@@ -20,8 +20,8 @@ START = "<start_of_music>"
 END = "<end_of_music>"
 DATE = "26 Jul 2024"  # Llama-3's template prints a date; today's would change the ids every day
 
-# Parts of an encoded dialogue. REJECTED: music that the listener turns down. UNSAID: the place of an
-# answer that nobody knows.
+# Parts of an encoded dialogue. REJECTED: music that the listener turns down.
+# UNSAID: the place of an answer that nobody knows.
 TEMPLATE, USER, MUSIC, RESPONSE, REJECTED, UNSAID = range(6)
 ALL_PARTS = (TEMPLATE, USER, MUSIC, RESPONSE, REJECTED)  # the parts to learn from
 
