@@ -1,4 +1,5 @@
-"""K-means of 02_quantize.py against scikit-learn's and faiss's, in one run: inertia, seconds, ratios.
+"""K-means of 02_quantize.py against scikit-learn's and faiss's, in one run: inertia, seconds,
+ratios.
 
 50,000 x 128, K = 1024:
     OMP_NUM_THREADS=2 python benchmarks/kmeans.py
@@ -7,10 +8,10 @@ Rows of your own, --n of them, drawn by lot:
 A GPU timed, without the peers:
     python benchmarks/kmeans.py --n 400000 --dim 4096 --device cuda --alone
 
-faiss is no requirement of the project: pip install faiss-cpu (without it, its lines are left out). It
-is given all rows, where its default would take at most 256 per cluster, and 25 passes, its default,
-or 100. scikit-learn: one start of k-means++, passes until it stops by itself. Inertia is computed
-anew from the centroids, by the same code for all.
+faiss is no requirement of the project: pip install faiss-cpu (without it, its lines are left out).
+It is given all rows, where its default would take at most 256 per cluster, and 25 passes, its
+default, or 100. scikit-learn: one start of k-means++, passes until it stops by itself. Inertia is
+computed anew from the centroids, by the same code for all.
 
 Made rows are of two kinds, since k-means has another task on each. Clusters that lie apart, of very
 different sizes: here the start decides. Clusters that overlap, in 16 dimensions that are mapped to
