@@ -62,7 +62,7 @@ def load_model(folder, codes, device="cpu"):
     except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} "
                          f"Make it again with: {made_by}") from None
-    dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
+    dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
     k = dialogue_tokenizer.vocabulary.k
     if codes.max() >= k:
         raise SystemExit(f"{folder} was trained with K = {k} codes per modality, but codes.npy has "
