@@ -1,4 +1,4 @@
-"""05_infer.py: sampling, the grammar, the rankers against plain scoring, predict, reply and chat."""
+"""05_infer.py: sampling, the trie, the rankers against plain scoring, predict, reply and chat."""
 
 import importlib
 import json

@@ -1,8 +1,8 @@
 """Generate tokens with a Hugging Face model, batch by batch and reproducibly (paper, section 2.4).
 
-transformers' own `generate` draws all rows of a batch from one random stream, and its cache is gone
-when it returns. Here each row has a stream of its own, so an answer does not depend on its batch.
-And a prompt that has been read once can be continued in several ways (`PromptCache`).
+transformers' `generate` draws all rows of a batch from one random stream, and forgets its cache.
+Here each row has a stream of its own, so an answer does not depend on its batch. And a prompt that
+has been read once can be continued in several ways.
 """
 
 import numpy as np
@@ -15,9 +15,8 @@ from common.tokens import MODALITIES
 def shared_prefixes(prompts):
     """Which prompts must be read so that all of them have been read.
 
-    A prompt that begins a longer one need not be read itself. The turns of a dialogue are such.
+    A prompt that begins a longer one need not be read itself, like the turns of a dialogue.
 
-    prompts: B lists of ids
     Returns: the indices of the prompts to read; and for each prompt, its place among these.
     """
     prompts = [list(prompt) for prompt in prompts]
@@ -112,11 +111,11 @@ def choose(logits, rngs, temperature=1.0, top_p=0.9):
         return logits.argmax(-1)
     probabilities, order = torch.softmax(logits.float() / temperature, -1).sort(descending=True)
 
-    # keep a token while those ranked higher have less than top_p of the probability
+    # the nucleus: a token is in while those ranked higher have less than top_p
     above = probabilities.cumsum(-1) - probabilities                     # (B, V)
     probabilities[above >= top_p] = 0
 
-    # draw: the first token whose cumulative probability reaches a random number
+    # draw the first token whose cumulative probability reaches a random number
     cumulative = probabilities.cumsum(-1)
     draws = torch.tensor([[rng.random()] for rng in rngs], device=logits.device,
                          dtype=cumulative.dtype)                         # (B, 1)
@@ -195,9 +194,9 @@ def music_grammar(vocabulary, model):
     Returns: allowed (S, V) bool, the tokens that may come in a state; next_state (V,) int64.
     """
     done = len(MODALITIES) + 2
-    vocab_size = model.config.vocab_size
-    allowed = torch.zeros(done + 1, vocab_size, dtype=torch.bool, device=model.device)
-    next_state = torch.zeros(vocab_size, dtype=torch.long, device=model.device)
+    size = model.config.vocab_size
+    allowed = torch.zeros(done + 1, size, dtype=torch.bool, device=model.device)
+    next_state = torch.zeros(size, dtype=torch.long, device=model.device)
     allowed[0, vocabulary.start] = True
     next_state[vocabulary.start] = 1
     for m in range(len(MODALITIES)):

@@ -17,26 +17,26 @@ def show(data_dir, split="test", dialogue_id=None):
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
     path = data_dir / f"dialogues_{split}.jsonl"
     dialogues = {d["dialogue_id"]: d for d in data.load_dialogues(path, row_of)}
-    dialogue_id = dialogue_id or next(iter(dialogues))
+    ids = list(dialogues)
+    dialogue_id = dialogue_id or ids[0]
     if dialogue_id not in dialogues:
-        first, *_, last = [*dialogues, *dialogues]
-        raise SystemExit(f"--dialogue {dialogue_id} is not in {path}; its ids run from {first} to "
-                         f"{last}")
+        raise SystemExit(f"--dialogue {dialogue_id} is not in {path}; its ids run from {ids[0]} to "
+                         f"{ids[-1]}")
     predict = f"python 05_infer.py predict --data-dir {data_dir} --split {split}"
-    predictions = {row["turn"]: row for _, row in data.read_jsonl(
-        data_dir / FOLDERS[split] / "talkplay.jsonl", predict) if row["dialogue_id"] == dialogue_id}
+    lines = data.read_jsonl(data_dir / FOLDERS[split] / "talkplay.jsonl", predict)
+    predictions = {row["turn"]: row for _, row in lines if row["dialogue_id"] == dialogue_id}
     runs.check_unchanged(data_dir, f"05_infer.{split}", path.name,
                          f"predict again: {predict} --no-resume")
 
     print(f"{dialogue_id}: what the model would answer. The dialogue goes on with the track of the "
           "data, not with the model's.")
-    dialogue = dialogues[dialogue_id]
-    turns = {turn.number: turn for turn in collect_turns([dialogue], row_of)}
-    for number, said in enumerate(dialogue["turns"], 1):
+    turns = {turn.number: turn for turn in collect_turns([dialogues[dialogue_id]], row_of)}
+    for number, said in enumerate(dialogues[dialogue_id]["turns"], 1):
         print(f"\nlistener  {said['query']}")
-        if number not in predictions:
+        if number not in predictions:  # a turn without targets
             continue
-        turn, prediction = turns[number], predictions[number]
+        turn = turns[number]
+        prediction = predictions[number]
         ranked = np.array([row_of[track_id] for track_id in prediction["track_ids"]])
         ranked = filter_played(ranked, turn.played, turn.targets)
         rank = rank_of_first_hit(ranked, turn.targets) or f"below {len(ranked)}"
