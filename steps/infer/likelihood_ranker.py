@@ -154,13 +154,7 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
 
     for level in range(LAST + 1):
         # how likely is each code, after each node of the beam
-        logp, missing = (x.cpu().numpy() for x in code_log_probs(hidden, weight[level]))
-        expected = None
-        if (trie.codes[level] < 0).all():  # a modality that no track has
-            logp = np.zeros_like(logp)                                   # (B, W, K)
-            missing = np.zeros_like(missing)                             # (B, W)
-        elif prior is not None:  # it is the same for all tracks of a node: take the first
-            expected = prior[trie.rows[trie.tracks[level][:-1]], level]  # (n_nodes,)
+        logp, missing, expected = level_log_probs(hidden, weight[level], trie, level, prior)
 
         # the next beam of each prompt, side by side; code -1 where a prompt has fewer nodes
         shape = n_prompts, min(beam, len(trie.codes[level]))
@@ -195,12 +189,26 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
     return lost
 
 
+def level_log_probs(hidden, weight, trie, level, prior=None):
+    """What the codes of a level add to the scores: numpy.
+
+    hidden: (B, W, d); weight: (K, d); prior: from `score_nodes`
+    Returns: log-probabilities (B, W, K), of a missing code (B, W), to subtract (n_nodes,) or None.
+    """
+    logp, missing = (x.cpu().numpy() for x in code_log_probs(hidden, weight))
+    if (trie.codes[level] < 0).all():  # a modality that no track has
+        return np.zeros_like(logp), np.zeros_like(missing), None
+    if prior is None:
+        return logp, missing, None
+    first_tracks = trie.rows[trie.tracks[level][:-1]]  # all tracks of a node have the same prior
+    return logp, missing, prior[first_tracks, level]
+
+
 def extend_beam(trie, level, nodes, scores, logp, missing, beam, expected=None):
     """From one prompt's nodes to their children at `level`: the `beam` best, and the lost ones.
 
     nodes, scores: (W,)
-    logp, missing: (W, K) and (W,), from `code_log_probs`
-    expected: (n_nodes,) of the level, to subtract, or None
+    logp, missing, expected: (W, K), (W,) and (n_nodes,) or None, from `level_log_probs`
     Returns: (nodes, scores, their parents' places in the given `nodes`) of the best, (nodes,
         scores) of the lost.
     """
