@@ -4,14 +4,12 @@ Ids, row order and split come from this script alone. Test playlists are those m
 the paper. A track that is in no training playlist is "cold". data/README.md describes the files.
 
 Four sources:
-  demo          a fictional catalogue, made here: tracks of which everything is known, audio,
-                playlists
+  demo          a fictional catalogue, made here: tracks of which all is known, audio, playlists
   mpd           the Million Playlist Dataset's slices, whole or with fewer fields, and what you have
                 besides: annotations (JSONL by track_id) and audio files (named by track_id)
-  cpcd          the Conversational Playlist Curation Dataset: tracks, playlists and dialogues
-                between people. Leave 03_synthesize.py out
-  talkplaydata  TalkPlayData-1, TalkPlayData-2 or the Music-CRS challenge set: tracks, dialogues and
-                their embeddings. Leave 01_extract_embeddings.py and 03_synthesize.py out
+  cpcd          the Conversational Playlist Curation Dataset, whose dialogues replace 03's
+  talkplaydata  TalkPlayData-1, TalkPlayData-2 or the Music-CRS challenge set, whose dialogues and
+                embeddings replace those of 03 and 01
 
 Reads   demo: nothing. mpd: mpd.slice.*.json in --mpd-dir, --annotations, the names in --audio-dir.
         cpcd: --cpcd-file. talkplaydata: the files of --parts
@@ -107,8 +105,8 @@ def table_1(items, lengths, split, n_tracks):
     warm[items[split_of_item == TRAIN]] = True
 
     rows = []
-    for name, splits in (("train", [TRAIN]), ("valid", [VALID]), ("test", [TEST]),
-                         ("all", [TRAIN, VALID, TEST])):
+    groups = {"train": [TRAIN], "valid": [VALID], "test": [TEST], "all": [TRAIN, VALID, TEST]}
+    for name, splits in groups.items():
         own_lengths = lengths[np.isin(split, splits)]
         used = np.zeros(n_tracks, bool)
         used[items[np.isin(split_of_item, splits)]] = True
@@ -116,9 +114,8 @@ def table_1(items, lengths, split, n_tracks):
                      "mean_length": float(own_lengths.sum() / max(1, len(own_lengths))),
                      "tracks": int(used.sum()), "warm": int((used & warm).sum()),
                      "cold": int((used & ~warm).sum())})
-    rows.append({"split": "pool", "tracks": n_tracks, "warm": int(warm.sum()),
-                 "cold": int((~warm).sum())})
-    return rows
+    n_warm = int(warm.sum())
+    return [*rows, {"split": "pool", "tracks": n_tracks, "warm": n_warm, "cold": n_tracks - n_warm}]
 
 
 def table_1_of(playlists, tracks):
@@ -149,12 +146,9 @@ def fingerprint(strings):
 
 
 def begin(args, writes):
-    """(run, state) from `runs.begin_run`, not on record yet, since the input must be checked first.
-
-    writes: files to write beside tracks.jsonl and playlists.jsonl.
-    """
-    return runs.begin_run(args.data_dir, NAME, args, [],
-                          ["tracks.jsonl", "playlists.jsonl", *writes], args.resume, record=False)
+    """(run, state) from `runs.begin_run`, not on record yet: the input must be checked first."""
+    writes = ["tracks.jsonl", "playlists.jsonl", *writes]
+    return runs.begin_run(args.data_dir, NAME, args, [], writes, args.resume, record=False)
 
 
 def is_done(state):
@@ -175,7 +169,7 @@ def start_writing(data_dir, run):
     runs.record_run(run)
 
 
-# ---------------------------------------------------------------- demo
+# ---------------------------------------------------------------- the four sources
 
 def prepare_demo(args):
     """Make the fictional catalogue, its playlists and its audio."""
@@ -205,8 +199,6 @@ def prepare_demo(args):
           f"{data_dir}; next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
 
-# ---------------------------------------------------------------- mpd
-
 def prepare_mpd(args):
     """Turn MPD slices into tracks.jsonl and playlists.jsonl."""
     data_dir = Path(args.data_dir)
@@ -216,23 +208,23 @@ def prepare_mpd(args):
                          "at least 0")
     if args.require_audio and not args.audio_dir:
         raise SystemExit("--require-audio needs --audio-dir, the folder with the audio files")
+
     slices, annotations = mpd.find_slices(args.mpd_dir), mpd.annotation_files(args.annotations)
     audio = mpd.find_audio(args.audio_dir, data_dir, problems) if args.audio_dir else {}
     args.slices = fingerprint(f"{path.name} {path.stat().st_size}" for path in slices)
-    args.joined = fingerprint([*(f"{name} {runs.file_hash(path)}"
-                                 for name, path in annotations.items()), *audio.values()])
+    hashes = [f"{name} {runs.file_hash(path)}" for name, path in annotations.items()]
+    args.joined = fingerprint([*hashes, *audio.values()])
     run, state = begin(args, annotations)
     if is_done(state):
         return
 
     # read, filter, split
+    allowed = set(audio) if args.require_audio else None
     track_ids, details, heads, items, lengths = mpd.kept_playlists(
-        slices, set(audio) if args.require_audio else None, args.min_count, args.min_length,
-        problems)
+        slices, allowed, args.min_count, args.min_length, problems)
     if len(heads) < 10:
         raise SystemExit(f"{args.mpd_dir}: {len(heads)} playlists are left; a split needs at least "
-                         f"10. Give more slices, or a lower --min-count or --min-length. Nothing "
-                         f"was written")
+                         f"10. Give more slices, or lower --min-count or --min-length")
     days = np.array([day for *_, day in heads])
     if n_undated := int((days == NO_DATE).sum()):
         print(f"{n_undated:,} of {len(days):,} playlists have no modified_at: they are held out "
@@ -255,8 +247,6 @@ def prepare_mpd(args):
     print(f"wrote {len(track_ids):,} tracks and {len(heads):,} playlists to {data_dir}; "
           f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
 
-
-# ---------------------------------------------------------------- cpcd
 
 def prepare_cpcd(args):
     """Turn CPCD's conversations into tracks, playlists and the dialogues of the three splits."""
@@ -282,16 +272,14 @@ def prepare_cpcd(args):
     data.write_jsonl(data_dir / "tracks.jsonl", tracks)
     data.write_jsonl(data_dir / "playlists.jsonl", playlists)
     for name, file in DIALOGUES.items():
-        data.write_jsonl(data_dir / file, (dialogue for dialogue, split in
-                                           zip(dialogues, splits, strict=True) if split == name))
+        own = (dialogue for dialogue, split in zip(dialogues, splits, strict=True) if split == name)
+        data.write_jsonl(data_dir / file, own)
     runs.finish_run(run, table_1=table, dialogues=dialogues_by_split, left_out=problems)
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists and {len(dialogues):,} "
           f"dialogues to {data_dir}; leave out 03_synthesize.py, which refuses to replace these "
           f"dialogues. Next: python 01_extract_embeddings.py --data-dir {data_dir}, or at once "
           f"python baselines/bm25.py --data-dir {data_dir}")
 
-
-# ---------------------------------------------------------------- talkplaydata
 
 def prepare_talkplaydata(args):
     """Turn TalkPlayData's files into tracks, playlists, dialogues and embeddings."""
@@ -302,8 +290,8 @@ def prepare_talkplaydata(args):
     args.files = fingerprint(f"{path.name} {runs.file_hash(path)}" for path in paths)
     files = talkplaydata_files.sort_files(paths, file_problems)
     came = {modality for _, columns in files["vectors"] for modality in columns.values()}
-    run, state = begin(args, [*DIALOGUES.values(), *(f"embeddings/{modality}.npy" for modality
-                                                     in MODALITIES if modality in came)])
+    embeddings = [f"embeddings/{modality}.npy" for modality in MODALITIES if modality in came]
+    run, state = begin(args, [*DIALOGUES.values(), *embeddings])
     if is_done(state):
         return
 
@@ -330,13 +318,14 @@ def prepare_talkplaydata(args):
     runs.finish_run(run, table_1=table, dialogues=dialogues_by_split,
                     left_out=file_problems | problems | vector_problems)
 
-    missing = " ".join(modality for modality in MODALITIES if modality not in present)
-    embed = f"python 01_extract_embeddings.py --data-dir {data_dir} --modalities {missing} (what " \
-            f"did not come with the data), or at once " if missing else ""
     print(f"wrote {len(tracks):,} tracks, {len(playlists):,} playlists, "
           f"{dialogues_by_split[-1]['dialogues']:,} dialogues and {len(present)} embeddings to "
           f"{data_dir}; leave out 03_synthesize.py, which refuses to replace these dialogues. "
-          f"Next: {embed}python 02_quantize.py --data-dir {data_dir}")
+          f"Next: python 02_quantize.py --data-dir {data_dir}")
+    missing = " ".join(modality for modality in MODALITIES if modality not in present)
+    if missing:
+        print(f"before it, for what did not come with the data: python 01_extract_embeddings.py "
+              f"--data-dir {data_dir} --modalities {missing}")
 
 
 # ---------------------------------------------------------------- command line

@@ -254,7 +254,7 @@ def test_annotations_are_mapped_and_laid_over(tmp_path, capsys):
         (["10s"], None, None, None, "la la"), ([], None, None, "D major", None),
         ([], None, None, None, None)]
     out = capsys.readouterr().out
-    assert "4 of 45 tracks (tempo 1, tags 3, key 2, release_date 1, lyrics 1)" in out
+    assert "4 of 45 tracks (tags 3, tempo 1, key 2, release_date 1, lyrics 1)" in out
     assert "1 annotated values of tempo that are of the wrong type (notes.jsonl:4)" in out
     assert "1 annotated values of year" in out and "1 annotated values of tags" in out
     assert "1 annotation lines with the track_id of an earlier one (notes.jsonl:5)" in out

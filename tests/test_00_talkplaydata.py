@@ -140,7 +140,7 @@ def test_what_becomes_of_a_session(tmp_path, capsys):
     out = capsys.readouterr().out
     assert ("left out: 4 rows of a track that has one already (test_tracks-00000-of-00001.parquet: "
             "row 1 (uuid-0); ") in out
-    assert ("left out: 2 columns of vectors that no modality here is for "
+    assert ("left out: 2 columns without a modality here "
             "(all_tracks-00000-of-00002.parquet, image-siglip2; ") in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()[-1:]
             and line.split()[0] in ("test", "all")
@@ -182,7 +182,7 @@ def test_lists_scalars_and_what_is_unknown(tmp_path, capsys):
     assert (made[2]["release_date"], made[2]["popularity"]) == (None, None)
     out, where = capsys.readouterr().out, "all_tracks-00000-of-00001.jsonl: row"
     for line in (f"1 names of a track after its first ({where} 1)",
-                 f"1 values of duration_ms that cannot be used ({where} 1: 0)",
+                 f"1 values of duration that cannot be used ({where} 1: 0)",
                  f"1 values of release_date that cannot be used ({where} 3: 0000)",
                  f"1 values of popularity that cannot be used ({where} 3: -1.0)"):
         assert f"left out: {line}\n" in out
@@ -216,8 +216,8 @@ def test_embeddings_in_the_order_of_the_tracks_with_length_1_and_nan_where_missi
     assert not list((tmp_path / "out/embeddings").glob("*.tmp"))
     out, where = capsys.readouterr().out, "all_tracks-0000"
     for line in ("2 vectors of no length, or with values that are no numbers (",
-                 "1 vectors that have not the 5 dimensions of most (",
-                 "1 rows of vectors of tracks that the catalogue does not have (",
+                 "1 vectors of another size than most (",
+                 "1 vectors of tracks that the catalogue does not have (",
                  "4 vectors of a track that has one already ("):
         assert f"left out: {line}{where}" in out
     assert "  playlist         (40, 6)  39 tracks have it, 1 do not\n" in out
@@ -240,9 +240,9 @@ def test_json_whose_first_rows_are_odd(tmp_path, capsys):
     assert np.flatnonzero(np.isnan(audio[:, 0])).tolist() == [0, 1, N // 2]
     assert playlist.shape == (N, 6) and np.flatnonzero(np.isnan(playlist[:, 0])).tolist() == [0, 1]
     out = capsys.readouterr().out
-    assert ("1 vectors that have not the 6 dimensions of most (all_tracks-00000-of-00002.json: row "
+    assert ("1 vectors of another size than most (all_tracks-00000-of-00002.json: row "
             "1, cf-bpr)") in out
-    assert ("1 rows of vectors of tracks that the catalogue does not have "
+    assert ("1 vectors of tracks that the catalogue does not have "
             "(all_tracks-00000-of-00002.json: row 2)") in out
 
 
@@ -268,9 +268,10 @@ def test_odd_ids_labels_and_contents(tmp_path, capsys):
     assert found["s15"][0]["music"] is None
     assert not any(t["rejected"] for t in found["s13"])
     out, name = capsys.readouterr().out, "train-00000-of-00001.json: row"
-    for line in (f"1 rows without session_id (or pid and cid) and a list of messages ({name} 13)",
+    for line in (f"1 rows without session_id (or pid and cid) and messages ({name} 13)",
                  f"2 assessments that are no objects ({name} 14: 3; {name} 14: None)",
-                 f"1 assessments whose turn_number is no whole number ({name} 15: '2')",
+                 f"1 assessments with an unknown label or turn_number ({name} 15: "
+                 "DOES_NOT_MOVE_TOWARD_GOAL, '2')",
                  f"1 messages of the role music whose content is no text ({name} 16, turn 1)",
                  "1 captions of tracks that the catalogue does not have (notes.json: row 1)"):
         assert f"left out: {line}\n" in out
@@ -287,17 +288,17 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     (hub / "Dataset/data/train.json").write_text(json.dumps({"data": TRAIN}))
     with pytest.raises(SystemExit, match="--parts: no train conversations"):
         run(hub, out, "--n-valid", 1)
-    assert ("left out: 1 files with neither conversations, tracks, vectors of tracks nor captions "
+    assert ("left out: 1 files without conversations, tracks, vectors or captions "
             "(train.json)") in capsys.readouterr().out
     (hub / "Dataset/data/test-00000-of-00001.parquet").unlink()
     with pytest.raises(SystemExit,
-                       match=r"no file has conversations .* Of no use is train.json, which has "
-                             r"'data' \(of JSON a list of rows, or"):
+                       match=r"no file has conversations .* Not used: train.json, which has "
+                             r"'data' \(JSON is read as one row per line, or as"):
         run(hub, out, "--n-valid", 1)
     (hub / "Dataset/data/train.json").write_text(json.dumps({"data": TRAIN}, indent=1))
     with pytest.raises(SystemExit,
-                       match=r"train.json:1: not JSON .*JSON is read as a row a line, or one list "
-                             r"of rows"):
+                       match=r"train.json:1: not JSON .*JSON is read as one row per line, or as "
+                             r"one list of rows"):
         run(hub, out, "--n-valid", 1)
 
 
@@ -330,18 +331,16 @@ def test_irregular_conversations_are_counted_with_their_row(tmp_path, capsys):
     assert found["s15"][0]["response"] == "Answer 1 of 15."
     assert "unknown" not in {t for p in playlists for t in p["track_ids"]}
     out, name = capsys.readouterr().out, "train-00001-of-00002.jsonl: row"
-    for line in (f"1 conversations whose turns are not numbered 1, 2, ... in their order ({name} "
+    for line in (f"1 conversations whose turns are not numbered 1, 2, ... ({name} "
                  "1)",
                  f"1 conversations with a turn in which the listener says nothing ({name} 2)",
                  f"1 messages of the role music after the first one of a turn ({name} 3, turn 1)",
-                 "1 tracks of turns that the catalogue does not have; the turns stay, without "
-                 "music, (s15: unknown)",
-                 f"1 messages of another role than user, music, assistant ({name} 5: system)",
-                 f"1 conversations with the id of an earlier one ({name} 6 (s3))",
-                 f"2 rows without session_id (or pid and cid) and a list of messages ({name} 7; "
-                 f"{name} 8)",
-                 "1 assessments that are neither MOVES_TOWARD_GOAL nor DOES_NOT_MOVE_TOWARD_GOAL "
-                 f"({name} 9: MAYBE)"):
+                 "1 tracks of turns that the catalogue does not have (the turns stay) "
+                 "(s15: unknown)",
+                 f"1 messages of an unknown role ({name} 5: system)",
+                 f"1 conversations with the id of an earlier one ({name} 6)",
+                 f"2 rows without session_id (or pid and cid) and messages ({name} 7; {name} 8)",
+                 f"1 assessments with an unknown label or turn_number ({name} 9: MAYBE, 2)"):
         assert f"left out: {line}\n" in out
     record = json.loads((tmp_path / "out/runs/00_prepare_data.json").read_text())
     assert record["left_out"]["conversations with the id of an earlier one"]["count"] == 1
@@ -403,10 +402,11 @@ def test_talkplaydata_1(tmp_path, capsys):
     assert ("left out: 1 dialogues of a playlist that a later split has too (11-11_9 of "
             "train)") in out
     assert "left out: 26 tracks that no dialogue plays (" in out
-    assert "left out: 26 rows of vectors of tracks that" in out
-    assert "Next: python 01_extract_embeddings.py --data-dir" in out
-    assert "--modalities semantic metadata lyrics audio (what" in out
-    assert ("left out: 1 values of key that are not of our form (train-00000-of-00001.parquet: row "
+    assert "left out: 26 vectors of tracks that" in out
+    assert ("before it, for what did not come with the data: python 01_extract_embeddings.py "
+            "--data-dir") in out
+    assert "--modalities semantic metadata lyrics audio\n" in out
+    assert ("left out: 1 values of key that cannot be used (train-00000-of-00001.parquet: row "
             "2: H minor)") in out
 
 
@@ -480,7 +480,7 @@ def test_a_second_run_skips_and_a_changed_file_is_refused(tmp_path, capsys):
     hub, out = publish(tmp_path / "hub", TRAIN, TEST), tmp_path / "out"
     write(hub / "User-Metadata/data/all_users.parquet", [{"user_id": "u1", "age": 20}])
     run(hub, out, "--n-valid", 1)
-    assert ("1 files with neither conversations, tracks, vectors of tracks nor captions "
+    assert ("1 files without conversations, tracks, vectors or captions "
             "(all_users.parquet)") in capsys.readouterr().out
     run(hub, out, "--n-valid", 1)
     assert capsys.readouterr().out == "00_prepare_data: already done, nothing changed\n"

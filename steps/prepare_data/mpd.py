@@ -223,12 +223,12 @@ def map_annotation(row):
     `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known,
     since a date would claim more.
 
-    Returns: the good fields; the names of fields whose value has not the form in data.FORMS.
+    Returns: the good fields; the names of fields of another form than `data.expected_form` says.
     """
     row = {field: value for field, value in row.items() if value is not None}
-    good = {field: row[field] for field, (_, is_good) in data.FORMS.items()
-            if field in row and is_good(row[field])}
-    bad = [field for field in row if field in data.FORMS and field not in good]
+    good = {field: row[field] for field in data.TRACK_FIELDS[1:]
+            if field in row and data.expected_form(field, row[field]) is None}
+    bad = [field for field in row if field in data.TRACK_FIELDS[1:] and field not in good]
     if "year" in row and "release_date" not in good:
         if re.fullmatch(r"\d{4}", str(row["year"])):
             good["release_date"] = str(row["year"])

@@ -80,15 +80,11 @@ def read_labels(assessments, where, problems):
             note(problems, "assessments that are no objects", f"{where}: {item}")
             continue
         label, number = item.get("goal_progress_assessment"), item.get("turn_number")
-        if label not in LABELS:
-            if label is not None:
-                note(problems, f"assessments that are neither {FOR} nor {AGAINST}",
-                     f"{where}: {label}")
-        elif type(number) is not int:
-            note(problems, "assessments whose turn_number is no whole number",
-                 f"{where}: {number!r}")
-        else:
+        if label in LABELS and type(number) is int:
             labels[number - 1] = label
+        elif label is not None:
+            note(problems, "assessments with an unknown label or turn_number",
+                 f"{where}: {label}, {number!r}")
     return labels
 
 
@@ -101,8 +97,7 @@ def make_turns(messages, where, problems):
             turns.append({"query": None, "music": None, "response": None})
         here = f"{where}, turn {len(turns)}"
         if role not in FIELD_OF:
-            note(problems, f"messages of another role than {', '.join(FIELD_OF)}",
-                 f"{where}: {role}")
+            note(problems, "messages of an unknown role", f"{where}: {role}")
         elif not turns:
             note(problems, "messages before the listener's first", where)
         elif turns[-1][FIELD_OF[role]] is not None:
@@ -112,8 +107,7 @@ def make_turns(messages, where, problems):
             if not isinstance(message.get("content"), str | None):
                 note(problems, f"messages of the role {role} whose content is no text", here)
         if number is not None and number != len(turns):
-            note(problems, "conversations whose turns are not numbered 1, 2, ... in their order",
-                 where)
+            note(problems, "conversations whose turns are not numbered 1, 2, ...", where)
             return None
     if not turns or any(turn["query"] is None for turn in turns):
         note(problems, "conversations with a turn in which the listener says nothing", where)
@@ -136,12 +130,10 @@ def read_conversations(files, problems):
             dialogue_id, group, meta = identify(row)
             if (dialogue_id is None or not isinstance(messages, list)
                     or not all(isinstance(message, dict) for message in messages)):
-                note(problems, "rows without session_id (or pid and cid) and a list of messages",
-                     where)
+                note(problems, "rows without session_id (or pid and cid) and messages", where)
                 continue
             if dialogue_id in seen:
-                note(problems, "conversations with the id of an earlier one",
-                     f"{where} ({dialogue_id})")
+                note(problems, "conversations with the id of an earlier one", where)
                 continue
             seen.add(dialogue_id)
 
@@ -171,14 +163,13 @@ def split_dialogues(heads, n_valid, seed, problems):
                                     key=data.SPLITS.index)
     train = [group for group, split in published.items() if split == "train"]
     if heads and not train:
-        raise SystemExit("--parts: no train conversations; give that split's file too. Nothing "
-                         "was written")
+        raise SystemExit("--parts: no train conversations; give that split's file too")
 
     final = dict(published)
     if "valid" not in published.values():
         if len(train) <= n_valid:
             raise SystemExit(f"--n-valid {n_valid}: there are {len(train)} training playlists or "
-                             f"sessions; give fewer. Nothing was written")
+                             f"sessions; give fewer")
         for i in np.random.default_rng(seed).permutation(len(train))[:n_valid]:
             final[train[i]] = "valid"
 
@@ -191,8 +182,7 @@ def split_dialogues(heads, n_valid, seed, problems):
         splits.append(None if leaks else final[head.group])
     for split in data.SPLITS:
         if split not in splits:
-            raise SystemExit(f"--parts: no {split} conversations; give that split's file too. "
-                             f"Nothing was written")
+            raise SystemExit(f"--parts: no {split} conversations; give that split's file too")
     return splits
 
 
@@ -226,12 +216,12 @@ def release_date(value):
     return date[0] if date[3] else date[1]
 
 
-def note_unusable(fields, row, columns, kind, where, problems):
-    """Count the fields that stayed null although the row has a value in their column."""
-    for field, column in columns.items():
-        value = first(row.get(column))
-        if fields[field] is None and value not in (None, ""):
-            note(problems, f"values of {field} that {kind}", f"{where}: {value}")
+def note_unusable(used, row, where, problems):
+    """Count the columns of which nothing was used although the row has a value there."""
+    for column, value in used.items():
+        given = first(row.get(column))
+        if value is None and given not in (None, ""):
+            note(problems, f"values of {column} that cannot be used", f"{where}: {given}")
 
 
 def make_track(row, where, problems):
@@ -250,9 +240,8 @@ def make_track(row, where, problems):
         "duration_ms": duration and int(duration),
         "popularity": popularity if popularity == 0 else positive(popularity),
         "tags": texts(row.get("tag_list"))}
-    columns = {"release_date": "release_date", "duration_ms": "duration",
-               "popularity": "popularity"}
-    note_unusable(track, row, columns, "cannot be used", where, problems)
+    note_unusable({"release_date": track["release_date"], "duration": duration,
+                   "popularity": track["popularity"]}, row, where, problems)
     return track
 
 
@@ -286,9 +275,8 @@ def annotate(tracks, paths, problems):
                 continue
             key = clean_text(first(row.get("key")))  # "Db major" too
             good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
-                    "key": key if key and data.FORMS["key"][1](key) else None}
-            note_unusable(good, row, {field: field for field in good}, "are not of our form",
-                          where, problems)
+                    "key": None if data.expected_form("key", key) else key}
+            note_unusable(good, row, where, problems)
             tracks[track_id].update({k: value for k, value in good.items() if value is not None})
 
 
@@ -297,8 +285,8 @@ def note_unknown(heads, tracks, problems):
     for head in heads:
         for track_id in head.music:
             if track_id not in tracks:
-                note(problems, "tracks of turns that the catalogue does not have; the turns stay, "
-                               "without music,", f"{head.dialogue_id}: {track_id}")
+                note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
+                     f"{head.dialogue_id}: {track_id}")
 
 
 # ---------------------------------------------------------------- the lines to write
@@ -311,16 +299,15 @@ def playlist_rows(heads, splits, tracks):
     rows = {}
     for head, split in zip(heads, splits, strict=True):
         if split is not None:
-            row = rows.setdefault(head.group, {"playlist_id": head.group, "title": None,
-                                               "modified_at": head.date, "split": split,
-                                               "track_ids": {}})
-            row["track_ids"].update((track_id, None) for track_id in head.music
-                                    if track_id in tracks)
-    rows = [row | {"track_ids": list(row["track_ids"])} for row in rows.values()
-            if row["track_ids"]]
+            row = rows.setdefault(head.group, {
+                "playlist_id": head.group, "title": None, "modified_at": head.date, "split": split,
+                "track_ids": []})
+            row["track_ids"] += [track_id for track_id in dict.fromkeys(head.music)
+                                 if track_id in tracks and track_id not in row["track_ids"]]
+    rows = [row for row in rows.values() if row["track_ids"]]
     if not rows:
         raise SystemExit("--parts: none of the tracks that the conversations play is among the "
-                         "tracks; do the files belong together? Nothing was written")
+                         "tracks; do the files belong together?")
     return rows
 
 

@@ -16,6 +16,7 @@ from common import data
 from steps.prepare_data.foreign import note
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
+JSON_FORM = "as one row per line, or as one list of rows"
 MODALITY_OF = {"cf-bpr": "playlist", "attributes-": "semantic", "metadata-": "metadata",
                "lyrics-": "lyrics", "audio-": "audio"}  # by how a column's name begins
 
@@ -49,9 +50,8 @@ def find_files(parts):
         inside = [path] if path.is_file() else sorted(path.rglob("*"))
         inside = [p for p in inside if p.suffix in SUFFIXES and p.is_file()]
         if not inside:
-            raise SystemExit(f"--parts {part}: no {', '.join(SUFFIXES)} in it; give what the hub "
-                             f"has, such as TalkPlayData-2/data/train-00000-of-00001.parquet or a "
-                             f"folder above it")
+            raise SystemExit(f"--parts {part}: no {', '.join(SUFFIXES)} in it; give files as the "
+                             f"hub has them, or a folder above them")
         paths += inside
     return list(dict.fromkeys(paths))
 
@@ -103,15 +103,14 @@ def read_rows(path, columns=None):
     with open(path, encoding="utf-8", errors="replace") as f:
         is_list = f.read(4096).lstrip().startswith("[")
     if not is_list:
-        mend = "downloading it again (JSON is read as one row per line, or as one list of rows)"
-        for _, row in data.read_jsonl(path, mend):
+        for _, row in data.read_jsonl(path, f"downloading it again (JSON is read {JSON_FORM})"):
             yield row
         return
     try:
         rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError as error:
-        raise SystemExit(f"{path}:{error.lineno}: not JSON ({error.msg}). Download it again"
-                         ) from None
+        where = f"{path}:{error.lineno}"
+        raise SystemExit(f"{where}: not JSON ({error.msg}). Download it again") from None
     for row in rows:
         yield row if isinstance(row, dict) else {}  # {}: counted as a row without an id
 
@@ -171,16 +170,13 @@ def sort_files(paths, problems):
             files["vectors"].append((path, vectors))
             for column in columns:
                 if column not in {"track_id", *vectors}:
-                    note(problems, "columns of vectors that no modality here is for",
-                         f"{path.name}, {column}")
+                    note(problems, "columns without a modality here", f"{path.name}, {column}")
         elif {"track_id", "caption"} <= set(columns):
             files["annotations"].append(path)
         else:
-            note(problems, "files with neither conversations, tracks, vectors of tracks nor "
-                           "captions", path.name)
+            note(problems, "files without conversations, tracks, vectors or captions", path.name)
             names = ", ".join(map(repr, columns[:4])) or "no rows"
-            unused = unused or (f". Not used: {path.name}, which has {names} (JSON is read as one "
-                                f"row per line, or as one list of rows)")
+            unused = f". Not used: {path.name}, which has {names} (JSON is read {JSON_FORM})"
 
     for kind, column, example in (("conversations", "conversations", "TalkPlayData-2"),
                                   ("tracks", "track_name", "TalkPlayData-2-Track-Metadata")):
@@ -207,7 +203,7 @@ def read_vectors(sources, row_of, problems):
         for number, row in enumerate(read_rows(path, ["track_id", *columns]), 1):
             where, track_id = f"{path.name}: row {number}", row.get("track_id")
             if not isinstance(track_id, str) or track_id not in row_of:
-                note(problems, "rows of vectors of tracks that the catalogue does not have", where)
+                note(problems, "vectors of tracks that the catalogue does not have", where)
                 continue
             for column, modality in columns.items():
                 vector = as_vector(row.get(column))
@@ -242,8 +238,7 @@ def write_embeddings(folder, sources, track_ids, problems):
         if not 0 < length < np.inf:
             note(problems, "vectors of no length, or with values that are no numbers", where)
         elif len(vector) != arrays[modality].shape[1]:
-            note(problems, f"vectors that have not the {arrays[modality].shape[1]} dimensions of "
-                           f"most", where)
+            note(problems, "vectors of another size than most", where)
         elif not np.isnan(arrays[modality][row, 0]):
             note(problems, "vectors of a track that has one already", where)
         else:

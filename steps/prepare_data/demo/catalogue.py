@@ -9,8 +9,8 @@ popular tracks.
     from steps.prepare_data.demo.catalogue import make_catalogue
     tracks, playlists = make_catalogue(n_tracks=1000, n_playlists=2500, seed=0)   # about 2 s
 
-writing.py writes the words. genres.json says what a genre and a mood are like, and into which
-neighbour a genre turns when an artist leaves home for one track. The same seed gives the same bytes.
+writing.py writes the words. genres.json says what a genre and a mood are like, and which neighbour
+an artist of the genre visits for a track. The same seed gives the same bytes.
 """
 
 import random
