@@ -19,7 +19,8 @@ from steps.prepare_data.foreign import clean_text, note, print_problems
 from steps.prepare_data.talkplaydata_files import read_rows
 
 FIELD_OF = {"user": "query", "music": "music", "assistant": "response"}
-LABELS = FOR, AGAINST = "MOVES_TOWARD_GOAL", "DOES_NOT_MOVE_TOWARD_GOAL"
+AGAINST = "DOES_NOT_MOVE_TOWARD_GOAL"
+LABELS = ("MOVES_TOWARD_GOAL", AGAINST)
 CONVERSATION_COLUMNS = ("session_id", "user_id", "session_date", "conversation_goal", "pid", "cid",
                         "conversations", "goal_progress_assessments")
 TRACK_COLUMNS = ("track_id", "track_name", "artist_name", "album_name", "tag_list", "release_date",

@@ -211,7 +211,7 @@ def make_song(rng, artist, released, truth, title, fill, track_id):
 
 
 def make_tracks(artists, seed):
-    """(tracks, truths), row i of one belonging to row i of the other, in shuffled order."""
+    """(tracks, truths) in shuffled order; row i of one belongs to row i of the other."""
     rng = random.Random(f"{seed}/tracks")
     rows, titles, ids = [], set(), set()
     for artist in artists:
@@ -219,6 +219,7 @@ def make_tracks(artists, seed):
         for album in artist["albums"]:
             truths = [draw_truth(rng, artist, album["date"].year) for _ in range(album["size"])]
             songs = [(truth, *writing.name_song(rng, truth, titles, own)) for truth in truths]
+            # new fillers until the artist has no album of that name
             while (album_title := writing.name_album(rng, artist, songs)) in own_albums:
                 songs = [(truth, title, writing.draw_fillers(rng, truth))
                          for truth, title, _ in songs]
@@ -227,6 +228,8 @@ def make_tracks(artists, seed):
                 track_id = draw_id(rng, 22, ids)
                 track = make_song(rng, artist, album["date"], truth, title, fill, track_id)
                 rows.append((track | {"album": album_title}, truth))
+
+    # popularity from the rank
     rows.sort(key=lambda row: -row[0].pop("appeal"))
     for rank, (track, _) in enumerate(rows, 1):
         # Zipf-Mandelbrot: 100, then 70 at rank 10, 25 at 100, 3 at 1,000
@@ -315,7 +318,9 @@ def pick_tracks(rng, noise, columns, match, modified, length):
     pull = POPULARITY_PULL * columns["log_popularity"] + FRESH_PULL * (age <= 14)
     pull = np.where(age >= 0, pull, -np.inf)  # not out yet
     n_off = sum(rng.random() < OFF_TOPIC for _ in range(length))
-    gumbel = -np.log(-np.log(noise.random((2, len(age)))))
+    gumbel = -np.log(-np.log(noise.random((2, len(age)))))  # (2, N)
+
+    # first the tracks on the theme, then those off it, each track once
     rows = list(np.argsort(-(pull + match + gumbel[0]), kind="stable")[:length - n_off])
     pull[rows] = -np.inf
     rows += list(np.argsort(-(pull + gumbel[1]), kind="stable")[:n_off])
