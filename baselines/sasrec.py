@@ -59,12 +59,9 @@ class Block(nn.Module):
     def __init__(self, dim, dropout):
         super().__init__()
         self.norm_1 = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_2 = nn.LayerNorm(dim)
-        self.dense_1 = nn.Linear(dim, dim)
-        self.dense_2 = nn.Linear(dim, dim)
+        self.dense_1, self.dense_2 = (nn.Linear(dim, dim) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, visible):
@@ -173,8 +170,7 @@ def draw_batches(lengths, batch_size, rng, pool=10):
 def ce_loss(model, hidden, targets):
     """Mean of -log softmax over all items: hidden (n, d), targets (n,) int64 -> scalar.
 
-    It holds n x n_items scores, where n is up to batch x length. For batches of 128 x 50: 0.4 GB
-    with 17,000 items, 10 GB with 400,000.
+    Memory for n x n_items scores: with n = 128 x 50, 0.4 GB for 17,000 items, 10 GB for 400,000.
     """
     return F.cross_entropy(model.score(hidden), targets)
 
@@ -194,7 +190,6 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
 
     sequences: lists of items. The last model.length + 1 items of each are learnt; none of all its
         items is a negative of `bce`.
-    loss: "ce" or "bce".
     Raises SystemExit: nothing to learn, or a sequence that leaves no negative for `bce`.
     """
     n_items = model.n_items
@@ -275,10 +270,7 @@ def score_histories(model, histories):
 # ---------------------------------------------------------------- the baseline
 
 def collect_sequences(playlists, dialogues, row_of, length):
-    """Training sequences of rows: {"playlists", "dialogues", "both": list}, without empty lists.
-
-    Raises SystemExit: there is none.
-    """
+    """Training sequences of rows: {"playlists", "dialogues", "both": list}, no list empty."""
     of_playlists = [[row_of[track_id] for track_id in playlist["track_ids"]]
                     for playlist in playlists if playlist["split"] == "train"]
     of_dialogues = [[row_of[turn["music"]] for turn in dialogue["turns"] if turn["music"]]
@@ -288,9 +280,8 @@ def collect_sequences(playlists, dialogues, row_of, length):
         sequences["both"] = sequences["playlists"] + sequences["dialogues"]
     sequences = {source: some for source, some in sequences.items() if some}
     if not sequences:
-        raise SystemExit("neither a training playlist nor a training dialogue has two tracks, so "
-                         "SASRec has nothing to learn; look into playlists.jsonl and "
-                         "dialogues_train.jsonl")
+        raise SystemExit("neither a training playlist nor a training dialogue has two tracks to "
+                         "learn from; look into playlists.jsonl and dialogues_train.jsonl")
     return sequences
 
 
@@ -331,14 +322,10 @@ def try_form(sequences, loss, popularity, valid_turns, epochs, seed, device):
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
-    add("--epochs", type=int, default=20,
-        help="at most, for each form (default 20); valid decides how many")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0,
-        help="of the models and of the order of equal scores (default 0)")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
+    add("--epochs", type=int, default=20, help="per form, at most (default 20); valid decides")
+    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
+    add("--seed", type=int, default=0, help="of models and of equal scores (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="skip when already done (default); --no-resume predicts afresh")
     args = parser.parse_args()

@@ -340,18 +340,13 @@ def parse_args():
     """(args, recipe): the recipe's values, with those given as flags laid over them."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
-    add("--text-encoder", default="minilm",
-        help="minilm (default), a Hugging Face id, or a folder: as in 01")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
+    add("--text-encoder", default="minilm", help="minilm (default), Hugging Face id or folder")
     add("--ids", choices=("kmeans", "rqvae"), default="kmeans",
         help="Semantic IDs by residual k-means (default) or RQ-VAE (paper)")
-    add("--levels", type=int, default=3,
-        help="residual codes of an ID (default 3); one more tells equal ones apart")
-    add("--codes", type=int, default=0,
-        help="codes per level; 0 (default): 256, or N / 8 if that is fewer")
-    add("--rqvae-epochs", type=int, default=300,
-        help="passes of the RQ-VAE over the catalogue (default 300; the paper: 20,000)")
+    add("--levels", type=int, default=3, help="residual codes of an ID (default 3)")
+    add("--codes", type=int, default=0, help="per level; 0 (default): 256, or N / 8 if fewer")
+    add("--rqvae-epochs", type=int, default=300, help="passes (default 300; the paper: 20,000)")
     add("--train-on", nargs="+", choices=TRAIN_ON, default=["dialogues", "playlists"],
         help="a model for each, the best on valid is taken (default: dialogues playlists)")
     add("--recipe", choices=RECIPES, default="demo",
@@ -360,12 +355,9 @@ def parse_args():
     add("--batch-size", type=int, help="examples per step (paper: 256, demo: 64)")
     add("--lr", type=float, help="learning rate (0.01)")
     add("--warmup", type=int, help="steps before the rate falls (paper: 10,000, demo: 200)")
-    add("--eval-every", type=int, default=100,
-        help="steps between validations, each with a checkpoint (default 100)")
-    add("--beam", type=int, default=100,
-        help="width of the beam search (default 100); 0 = the catalogue's, exact")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--eval-every", type=int, default=100, help="steps between checkpoints (default 100)")
+    add("--beam", type=int, default=100, help="width (default 100); 0 = the catalogue's, exact")
+    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of IDs, weights, order and ties (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="skip when done, go on when half done (default); --no-resume starts afresh")
@@ -376,9 +368,8 @@ def parse_args():
     for name in ("levels", "rqvae_epochs", "steps", "batch_size", "lr", "warmup", "eval_every"):
         if values[name] <= 0:
             raise SystemExit(f"--{name.replace('_', '-')} {values[name]}: more than 0 is expected")
-    for name in ("codes", "beam"):
-        if values[name] < 0:
-            raise SystemExit(f"--{name} {values[name]}: 0 or more is expected")
+    if args.codes < 0 or args.beam < 0:
+        raise SystemExit(f"--codes {args.codes}, --beam {args.beam}: 0 or more is expected")
     return args, recipe
 
 
@@ -421,13 +412,12 @@ def main():
     width = args.beam or len(tracks)
     models, results, valid_mrr = {}, {}, {}
     for name, examples in train.items():
-        model = build_model(vocabulary, recipe, args.seed).to(args.device)
+        models[name] = model = build_model(vocabulary, recipe, args.seed).to(args.device)
         loss = fit(model, table, examples, lambda m=model: mean_loss(m, table, valid), recipe,
                    part / f"{name}.pt", args.seed, args.eval_every)
         results[name] = search_turns(model, table, trie, turns_of["valid"], width)
         valid_mrr[name] = turns.mrr(score_tracks(results[name], counts), turns_of["valid"],
                                     args.seed)
-        models[name] = model
         print(f"{name}: {len(examples.places):,} examples, on valid {loss:.3f} nats per token, "
               f"MRR {valid_mrr[name]:.4f}")
     chosen = max(valid_mrr, key=valid_mrr.get)

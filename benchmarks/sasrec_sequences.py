@@ -47,23 +47,20 @@ def read_sequences(path):
     Raises SystemExit: missing or empty file, a foreign id, a user twice or with fewer than 3 items.
     """
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; a file such as S3-Rec's Beauty.txt is expected. "
-                         f"{FORM}")
+        raise SystemExit(f"{path} is missing; a file like S3-Rec's Beauty.txt is expected. {FORM}")
     sequences, line_of = [], {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         user, *items = line.split()
         foreign = [item for item in items if not item.isdecimal() or int(item) < 1]
-        problem = None
         if foreign:
-            problem = f"{foreign[0][:20]!r} is no item id"
-        elif len(items) < 3:
-            problem = f"user {user[:20]} has {len(items)} items; training, valid and test need one"
-        elif user in line_of:
-            problem = f"user {user[:20]} occurs twice (also line {line_of[user]}); join the lines"
-        if problem:
-            raise SystemExit(f"{path}:{number}: {problem}. {FORM}")
+            raise SystemExit(f"{path}:{number}: {foreign[0][:20]!r} is no item id. {FORM}")
+        if len(items) < 3:
+            raise SystemExit(f"{path}:{number}: user {user[:20]} has {len(items)} items. {FORM}")
+        if user in line_of:
+            raise SystemExit(f"{path}:{number}: user {user[:20]} occurs twice (also line "
+                             f"{line_of[user]}). {FORM}")
         line_of[user] = number
         sequences.append([int(item) for item in items])
     if not sequences:
@@ -150,20 +147,14 @@ def summarise(seeds, published):
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--sequences", type=Path, required=True,
-        help="one user per line: user id, then item ids in order of time")
-    add("--loss", choices=sasrec.LOSSES, default="ce",
-        help="ce: over all items (default); bce: one random negative, as published")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2],
-        help="one training each (default 0 1 2)")
+    add("--sequences", type=Path, required=True, help="one user per line: user id, then item ids")
+    add("--loss", choices=sasrec.LOSSES, default="ce", help="ce (default), or bce as published")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training each (default 0 1 2)")
     add("--epochs", type=int, default=100, help="at most, for each seed (default 100)")
-    add("--patience", type=int, default=20,
-        help="training stops after so many epochs without a better valid NDCG@10 (default 20)")
+    add("--patience", type=int, default=20, help="epochs without a better one (default 20)")
     add("--dim", type=int, default=50, help="of the embeddings (default 50)")
-    add("--dropout", type=float, default=0.2,
-        help="share that is dropped (default 0.2; SASRec's authors take 0.5 on Beauty)")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--dropout", type=float, default=0.2, help="default 0.2; the authors take 0.5 on Beauty")
+    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
     if min(args.epochs, args.patience, args.dim) < 1 or not 0 <= args.dropout < 1:
         raise SystemExit("--epochs, --patience and --dim must be 1 or more, --dropout at least 0 "

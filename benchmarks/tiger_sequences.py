@@ -1,13 +1,10 @@
 """TIGER on a public sequence set with ready Semantic IDs, next to the published figures.
 
     python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --device cuda
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo \\
-        --overfit 64
-    python benchmarks/tiger_sequences.py Beauty.txt Beauty.semantic_ids.json --recipe demo \\
-        --users 1000 --out data/tiger_partial
 
-The first is the paper's training (not run). The second checks baselines/tiger.py in 3 minutes on a
-core: it learns 64 items by heart. The third is a small part of the first.
+That is the paper's training (not run). With `--recipe demo --overfit 64` a small model learns 64
+items by heart, which checks baselines/tiger.py (3 minutes on a core). With `--recipe demo --users
+1000 --out data/tiger_partial` it learns a part of the data.
 
 Sequences: S3-Rec's, as in sasrec_sequences.py. IDs: {item id - 1: codes like "<a_183>"}, those of
 HonghuiBao2000/LETTER, not TIGER's own. Leave-one-out: each user's last item is the test, the one
@@ -124,31 +121,26 @@ def parse_args():
     add = parser.add_argument
     add("sequences", type=Path, help="text file of sequences")
     add("ids", type=Path, help="JSON file of Semantic IDs")
-    add("--out", type=Path, default=Path("data/tiger_sequences"),
-        help="folder of the checkpoint and the result (default data/tiger_sequences)")
-    add("--recipe", choices=tiger.RECIPES, default="paper",
-        help="model and training (default paper)")
+    add("--out", type=Path, default=Path("data/tiger_sequences"), help="folder of checkpoint and "
+        "result (default data/tiger_sequences)")
+    add("--recipe", choices=tiger.RECIPES, default="paper", help="model, training (default paper)")
     add("--steps", type=int, help="training steps (default: the recipe's)")
     add("--users", type=int, default=0, help="only the first users; 0 (default) = all")
-    add("--overfit", type=int, default=0, help="learn the test items of the first N users, without "
-        "dropout, and check that they are known; 0 (default) = no")
-    add("--beam", type=int, default=30, help="width of the beam search, 20 or more (default 30: "
-        "ten without 20 earlier items)")
-    add("--eval-every", type=int, default=1000,
-        help="steps between validations, each with a checkpoint (default 1,000)")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--overfit", type=int, default=0, help="learn the test items of the first N users, and "
+        "check that they are known; 0 (default) = no")
+    add("--beam", type=int, default=30, help="width, 20 or more (default 30: 10 + 20 earlier)")
+    add("--eval-every", type=int, default=1000, help="steps between checkpoints (default 1,000)")
+    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
     add("--seed", type=int, default=0, help="of weights and order (default 0)")
     add("--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on where a run was cut (default); --no-resume starts afresh")
     args = parser.parse_args()
     if args.beam < 20:
-        raise SystemExit(f"--beam {args.beam}: 20 or more is expected, or the ten best are cut "
-                         f"short")
+        raise SystemExit(f"--beam {args.beam}: 20 or more, or the ten best are cut short")
     recipe = dict(tiger.RECIPES[args.recipe])
     recipe["steps"] = args.steps or recipe["steps"]
     if args.overfit:
-        recipe["dropout"] = 0.0
+        recipe["dropout"] = 0.0  # it would only blur what is learnt by heart
     return args, recipe
 
 
@@ -196,8 +188,8 @@ def main():
                  f"item with their ID comes first"]
     else:
         full = tiger.RECIPES["paper"]["steps"]
-        lines = [f"{len(sequences):,} of {all_users:,} users, {len(ids):,} items with "
-                 f"{len(different):,} different IDs, {len(learnt.places):,} examples",
+        lines = [f"{args.sequences.stem}: {len(sequences):,} of {all_users:,} users, {len(ids):,} "
+                 f"items with {len(different):,} different IDs, {len(learnt.places):,} examples",
                  f"recipe {args.recipe}: {recipe}, beam {args.beam}, seed {args.seed}",
                  *format_table(args.sequences.stem, kept, left_out)]
         if recipe["steps"] < full or len(sequences) < all_users:
