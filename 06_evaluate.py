@@ -5,20 +5,19 @@ No model runs here. Whatever wrote predictions/<system>.jsonl, it is scored in t
 1. The rank of each turn's target in the system's ranking of the whole catalogue. Tracks that
    earlier turns have played are left out; the figures with them are given beside.
 2. From each rank the metrics: 1 / rank (its mean is MRR), Hit@K, nDCG@K (common/metrics.py).
-3. Their means over subsets of the turns, and for each turn number, with 95% bootstrap intervals
-   over playlists.
+3. Their means over subsets of the turns and per turn number, with 95% bootstrap intervals over
+   playlists.
 4. Margins of one system over the others, paired by turn.
 5. The paper's Tables 3 and 4: the codes that TalkPlay generated, ranked again with other weights
    (steps/evaluate/ablations.py).
 
-The subsets: accepted or rejected (the listener turns the music down); the target's past: in
-training dialogues, in training playlists only, or in neither (cold); the kind of query; its
-sentence template, seen or unseen in training dialogues. Where a turn has several targets, the first
-of the three pasts that any of them has counts.
+The subsets are: accepted or rejected (the listener turns the music down); by the target's past: in
+training dialogues, in training playlists only, or in neither (cold); by the kind of query; by its
+sentence template, which training dialogues use or not. Of several targets, the best known counts.
 
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is a further run of a system, trained or sampled
-once more. It has no row of its own. It goes into the spread of its system over runs, and into the
-margins, which are then those of the runs' mean.
+once more. It has no row of its own, but counts in the spread over runs and in the margins, which
+are then those of the runs' mean.
 
 With --music-crs, the predictions are also written in the form of the Music-CRS challenge, and
 scored as its evaluator scores them (steps/evaluate/music_crs.py).
@@ -221,19 +220,17 @@ def parse_args():
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description="Score predictions/*.jsonl; write tables and a figure to results/.")
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"),
-                        help="folder of the data (default data/demo)")
-    parser.add_argument("--split", choices=("test", "valid"), default="test",
-                        help="dialogues to score; valid reads predictions_valid/ and writes "
-                             "results_valid/ (default test)")
-    parser.add_argument("--compare", default=REFERENCE, metavar="SYSTEM",
-                        help="the system whose margins over the others are shown "
-                             f"(default {REFERENCE})")
-    parser.add_argument("--music-crs", action="store_true",
-                        help="also write the predictions in the Music-CRS challenge's form, and "
-                             "score them by its rules")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the bootstrap's resamples (default 0)")
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data/demo"),
+        help="folder of the data (default data/demo)")
+    add("--split", choices=("test", "valid"), default="test",
+        help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ "
+             "(default test)")
+    add("--compare", default=REFERENCE, metavar="SYSTEM",
+        help=f"the system whose margins over the others are shown (default {REFERENCE})")
+    add("--music-crs", action="store_true",
+        help="also write the predictions in the Music-CRS challenge's form, with its figures")
+    add("--seed", type=int, default=0, help="of the bootstrap's resamples (default 0)")
     return parser.parse_args()
 
 

@@ -123,9 +123,8 @@ def coverage(shown, n_tracks):
 def distinct_2(texts):
     """Distinct-2: different pairs of neighbouring words / all pairs, over all texts.
 
-    Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space.
-    No pair spans two texts. It falls with the amount of text, so compare only systems with about as
-    many responses.
+    Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space;
+    no pair spans two texts. It falls with the amount of text: compare like amounts only.
     Returns: 0 to 1; nan where no text has two words.
     """
     pairs = []
@@ -141,14 +140,10 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
 
     Turns of one playlist resemble each other. So playlists are drawn, with replacement, and each
     brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how
-    often
-    a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
+    often a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
 
-    values: (m,) float. Or (R, m): the same turns in R training runs; a resample then draws R runs
-    too.
-    groups: labels, (m,).
-    n: number of resamples.
-    level: of the interval.
+    values: (m,) float; or (R, m), the same turns in R training runs, which are then drawn too.
+    groups: labels, (m,). n: number of resamples. level: of the interval.
     Returns: (low, high); (nan, nan) with fewer than two groups, where nothing can be resampled.
     """
     _, group = np.unique(groups, return_inverse=True)
@@ -174,7 +169,7 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     return float(low), float(high)
 
 
-def paired_difference(a, b, groups, n=1000, seed=0, level=0.95):
+def paired_difference(a, b, groups, seed=0):
     """Mean of a - b over the same turns, and its interval by `bootstrap_ci`.
 
     a, b: one value per turn of two systems, (m,) float, or (R, m) for R training runs.
@@ -182,4 +177,4 @@ def paired_difference(a, b, groups, n=1000, seed=0, level=0.95):
     Returns: (mean, low, high). The difference is significant where the interval excludes 0.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return float(difference.mean()), *bootstrap_ci(difference, groups, n, seed, level)
+    return float(difference.mean()), *bootstrap_ci(difference, groups, seed=seed)

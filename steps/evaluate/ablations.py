@@ -29,8 +29,7 @@ WEIGHTINGS = {
     PAPER[::-1]: "ours",
 }
 # a weight of 0: the modality is left out
-LEAVE_ONE_OUT = [UNIFORM]
-LEAVE_ONE_OUT += [UNIFORM[:m] + (0,) + UNIFORM[m + 1:] for m in range(len(UNIFORM))]
+LEAVE_ONE_OUT = [UNIFORM, *(UNIFORM[:m] + (0,) + UNIFORM[m + 1:] for m in range(len(UNIFORM)))]
 # {the paper's table: (its rows, the weights that the others are compared with)}
 TABLES = {3: (list(WEIGHTINGS), retrieval.WEIGHTS), 4: (LEAVE_ONE_OUT, UNIFORM)}
 
@@ -42,12 +41,10 @@ SHOWN = ("mrr", "hit@1", "hit@10", "hit@100")
 def ablate(systems, codes, turns, ties_seed, seed):
     """Tables 3 and 4, where SOURCE is among the systems and has codes.
 
-    systems: {system: Scores}.
-    codes: of the catalogue, (N, modalities) int16.
+    systems: {system: Scores}. codes: of the catalogue, (N, modalities) int16.
     ties_seed: the --seed of 05_infer.py. seed: of the bootstrap.
-    Returns: the rows of ablations.csv, and the share of turns where the default weights give back
-        the stored rank (1 if codes, seed and code are those that made it). ([], None) without
-        SOURCE.
+    Returns: the rows of ablations.csv, and the share of turns whose stored rank the default weights
+        give back (1 if codes, seed and code are those that made it); ([], None) without SOURCE.
     """
     if SOURCE not in systems or not generates(systems[SOURCE]):
         return [], None

@@ -6,13 +6,11 @@ metrics/):
   ndcg@k             1 / log2(1 + rank) of the one relevant track where the rank is k or better,
                      else 0; the mean for each turn number, then the mean of these means
   catalog_diversity  different tracks in all predictions / tracks in the catalogue
-  lexical_diversity  Distinct-2: different pairs of neighbouring words / all pairs, lower-cased and
-                     separated by white space, over all responses; 0 without any (an early version
-                     divided different words by all words)
+  lexical_diversity  Distinct-2 over all responses (common/metrics.py); 0 without any (an early
+                     version divided different words by all words)
 
 At most 20 tracks are predicted per turn. Tracks played in earlier turns are left out, even where
-this
-turn plays one of them again: unlike 06's own figures, a submission cannot look at the target.
+this turn plays one of them again: unlike 06's own figures, a submission cannot see the target.
 """
 
 import json

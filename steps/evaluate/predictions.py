@@ -27,10 +27,8 @@ def read_all(folder, turns, row_of):
     """Read every file of a folder, except ground_truth.jsonl.
 
     turns: from `collect_turns`. row_of: {track_id: row} of the catalogue.
-    Yields: (system, run, Predictions). run is "", or "seed1" for <system>@seed1.jsonl, a further
-    run.
-    Raises SystemExit: no file, a further run of a system that has no file, or see
-    `read_predictions`.
+    Yields: (system, run, Predictions). run: "", or "seed1" for a further run <system>@seed1.jsonl.
+    Raises SystemExit: no file, or a further run of a system that has no file of its own.
     """
     paths = sorted(path for path in folder.glob("*.jsonl") if path.stem != NO_SYSTEM)
     if not paths:
@@ -57,11 +55,11 @@ def read_predictions(path, turns, row_of, depths):
     Raises SystemExit: a turn that is missing, unknown or repeated; a field of a wrong form.
     """
     position = {turn.key: i for i, turn in enumerate(turns)}
+    line_of = {}  # {key: number of its line}
     rankings = [None] * len(turns)
     codes = [None] * len(turns)
     well_formed = np.zeros(len(turns), bool)
     responses = []
-    line_of = {}
     for number, row in data.read_jsonl(path, "the script that predicts for it"):
         where = f"{path}:{number}"
         key = check_key(row, position, line_of, where)
@@ -97,11 +95,7 @@ def check_key(row, position, line_of, where):
 
 
 def check_ranking(row, row_of, depths, where):
-    """One line's track_ids as rows, (D,) int32.
-
-    Raises SystemExit: no list of ids, an unknown or repeated track_id, another length than
-    `depths`.
-    """
+    """One line's track_ids as rows, (D,) int32. Raises SystemExit: one of the rules is broken."""
     track_ids = row.get("track_ids")
     if not isinstance(track_ids, list) or set(map(type, track_ids)) - {str}:
         raise SystemExit(f"{where}: track_ids must be a list of track_ids, best first. "

@@ -16,12 +16,16 @@ HITS = ("hit@1", "hit@10", "hit@100")
 # The blocks of the paper's Table 2, and the families of systems, by how their file names begin. A
 # name with "tuned" in it is fine-tuned, whatever its family. The paper's dense row is NV-Embed-v2:
 # name what baselines/dense.py writes with that encoder nv-embed-v2.jsonl (nv-embed-v2-tuned.jsonl).
-ZERO_SHOT, TUNED, NO_TEXT, OTHER = BLOCKS = (
-    "zero-shot", "fine-tuned", "not trained on text", "other")
-FAMILIES = {
-    "bm25": ZERO_SHOT, "dense": ZERO_SHOT, "nv-embed-v2": ZERO_SHOT, "clap": ZERO_SHOT,
-    "two_stage": ZERO_SHOT, "talkplay": TUNED, "sasrec": NO_TEXT, "tiger": NO_TEXT,
-    "popularity": NO_TEXT, "random_order": NO_TEXT}
+BLOCKS = ("zero-shot", "fine-tuned", "not trained on text", "other")
+ZERO_SHOT, TUNED, NO_TEXT, OTHER = BLOCKS
+FAMILIES = dict.fromkeys(("bm25", "dense", "nv-embed-v2", "clap", "two_stage"), ZERO_SHOT)
+FAMILIES |= {"talkplay": TUNED}
+FAMILIES |= dict.fromkeys(("sasrec", "tiger", "popularity", "random_order"), NO_TEXT)
+TABLE_2 = (
+    "Measured: on these dialogues, from a file in predictions. Not run: a system of the paper "
+    "without such a file. The paper's own figures are not shown: they come from other dialogues "
+    "and another catalogue. QU, query understanding: the system reads what the listener writes. "
+    "RG, response generation: it answers in words. `talkplay-overlap` ranks as the paper does.")
 OF_THE_PAPER = (
     (ZERO_SHOT, "bm25"), (ZERO_SHOT, "nv-embed-v2"), (ZERO_SHOT, "clap"),
     (TUNED, "nv-embed-v2"), (TUNED, "clap"), (TUNED, "talkplay"),
@@ -126,11 +130,7 @@ def block_of(system):
 
 
 def paper_table(order, values, measures):
-    """The paper's Table 2: by block, our systems, best first, then the paper's without a file here.
-
-    QU, query understanding: the system reads what the listener writes. RG, response generation: its
-    file has responses.
-    """
+    """The paper's Table 2: by block, our systems, best first, then the paper's without a file."""
     rows = []
     measured = set(map(block_of, order))
     for block in BLOCKS:
@@ -148,26 +148,24 @@ def paper_table(order, values, measures):
 
 def further_table(order, values, measures):
     """nDCG, coverage and Distinct-2, which the paper does not have."""
+    coverage = f"coverage@{COVERED}"
     rows = []
     for system in order:
         ndcg = [with_interval(*values[system, "all", "all", metric][:3])
                 for metric in ("ndcg@10", "ndcg@20")]
-        distinct = ""
+        rows.append([system, *ndcg, f"{measures[system, coverage]:.3f}", "", ""])
         if (system, "distinct-2") in measures:
-            distinct = f"{measures[system, 'distinct-2']:.3f}"
-        rows.append([system, *ndcg, f"{measures[system, f'coverage@{COVERED}']:.3f}", distinct,
-                     measures[system, "responses"] or ""])
-    header = ["system", "nDCG@10", "nDCG@20", f"coverage@{COVERED}", "Distinct-2", "responses"]
-    return table(header, rows)
+            rows[-1][-2] = f"{measures[system, 'distinct-2']:.3f}"
+            rows[-1][-1] = measures[system, "responses"]
+    return table(["system", "nDCG@10", "nDCG@20", coverage, "Distinct-2", "responses"], rows)
 
 
 def spread_table(order, measures):
     """Mean and standard deviation of each metric over the runs of a system."""
-    rows = []
-    for system in [s for s in order if (s, "runs") in measures]:
-        cells = [f"{measures[system, f'{metric}, mean of runs']:.3f} ± "
-                 f"{measures[system, f'{metric}, sd of runs']:.3f}" for metric in METRICS]
-        rows.append([system, measures[system, "runs"], *cells])
+    rows = [[system, measures[system, "runs"],
+             *(f"{measures[system, f'{metric}, mean of runs']:.3f} ± "
+               f"{measures[system, f'{metric}, sd of runs']:.3f}" for metric in METRICS)]
+            for system in order if (system, "runs") in measures]
     return table(["system", "runs", *map(metric_title, METRICS)], rows)
 
 
@@ -266,7 +264,7 @@ def results_page(results, split, reference, overview_text, data_text, command):
         *subset_sections(order, values),
         *margin_sections(order, comparisons, reference, measures.get((reference, "runs"), 1)),
         *measure_sections(order, values, measures),
-        *paper_sections(order, values, measures),
+        ("## As the paper's Table 2", f"{TABLE_2}\n\n{paper_table(order, values, measures)}"),
         *ablation_sections(ablations, same_rank),
         ("## Made by",
          f"`{command}` (Python {versions['python']}, numpy {versions['numpy']}). More in "
@@ -275,16 +273,15 @@ def results_page(results, split, reference, overview_text, data_text, command):
 
 
 def subset_sections(order, values):
-    subsets = list(dict.fromkeys(subset for _, subset, _, _ in values))
+    subsets = dict.fromkeys(subset for _, subset, _, _ in values)
     kinds = [subset for subset in subsets if subset.startswith("kind: ")]
-    templates = [subset for subset in subsets if subset.startswith("templates: ")]
-    return [
-        ("## MRR by kind of query", subset_table(order, values, kinds, "kind")),
-        ("## MRR by the target's past", subset_table(order, values, PASTS, "past")),
-        ("## MRR by sentence template (used in training dialogues or not)",
-         subset_table(order, values, templates, "template")),
-        ("## MRR by the listener's verdict",
-         subset_table(order, values, ("accepted", "rejected"), "verdict"))]
+    templates = ("templates: seen", "templates: unseen")
+    return [(f"## MRR by {heading}", subset_table(order, values, rows, first))
+            for heading, first, rows in (
+                ("kind of query", "kind", kinds),
+                ("the target's past", "past", PASTS),
+                ("sentence template (used in training dialogues or not)", "template", templates),
+                ("the listener's verdict", "verdict", ("accepted", "rejected")))]
 
 
 def margin_sections(order, comparisons, reference, n_runs):
@@ -325,16 +322,6 @@ def measure_sections(order, values, measures):
             "The share of turns whose freely generated music is well formed, and the share whose "
             "codes are exactly a track's.\n\n" + codes_table(order, measures)))
     return sections
-
-
-def paper_sections(order, values, measures):
-    return [(
-        "## As the paper's Table 2",
-        "Measured: on these dialogues, from a file in predictions. Not run: a system of the paper "
-        "without such a file. The paper's own figures are not shown: they come from other "
-        "dialogues and another catalogue. QU, query understanding: the system reads what the "
-        "listener writes. RG, response generation: it answers in words. `talkplay-overlap` ranks "
-        "as the paper does.\n\n" + paper_table(order, values, measures))]
 
 
 def ablation_sections(ablations, same_rank):
