@@ -199,6 +199,20 @@ def runs_to_compare(systems, reruns, reference, other):
 
 # ---------------------------------------------------------------- main
 
+def load_turns(data_dir, split):
+    """{track_id: row}, playlists, {split: dialogues} of train and `split`, the turns to score."""
+    row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(data_dir))}
+    playlists = data.load_playlists(data_dir, row_of)
+    dialogues = {name: data.load_dialogues(data_dir / f"dialogues_{name}.jsonl", row_of)
+                 for name in ("train", split)}
+    turns = collect_turns(dialogues[split], row_of)
+    if not turns:
+        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets, so there is "
+                         "nothing to score. Make it again with: python 03_synthesize.py simulate "
+                         f"--data-dir {data_dir}")
+    return row_of, playlists, dialogues, turns
+
+
 def prediction_seed(data_dir, split):
     """The --seed of 05_infer.py, which drew the ties of the overlap; 0 without its record."""
     run = runs.read_run(data_dir, f"05_infer.{split}")
@@ -241,16 +255,8 @@ def main():
     results = data_dir / ("results" if split == "test" else "results_valid")
 
     # the turns to score, and their subsets
-    tracks = data.load_tracks(data_dir)
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    playlists = data.load_playlists(data_dir, row_of)
-    dialogues = {name: data.load_dialogues(data_dir / f"dialogues_{name}.jsonl", row_of)
-                 for name in ("train", split)}
-    turns = collect_turns(dialogues[split], row_of)
-    if not turns:
-        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets, so there is "
-                         "nothing to score. Make it again with: python 03_synthesize.py simulate "
-                         f"--data-dir {data_dir}")
+    row_of, playlists, dialogues, turns = load_turns(data_dir, split)
+    n_tracks = len(row_of)
     if args.music_crs:
         music_crs.check_targets(turns)
     masks = subset_masks(turns, *training_rows(playlists, dialogues["train"], row_of))
@@ -270,10 +276,10 @@ def main():
         raise SystemExit(f"--compare {reference}: {folder} has no such system; "
                          f"it has {', '.join(systems)}")
     generating = any(map(scores.generates, systems.values()))
-    codes = load_predicted_codes(data_dir, split, len(tracks)) if generating else None
+    codes = load_predicted_codes(data_dir, split, n_tracks) if generating else None
     metric_table = metric_rows(systems, turns, masks, args.seed)
     comparisons = comparison_rows(systems, reruns, turns, masks, args.seed, reference)
-    measures = scores.system_rows(systems, reruns, len(tracks), codes)
+    measures = scores.system_rows(systems, reruns, n_tracks, codes)
     ablated, same_rank = ablations.ablate(
         systems, codes, turns, prediction_seed(data_dir, split), args.seed)
 
@@ -286,7 +292,7 @@ def main():
     numbers = tables.make_results(metric_table, comparisons, measures, ablated, same_rank)
     depth = systems[numbers.order[0]].depth
     page = tables.results_page(
-        numbers, split, reference, tables.overview(turns, len(tracks), depth),
+        numbers, split, reference, tables.overview(turns, n_tracks, depth),
         tables.data_table(dialogues, playlists),
         command=f"python 06_evaluate.py --data-dir {data_dir} --split {split} "
                 f"--compare {reference} --seed {args.seed}")
@@ -299,9 +305,8 @@ def main():
                             dialogues[split])
     print()
     runs.finish_run(run)
-    chat = ""
-    if (data_dir / "model").is_dir():
-        chat = f". Next: python 05_infer.py chat --data-dir {data_dir}"
+    model = (data_dir / "model").is_dir()
+    chat = f". Next: python 05_infer.py chat --data-dir {data_dir}" if model else ""
     print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}{chat}")
 
 

@@ -174,12 +174,14 @@ def test_measures_of_a_system_by_hand(monkeypatch, data_dir):
 
 
 def write_overlap(data_dir, seed):
-    """talkplay-overlap as 05_infer.py writes it: default weights, ties by generator 2."""
-    infer, index = importlib.import_module("05_infer"), retrieval.build_index(CODES)
+    """talkplay-overlap as 05_infer.py writes it: default weights, ties drawn."""
+    infer = importlib.import_module("05_infer")
+    index = retrieval.build_index(CODES)
     generated = [[0, 0, 0, -1, 0], [1, 1, 2, 2, 2], [2] * 5, None, [5, 5, 1, 1, 1]]
     rankings = []
     for (d, t, _, _), codes in zip(TURNS, generated, strict=True):
-        rows, _ = retrieval.search(index, codes or [-1] * 5, 1000, infer.stream(seed, d, t, 2))
+        rows = infer.rank_by_overlap(index, codes,
+                                     metrics.turn_rng(seed, d, t, infer.BREAK_OVERLAP_TIES))
         rankings.append("".join("abcdef"[row] for row in rows))
     write_predictions(data_dir / "predictions", "talkplay-overlap", [
         row | {"codes": codes, "well_formed": codes is not None}

@@ -15,7 +15,7 @@ from common.turns import target_rank
 from steps.evaluate.scores import generates
 
 SOURCE = "talkplay-overlap"  # the system whose codes are ranked again
-TIES = 2  # 05_infer.py draws the ties of the overlap from this generator of a turn
+TIES = 2  # BREAK_OVERLAP_TIES of 05_infer.py: a turn's generator for the ties of the overlap
 
 PAPER = (25, 16, 9, 4, 1)
 UNIFORM = (1,) * len(tokens.MODALITIES)
