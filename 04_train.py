@@ -397,7 +397,7 @@ def main():
     # the model and its vocabulary: the same on every rank, since everything is seeded
     lm, tokenizer = load_base(args.base_model, train, args.seed, args.attention)
     expand_vocabulary(lm, tokenizer, k, args.seed, args.pad_vocabulary)
-    dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
+    dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
     if rank == 0:  # all input has proved good: from here on the run is on record, and what an old one left is replaced
         runs.record_run(run)
         if state == "new" and part.exists():

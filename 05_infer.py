@@ -57,7 +57,7 @@ def load_model(folder, codes, device="cpu"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if "cuda" in str(device) else torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} Make it again with: {made_by}")
-    dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
+    dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
     info = folder.parent / "codebooks" / "info.json"
     k = json.loads(info.read_text())["k"] if info.is_file() else dialogue_tokenizer.vocabulary.k
     if k != dialogue_tokenizer.vocabulary.k or codes.max() >= dialogue_tokenizer.vocabulary.k:

@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup_venv.sh
+ruff check --quiet .
 export OMP_NUM_THREADS=1  # two tests at a time, each on one core
 python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 "$@"

@@ -1,15 +1,21 @@
-"""K-means of 02_quantize.py against scikit-learn's and faiss's, in one run: inertia, seconds, ratios.
+"""K-means of 02_quantize.py against scikit-learn's and faiss's, in one run: inertia, seconds,
+ratios.
 
-    OMP_NUM_THREADS=2 python benchmarks/kmeans.py                         50,000 x 128, K = 1024
-    python benchmarks/kmeans.py --embeddings data/mpd/embeddings/semantic.npy        rows of your own (--n of them, by lot)
-    python benchmarks/kmeans.py --n 400000 --dim 4096 --device cuda --alone          a GPU timed, without the peers
+50,000 x 128, K = 1024:
+    OMP_NUM_THREADS=2 python benchmarks/kmeans.py
+Rows of your own, --n of them, drawn by lot:
+    python benchmarks/kmeans.py --embeddings data/mpd/embeddings/semantic.npy
+A GPU timed, without the peers:
+    python benchmarks/kmeans.py --n 400000 --dim 4096 --device cuda --alone
 
-faiss is no requirement of the project: pip install faiss-cpu (without it, its lines are left out). It is given all rows,
-where its default would take 256 a cluster at most, and 25 passes, its default, or 100. scikit-learn: one start of k-means++,
-passes until it stops by itself. Inertia is computed anew from the centroids, by the same code for all.
+faiss is no requirement of the project: pip install faiss-cpu (without it, its lines are left out).
+It is given all rows, where its default would take at most 256 per cluster, and 25 passes, its
+default, or 100. scikit-learn: one start of k-means++, passes until it stops by itself. Inertia is
+computed anew from the centroids, by the same code for all.
 
-Made rows are of two kinds, since k-means has another task on each: clusters that lie apart, of very different sizes, where
-the start decides; and clusters that overlap, in 16 dimensions that are blown up to --dim with noise, where the passes do.
+Made rows are of two kinds, since k-means has another task on each. Clusters that lie apart, of very
+different sizes: here the start decides. Clusters that overlap, in 16 dimensions that are mapped to
+--dim with noise: here the passes decide.
 """
 
 import argparse
@@ -29,14 +35,17 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from common.process import resolve_device
-from steps.quantize import kmeans
 
 quantize = importlib.import_module("02_quantize")
-BLOCK, KINDS = 8192, ("apart", "overlapping")
+BLOCK = 8192
+KINDS = ("apart", "overlapping")
 
 
 def make_rows(path, kind, n, dim, k, rng):
-    """Write n rows to an .npy file, a block at a time, and memory-map it: (n, dim) float32. kind: apart or overlapping."""
+    """Write n rows to an .npy file, a block at a time, and memory-map it: (n, dim) float32.
+
+    kind: one of KINDS.
+    """
     centres = rng.normal(size=(2 * k, dim if kind == "apart" else 16)).astype(np.float32)
     spread = rng.normal(size=(16, dim)).astype(np.float32) / 4
     sizes = 1 / np.arange(1, 2 * k + 1) ** (1.0 if kind == "apart" else 0.5)
@@ -53,18 +62,22 @@ def make_rows(path, kind, n, dim, k, rng):
 
 
 def inertia_of(rows, centroids):
-    return float(quantize.distances_to_own(rows, centroids, quantize.assign(rows, centroids)).sum())
+    codes = quantize.assign(rows, centroids)
+    return float(quantize.distances_to_own(rows, centroids, codes).sum())
 
 
 def ours(rows, k, n_init, device):
     """Centroids, seconds, and (seconds, inertia) after each pass over all rows."""
-    trace, begin = [], time.perf_counter()
+    trace = []
+    begin = time.perf_counter()
 
     def report(n, moved, inertia):
-        print(f"  {time.perf_counter() - begin:7.2f} s  {n:9,d} rows  {moved:7.2%} moved", file=sys.stderr)
+        seconds = time.perf_counter() - begin
+        print(f"  {seconds:7.2f} s  {n:9,d} rows  {moved:7.2%} moved", file=sys.stderr)
         if n == len(rows):
-            trace.append((time.perf_counter() - begin, inertia))
-    centroids = kmeans.fit_codebook(rows, k, n_init, 0, device, report)
+            trace.append((seconds, inertia))
+
+    centroids = quantize.fit_codebook(rows, k, n_init, 0, device, report)
     return centroids, time.perf_counter() - begin, trace
 
 
@@ -81,40 +94,42 @@ def faiss_kmeans(rows, k, passes):
     import faiss
     faiss.omp_set_num_threads(torch.get_num_threads())
     begin = time.perf_counter()
-    fitted = faiss.Kmeans(rows.shape[1], k, niter=passes, seed=1234, max_points_per_centroid=len(rows))
+    fitted = faiss.Kmeans(rows.shape[1], k, niter=passes, seed=1234,
+                          max_points_per_centroid=len(rows))
     fitted.train(rows)
-    return fitted.centroids, time.perf_counter() - begin, [(step["time"], step["obj"]) for step in fitted.iteration_stats]
+    trace = [(step["time"], step["obj"]) for step in fitted.iteration_stats]
+    return fitted.centroids, time.perf_counter() - begin, trace
 
 
 def seconds_until(trace, inertia):
-    """When a trace has an inertia (float, s), or None."""
-    return next((seconds for seconds, reached in trace if reached <= inertia), None)
+    """When a trace first has this inertia or a lower one, as text."""
+    reached = (f"{seconds:.2f} s" for seconds, value in trace if value <= inertia)
+    return next(reached, "never")
 
 
 def compare(rows, k, args):
     mine, seconds, trace = ours(rows, k, args.n_init, args.device)
-    found = {"02_quantize": (inertia_of(rows, mine), seconds)}
+    results = {"02_quantize": (inertia_of(rows, mine), seconds)}
     if not args.alone:
         rows, traces = np.array(rows), {}
         try:
             for passes in (25, 100):
                 centroids, seconds, traces[passes] = faiss_kmeans(rows, k, passes)
-                found[f"faiss, {passes} passes"] = inertia_of(rows, centroids), seconds
+                results[f"faiss, {passes} passes"] = inertia_of(rows, centroids), seconds
         except ImportError:
             print("  faiss is not installed: pip install faiss-cpu")
         centroids, seconds = scikit_learn(rows, k)
-        found["scikit-learn"] = inertia_of(rows, centroids), seconds
-    base = found.get("scikit-learn", found["02_quantize"])
+        results["scikit-learn"] = inertia_of(rows, centroids), seconds
+    base = results.get("scikit-learn", results["02_quantize"])
     print(f"  {'':18s}{'inertia':>14s}{'ratio':>9s}{'seconds':>10s}{'ratio':>9s}")
-    for name, (inertia, seconds) in found.items():
+    for name, (inertia, seconds) in results.items():
         print(f"  {name:18s}{inertia:14.6g}{inertia / base[0]:9.4f}{seconds:10.2f}{seconds / base[1]:9.3f}")
     if not args.alone and traces:
-        shown = lambda seconds: f"{seconds:.2f} s" if seconds is not None else "never"
-        goal, best = found["faiss, 25 passes"], found["02_quantize"]
-        print(f"  until it has the inertia of faiss's 25 passes: 02_quantize {shown(seconds_until(trace, goal[0]))}, "
-              f"faiss {goal[1]:.2f} s")
+        goal, best = results["faiss, 25 passes"], results["02_quantize"]
+        print(f"  until it has the inertia of faiss's 25 passes: 02_quantize "
+              f"{seconds_until(trace, goal[0])}, faiss {goal[1]:.2f} s")
         print(f"  until it has the inertia of 02_quantize: 02_quantize {best[1]:.2f} s, "
-              f"faiss in 100 passes {shown(seconds_until(traces[100], best[0]))}")
+              f"faiss in 100 passes {seconds_until(traces[100], best[0])}")
 
 
 def main():
@@ -124,9 +139,11 @@ def main():
     add("--dim", type=int, default=128, help="of the rows that are made (default 128)")
     add("--k", type=int, default=1024, help="clusters (default 1024)")
     add("--n-init", type=int, default=1, help="starts of 02_quantize (default 1)")
-    add("--embeddings", type=Path, default=None, help="an .npy file of (N, D) float32 to draw rows from, instead of made ones")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of made rows (default both)")
-    add("--device", type=resolve_device, default="cpu", help="of 02_quantize (default cpu); the peers are always on the CPU")
+    add("--embeddings", type=Path, default=None,
+        help="an .npy file of (N, D) float32 to draw rows from, instead of made ones")
+    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of made rows (default both)")
+    add("--device", type=resolve_device, default="cpu",
+        help="of 02_quantize (default cpu); the peers are always on the CPU")
     add("--alone", action="store_true", help="02_quantize without its peers")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -134,14 +151,16 @@ def main():
     rng = np.random.default_rng(0)
     if args.embeddings:
         array = np.load(args.embeddings, mmap_mode="r")
-        rows = array[np.sort(rng.permutation(np.flatnonzero(~np.isnan(array[:, 0])))[:args.n])]
+        drawn = rng.permutation(np.flatnonzero(~np.isnan(array[:, 0])))[:args.n]
+        rows = array[np.sort(drawn)]
         print(f"{args.embeddings}: {rows.shape[0]:,} x {rows.shape[1]}, K = {args.k}")
         compare(rows, args.k, args)
         return
     for kind in args.kinds:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{kind}: {args.n:,} x {args.dim}, K = {args.k}")
-            compare(make_rows(Path(folder) / "rows.npy", kind, args.n, args.dim, args.k, rng), args.k, args)
+            rows = make_rows(Path(folder) / "rows.npy", kind, args.n, args.dim, args.k, rng)
+            compare(rows, args.k, args)
 
 
 if __name__ == "__main__":

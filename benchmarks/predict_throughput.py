@@ -73,7 +73,7 @@ def main():
         tokenizer = tiny_tokenizer([turn["query"] for d in dialogues for turn in d["turns"]])
         model = tiny_llama(tokenizer)
         train.expand_vocabulary(model, tokenizer, int(codes.max()) + 1)
-        model, dialogue_tokenizer = model.to(args.device).eval(), tokens.make_dialogue_tokenizer(tokenizer)
+        model, dialogue_tokenizer = model.to(args.device).eval(), tokens.DialogueTokenizer(tokenizer)
     index = retrieval.build_index(codes)
     batches = [(d, t) for d in dialogues for t in range(1, args.turns + 1)]
     batches = [batches[i:i + args.batch_size] for i in range(0, len(batches), args.batch_size)]

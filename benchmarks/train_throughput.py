@@ -133,7 +133,7 @@ def main():
     tokens.add_music_tokens(tokenizer, k)
     recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
     dialogues += packing.indexing_examples(tracks, codes_of, recipe["indexing_repeats"] if args.indexing_repeats is None else args.indexing_repeats, packing.answers_by_track(dialogues))
-    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), dialogues, codes_of, args.context)
+    pieces, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues, codes_of, args.context)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), args.context), args.context, tokenizer.pad_token_id)
     systems = {"04_train.py": lambda: ours(make_model, packed, args, recipe),
                "Trainer, padded": lambda: trainer(make_model, packed, args, recipe, flatten=False),

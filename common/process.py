@@ -67,7 +67,7 @@ def current_process():
 
 
 def agree(make):
-    """What make() returns in the first process, for all; the others wait for it and do not call it."""
+    """What make() returns in the first process, for all. The others wait and do not call it."""
     import torch.distributed as dist
     values = [make() if current_process()[0] == 0 else None]
     if is_distributed():

@@ -3,8 +3,8 @@
 A script opens its record with `begin_run` and closes it with `finish_run`. So a rerun skips what is
 finished, goes on with what is half done, and refuses when an argument or an input has changed.
 
-A script that depends on what another one did reads that record with `read_run` or `check_unchanged`.
-These two are the only way in which scripts look at each other's records (data/README.md, "runs").
+A script that depends on what another one did reads that record with `read_run` or
+`check_unchanged`. Scripts look at each other's records in no other way (data/README.md, "runs").
 """
 
 import hashlib
@@ -28,14 +28,14 @@ def begin_run(data_dir, name, args, reads, writes, resume=True, record=True, ign
     """Open runs/<name>.json.
 
     args: the argparse namespace.
-    reads, writes: files, relative to data_dir. A read file that is missing is skipped here, since its
-        reader names the mend.
+    reads, writes: files, relative to data_dir. A read file that is missing is skipped here, since
+        its reader names the mend.
     record: whether to write the record now. False where the input must be checked first, and on
         ranks other than 0; call `record_run` later.
     ignore: arguments that do not change the result.
 
-    Returns: (run, state). state is "new", "resume" (begun before with the same arguments and inputs)
-        or "done" (finished, and every output is as it was left).
+    Returns: (run, state). state is "new", "resume" (begun before with the same arguments and
+        inputs) or "done" (finished, and every output is as it was left).
     Raises SystemExit: resume is on and an argument or an input has changed since.
     """
     data_dir = Path(data_dir)
@@ -69,16 +69,16 @@ def refuse_changes(data_dir, name, run, old):
     """Raises SystemExit: an argument or an input of `run` is not that of the earlier run `old`."""
     gone = sorted(set(old["inputs"]) - set(run["inputs"]))
     if gone:
-        raise SystemExit(f"{data_dir / gone[0]} is missing; {name} read it when it ran here. Make it "
-                         f"again with the script that data/README.md names")
+        raise SystemExit(f"{data_dir / gone[0]} is missing; {name} read it when it ran here. Make "
+                         f"it again with the script that data/README.md names")
     for what, now, before in (("argument", run["arguments"], old["arguments"]),
                               ("input", run["inputs"], old["inputs"])):
         changed = [f"{k} (was {before.get(k)}, is {now.get(k)})" for k in sorted({*now, *before})
                    if now.get(k) != before.get(k)]
         if changed:
             raise SystemExit(f"{name} has been run in {data_dir} with another {what}: "
-                             f"{', '.join(changed)}. Start it afresh with --no-resume (its output is "
-                             f"replaced), or use another --data-dir")
+                             f"{', '.join(changed)}. Start it afresh with --no-resume (its output "
+                             f"is replaced), or use another --data-dir")
 
 
 def record_run(run):
@@ -88,7 +88,7 @@ def record_run(run):
 
 
 def finish_run(run, **facts):
-    """Close runs/<name>.json: hashes of what was written, time (s, over all tries), peak memory (GiB).
+    """Close runs/<name>.json: hashes of the outputs, time (s, over all tries), peak memory (GiB).
 
     facts: anything else that is worth keeping, by name.
     """

@@ -63,7 +63,7 @@ def test_tied_through_resize_save_and_load(tmp_path, tiny):
     again, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight.data_ptr() == again.get_output_embeddings().weight.data_ptr()
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
-    assert tokens.make_dialogue_tokenizer(tokenizer).vocabulary == dialogue_tokenizer.vocabulary
+    assert tokens.DialogueTokenizer(tokenizer).vocabulary == dialogue_tokenizer.vocabulary
     assert again.get_input_embeddings().weight.shape[0] == len(tokenizer) == dialogue_tokenizer.vocabulary.first + 5 * K
 
 
@@ -375,7 +375,7 @@ def test_the_best_weights_are_the_ones_saved(trained, tmp_path, flags):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
     codes_of = {f"t{i}": c for i, c in enumerate(np.load(tmp_path / "codes.npy"))}
     valid = [json.loads(line) for line in open(tmp_path / "dialogues_valid.jsonl")]
-    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), valid, codes_of, 256)
+    pieces, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), valid, codes_of, 256)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), 256), 256, tokenizer.pad_token_id)
     assert train.validate(train.LossModel(model), packed, "cpu")["all"] == pytest.approx(min(losses), abs=1e-4)
 

@@ -95,4 +95,4 @@ def test_prompt_ignores_what_follows_the_query(tiny):
 def test_tokenizer_without_music_is_refused(tiny):
     from steps.train.base_models import tiny_tokenizer
     with pytest.raises(SystemExit, match="no music tokens"):
-        tokens.make_dialogue_tokenizer(tiny_tokenizer(["some text"], 300))
+        tokens.DialogueTokenizer(tiny_tokenizer(["some text"], 300))

@@ -35,7 +35,7 @@ def gradients(rank, world, micro, fsdp, folder):
     tokenizer = tiny_tokenizer([turn["query"] for d in dialogues for turn in d["turns"]], 400)
     lm = tiny_llama(tokenizer)
     train.expand_vocabulary(lm, tokenizer, K)
-    pieces, _, _ = packing.encode_all(tokens.make_dialogue_tokenizer(tokenizer), dialogues, {f"t{i}": c for i, c in enumerate(make_codes(30))}, CONTEXT)
+    pieces, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues, {f"t{i}": c for i, c in enumerate(make_codes(30))}, CONTEXT)
     packed = packing.Packed(pieces, packing.pack(pieces.lengths(), CONTEXT)[:SEQUENCES], CONTEXT, 0)
     assert len(packed.bins) == SEQUENCES
     learnt = (MUSIC, RESPONSE)  # so that sequences have very different numbers of labels
