@@ -230,6 +230,15 @@ def load_predicted_codes(data_dir, split, n_tracks):
     return codes
 
 
+def write_page(path, page):
+    """Write the sections (heading, text) to a Markdown file, and print the first tables."""
+    sections = [f"{heading}\n\n{text}" for heading, text in page]
+    data.write_text(path, "\n\n".join(sections) + "\n")
+    for section in sections:
+        if section.startswith(("# Results", "## Margins")):
+            print(f"\n{section}")
+
+
 def parse_args():
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -290,16 +299,13 @@ def main():
     data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablated)
     figures.plot_per_turn(results / "mrr_per_turn.png", metric_table, reference)
     numbers = tables.make_results(metric_table, comparisons, measures, ablated, same_rank)
-    depth = systems[numbers.order[0]].depth
     page = tables.results_page(
-        numbers, split, reference, tables.overview(turns, n_tracks, depth),
+        numbers, split, reference,
+        tables.overview(turns, n_tracks, depth=systems[numbers.order[0]].depth),
         tables.data_table(dialogues, playlists),
         command=f"python 06_evaluate.py --data-dir {data_dir} --split {split} "
                 f"--compare {reference} --seed {args.seed}")
-    data.write_text(results / "results.md", "\n\n".join(map("\n\n".join, page)) + "\n")
-    for heading, text in page:
-        if heading.startswith(("# Results", "## Margins")):
-            print(f"\n{heading}\n\n{text}")
+    write_page(results / "results.md", page)
     if args.music_crs:
         music_crs.write_all(data_dir, results, folder, numbers.order, turns, list(row_of),
                             dialogues[split])
