@@ -151,7 +151,7 @@ def begin(args, writes):
     return runs.begin_run(args.data_dir, NAME, args, [], writes, args.resume, record=False)
 
 
-def is_done(state):
+def already_done(state):
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
     return state == "done"
@@ -181,7 +181,7 @@ def prepare_demo(args):
     args.catalogue = fingerprint(json.dumps(row, default=str) for row in [*tracks, *playlists])
     jobs = [(track.pop("audio"), data_dir / track["audio_path"]) for track in tracks]
     run, state = begin(args, [])
-    if all(path.is_file() for _, path in jobs) and is_done(state):
+    if all(path.is_file() for _, path in jobs) and already_done(state):
         return
 
     if state == "new":  # audio of another catalogue must not pass for this one's
@@ -215,7 +215,7 @@ def prepare_mpd(args):
     hashes = [f"{name} {runs.file_hash(path)}" for name, path in annotations.items()]
     args.joined = fingerprint([*hashes, *audio.values()])
     run, state = begin(args, annotations)
-    if is_done(state):
+    if already_done(state):
         return
 
     # read, filter, split
@@ -258,7 +258,7 @@ def prepare_cpcd(args):
                          f"conversations, such as dialogs.dev.train.jsonl")
     args.conversations = runs.file_hash(path)
     run, state = begin(args, DIALOGUES.values())
-    if is_done(state):
+    if already_done(state):
         return
 
     tracks, playlists, dialogues, splits = cpcd.read(path, args.n_valid, args.n_test, args.seed,
@@ -292,7 +292,7 @@ def prepare_talkplaydata(args):
     came = {modality for _, columns in files["vectors"] for modality in columns.values()}
     embeddings = [f"embeddings/{modality}.npy" for modality in MODALITIES if modality in came]
     run, state = begin(args, [*DIALOGUES.values(), *embeddings])
-    if is_done(state):
+    if already_done(state):
         return
 
     print_problems(file_problems)  # at once: they tell why conversations may be missing
