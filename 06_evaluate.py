@@ -1,35 +1,39 @@
 """Score every file of predictions/ and write the tables and the figure (the paper's section 5).
 
-No model runs here: whatever wrote predictions/<system>.jsonl, it is scored alike. The candidate pool
-is the whole catalogue; tracks that earlier turns of the dialogue have played are left out of every
-ranking (the figures with them kept stand beside); intervals are 95% bootstrap intervals over
-playlists; systems are compared turn by turn, in pairs. The paper's Tables 3 and 4 come from the codes that TalkPlay
-generated, ranked again with other weights.
+No model runs here. Whatever wrote predictions/<system>.jsonl, it is scored in the same way:
 
-Subsets of the turns: accepted / rejected (the listener turns the music down); where the target has
-been before: in training dialogues, in training playlists only, or nowhere (cold); the kind of query;
-templates seen / unseen (whether training dialogues use the sentence template of the query). A turn with
-several targets belongs to the first of the three pasts that any of its targets has.
+1. The rank of each turn's target in the system's ranking of the whole catalogue. Tracks that
+   earlier turns have played are left out; the figures with them are given beside.
+2. From each rank the metrics: 1 / rank (its mean is MRR), Hit@K, nDCG@K (common/metrics.py).
+3. Their means over subsets of the turns and per turn number, with 95% bootstrap intervals over
+   playlists.
+4. Margins of one system over the others, paired by turn.
+5. The paper's Tables 3 and 4: the codes that TalkPlay generated, ranked again with other weights
+   (steps/evaluate/ablations.py).
 
-With --music-crs, every system's predictions are also written in the form of the Music-CRS challenge, and scored as its evaluator
-scores them (steps/evaluate/music_crs.py).
+The subsets are: accepted or rejected (the listener turns the music down); by the target's past: in
+training dialogues, in training playlists only, or in neither (cold); by the kind of query; by its
+sentence template, which training dialogues use or not. Of several targets, the best known counts.
 
-A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is the same system trained or sampled once more: it has no row of its
-own, but goes into the spread of its system over runs, and into the margins, which are then those of the runs' mean.
+A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is a further run of a system, trained or sampled
+once more. It has no row of its own, but counts in the spread over runs and in the margins, which
+are then those of the runs' mean.
+
+With --music-crs, the predictions are also written in the form of the Music-CRS challenge, and
+scored as its evaluator scores them (steps/evaluate/music_crs.py).
 
 Reads   tracks.jsonl, playlists.jsonl, dialogues_<split>.jsonl, dialogues_train.jsonl,
-        predictions/*.jsonl (predictions_valid/ with --split valid), codes.npy where a file has codes
+        predictions/*.jsonl (predictions_valid/ with --split valid), codes.npy where a file has any
 Writes  results/metrics.csv      system, subset, turn, metric, value, ci_low, ci_high, n
-        results/comparisons.csv  margin of `talkplay` (--compare) over every other system, with its interval
-        results/systems.csv      system, measure, value: coverage, Distinct-2, valid codes, spread over runs
+        results/comparisons.csv  margin of `talkplay` (--compare) over each other system
+        results/systems.csv      coverage, Distinct-2, well-formed codes, spread over runs
         results/ablations.csv    the weighted overlap with other weights, and without one modality
         results/results.md, results/mrr_per_turn.png (results_valid/ with --split valid)
         results/music_crs/<system>.json, results/music_crs.csv (with --music-crs)
 Demo    python 06_evaluate.py
-Full    python 06_evaluate.py --data-dir data/mpd    (5 systems, 1,143 turns, N = 17,348: 10 s)
+Full    python 06_evaluate.py --data-dir data/mpd
 
-It follows what lies in predictions/ and takes seconds, so it always computes everything afresh. The parts are in
-evaluation/: predictions.py reads, scores.py and ablations.py count, tables.py and figures.py show.
+It always computes everything afresh: 3 s for 5 systems, 1,145 turns and N = 1,000 on two cores.
 """
 
 import argparse
@@ -37,133 +41,278 @@ from pathlib import Path
 
 import numpy as np
 
-from common import data, runs
-from common.turns import collect_turns
+from common import data, metrics, runs
+from common.metrics import METRICS
+from common.turns import FOLDERS, collect_turns
 from steps.evaluate import ablations, figures, music_crs, predictions, scores, tables
-from steps.evaluate.scores import KEPT
-from steps.evaluate.tables import PASTS
+from steps.evaluate.scores import COVERED, Scores
+from steps.evaluate.tables import KEPT, PASTS
 
-REFERENCE = "talkplay"  # the system that the others are compared with, unless --compare names another
-FOLDERS = {"test": ("predictions", "results"), "valid": ("predictions_valid", "results_valid")}
-WRITES = ("metrics.csv", "comparisons.csv", "systems.csv", "ablations.csv", "results.md", "mrr_per_turn.png")
+REFERENCE = "talkplay"  # the system whose margins are shown, unless --compare names another
+COMPARED = ("mrr", "hit@10")  # the metrics of the margins
+METRIC_COLUMNS = ("system", "subset", "turn", "metric", "value", "ci_low", "ci_high", "n")
+COMPARISON_COLUMNS = ("system", "against", "subset", "metric", "margin", "ci_low", "ci_high", "n")
+WRITES = ("metrics.csv", "comparisons.csv", "systems.csv", "ablations.csv", "results.md",
+          "mrr_per_turn.png")
 
 
-# ---------------------------------------------------------------- the turns and their subsets
+# ---------------------------------------------------------------- subsets of the turns
 
 def training_rows(playlists, train_dialogues, row_of):
     """Two sets of rows: tracks of the training dialogues, tracks of the training playlists."""
-    spoken = {row_of[track_id] for dialogue in train_dialogues for turn in dialogue["turns"]
-              for track_id in [turn["music"], *turn["targets"]] if track_id}
-    listed = {row_of[track_id] for p in playlists if p["split"] == "train" for track_id in p["track_ids"]}
-    return spoken, listed
+    in_dialogues = {row_of[track_id] for dialogue in train_dialogues for turn in dialogue["turns"]
+                    for track_id in [turn["music"], *turn["targets"]] if track_id}
+    in_playlists = {row_of[track_id] for playlist in playlists if playlist["split"] == "train"
+                    for track_id in playlist["track_ids"]}
+    return in_dialogues, in_playlists
 
 
-def target_past(targets, spoken, listed):
+def target_past(targets, in_dialogues, in_playlists):
     """Where the targets of a turn have been before: one of PASTS."""
-    if spoken.intersection(targets):
+    if in_dialogues.intersection(targets):
         return PASTS[0]
-    return PASTS[1] if listed.intersection(targets) else PASTS[2]
+    if in_playlists.intersection(targets):
+        return PASTS[1]
+    return PASTS[2]
 
 
-def subset_masks(turns, spoken, listed):
-    """{subset: (n_turns,) bool}, empty subsets left out. KEPT has the turns of "all"."""
-    pasts = np.array([target_past(turn.targets, spoken, listed) for turn in turns])
+def subset_masks(turns, in_dialogues, in_playlists):
+    """{subset: (n_turns,) bool}, empty subsets left out. KEPT has the same turns as "all"."""
+    pasts = np.array([target_past(turn.targets, in_dialogues, in_playlists) for turn in turns])
     rejected = np.array([turn.rejected for turn in turns])
     kinds = np.array([str(turn.kind) for turn in turns])
     templates = np.array([str(turn.template) for turn in turns])
     everything = np.ones(len(turns), bool)
+
     masks = {"all": everything, KEPT: everything, "accepted": ~rejected, "rejected": rejected}
-    masks |= {past: pasts == past for past in PASTS}
-    masks |= {f"kind: {kind}": kinds == kind for kind in sorted({t.kind for t in turns if t.kind})}
-    masks |= {f"templates: {template}": templates == template for template in ("seen", "unseen")}
-    return {name: mask for name, mask in masks.items() if mask.any()}
+    for past in PASTS:
+        masks[past] = pasts == past
+    for kind in sorted({turn.kind for turn in turns if turn.kind}):
+        masks[f"kind: {kind}"] = kinds == kind
+    for template in ("seen", "unseen"):
+        masks[f"templates: {template}"] = templates == template
+    return {subset: mask for subset, mask in masks.items() if mask.any()}
 
 
-# ---------------------------------------------------------------- numbers, tables, files
+# ---------------------------------------------------------------- from rankings to ranks
+
+def score_all(folder, turns, row_of):
+    """Find the targets in the rankings of every file of a folder.
+
+    Returns: {system: Scores}, and {system: {run: Scores}} of the files <system>@<run>.jsonl.
+    """
+    systems = {}
+    reruns = {}
+    for system, run, predicted in predictions.read_all(folder, turns, row_of):
+        if run:
+            reruns.setdefault(system, {})[run] = score_system(predicted, turns)
+        else:
+            systems[system] = score_system(predicted, turns)
+    return systems, reruns
+
+
+def score_system(predicted, turns):
+    """Ranks of the targets, with played tracks left out and kept, and what is shown to listeners.
+
+    predicted: steps.evaluate.predictions.Predictions.
+    """
+    ranks = np.zeros(len(turns), int)
+    ranks_kept = np.zeros(len(turns), int)
+    shown = set()
+    for i, (ranked, turn) in enumerate(zip(predicted.rankings, turns, strict=True)):
+        unplayed = metrics.filter_played(ranked, turn.played, turn.targets)
+        ranks[i] = metrics.rank_of_first_hit(unplayed, turn.targets)
+        ranks_kept[i] = metrics.rank_of_first_hit(ranked, turn.targets)
+        shown.update(unplayed[:COVERED].tolist())
+    return Scores(ranks, ranks_kept, shown, predicted.codes, predicted.well_formed,
+                  predicted.responses, depth=predicted.rankings.shape[1])
+
+
+# ---------------------------------------------------------------- from ranks to metrics
+
+def metric_rows(systems, turns, masks, seed):
+    """Rows of metrics.csv: each subset over all turns, and "all" also for each turn number.
+
+    systems: {system: Scores}. masks: {subset: (n_turns,) bool}.
+    """
+    groups = np.array([turn.group for turn in turns])
+    numbers = np.array([turn.number for turn in turns])
+    cells = [(subset, "all", mask) for subset, mask in masks.items()]
+    cells += [("all", int(number), numbers == number) for number in np.unique(numbers)]
+    rows = []
+    for system, system_scores in systems.items():
+        for subset, number, mask in cells:
+            ranks = ranks_in(system_scores, subset, mask)
+            for metric, function in METRICS.items():
+                values = function(ranks)  # (n,)
+                low, high = metrics.bootstrap_ci(values, groups[mask], seed=seed)
+                rows.append((system, subset, number, metric, float(values.mean()), low, high,
+                             len(values)))
+    return rows
+
+
+def ranks_in(system_scores, subset, mask):
+    """The ranks of a subset's turns, (n,) int."""
+    ranks = system_scores.ranks_kept if subset == KEPT else system_scores.ranks
+    return ranks[mask]
+
+
+def comparison_rows(systems, reruns, turns, masks, seed, reference):
+    """Rows of comparisons.csv: the system `reference` minus each other one; none without it.
+
+    Where a system has further runs, their mean with its own file's is compared. The interval then
+    also says how far another run may change it.
+    """
+    if reference not in systems:
+        return []
+    groups = np.array([turn.group for turn in turns])
+    rows = []
+    for other in systems:
+        if other == reference:
+            continue
+        ours, theirs = runs_to_compare(systems, reruns, reference, other)
+        for subset, mask in masks.items():
+            for metric in COMPARED:
+                function = METRICS[metric]
+                a = np.stack([function(ranks_in(run, subset, mask)) for run in ours])    # (R, n)
+                b = np.stack([function(ranks_in(run, subset, mask)) for run in theirs])
+                if len(a) != len(b):  # runs that cannot be paired
+                    b = b.mean(axis=0)
+                margin, low, high = metrics.paired_difference(a, b, groups[mask], seed=seed)
+                rows.append((reference, other, subset, metric, margin, low, high, int(mask.sum())))
+    return rows
+
+
+def runs_to_compare(systems, reruns, reference, other):
+    """Two lists of Scores: the runs of `reference` and those of `other`.
+
+    Two rankers of one model (talkplay and talkplay-votes) are compared on the runs that both have:
+    their weights are then the same.
+    """
+    ours = {"": systems[reference]} | reruns.get(reference, {})
+    theirs = {"": systems[other]} | reruns.get(other, {})
+    if other.split("-")[0] == reference.split("-")[0]:
+        shared = [run for run in ours if run in theirs]
+        return [ours[run] for run in shared], [theirs[run] for run in shared]
+    return list(ours.values()), list(theirs.values())
+
+
+# ---------------------------------------------------------------- main
+
+def load_turns(data_dir, split):
+    """{track_id: row}, playlists, {split: dialogues} of train and `split`, the turns to score."""
+    row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(data_dir))}
+    playlists = data.load_playlists(data_dir, row_of)
+    dialogues = {name: data.load_dialogues(data_dir / f"dialogues_{name}.jsonl", row_of)
+                 for name in ("train", split)}
+    turns = collect_turns(dialogues[split], row_of)
+    if not turns:
+        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets, so there is "
+                         "nothing to score. Make it again with: python 03_synthesize.py simulate "
+                         f"--data-dir {data_dir}")
+    return row_of, playlists, dialogues, turns
+
 
 def prediction_seed(data_dir, split):
-    """The --seed of 05_infer.py, which drew the ties of the overlap; 0 where its record is not there."""
+    """The --seed of 05_infer.py, which drew the ties of the overlap; 0 without its record."""
     run = runs.read_run(data_dir, f"05_infer.{split}")
     return run["arguments"]["seed"] if run else 0
 
 
-def check_codes_are_the_same(data_dir, split):
-    """Raises SystemExit: 02_quantize.py has made other codes since 05_infer.py predicted, so these tokens mean other tracks now."""
-    runs.check_unchanged(data_dir, f"05_infer.{split}", "codes.npy",
-                         f"its tokens mean other tracks now. Train and predict again: python 04_train.py "
-                         f"--data-dir {data_dir} --no-resume, then python 05_infer.py predict "
-                         f"--data-dir {data_dir} --split {split} --no-resume")
+def load_predicted_codes(data_dir, split, n_tracks):
+    """codes.npy. Raises SystemExit: 02_quantize.py has made other codes since 05 predicted."""
+    codes = data.load_codes(data_dir, n_tracks)
+    runs.check_unchanged(
+        data_dir, f"05_infer.{split}", "codes.npy",
+        f"its tokens mean other tracks now. Train and predict again: python 04_train.py --data-dir "
+        f"{data_dir} --no-resume, then python 05_infer.py predict --data-dir {data_dir} --split "
+        f"{split} --no-resume")
+    return codes
+
+
+def write_page(path, page):
+    """Write the sections (heading, text) to a Markdown file, and print the first tables."""
+    sections = [f"{heading}\n\n{text}" for heading, text in page]
+    data.write_text(path, "\n\n".join(sections) + "\n")
+    for section in sections:
+        if section.startswith(("# Results", "## Margins")):
+            print(f"\n{section}")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description="Score predictions/*.jsonl; write tables and a figure to results/.")
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data/demo"),
+        help="folder of the data (default data/demo)")
+    add("--split", choices=("test", "valid"), default="test",
+        help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ "
+             "(default test)")
+    add("--compare", default=REFERENCE, metavar="SYSTEM",
+        help=f"the system whose margins over the others are shown (default {REFERENCE})")
+    add("--music-crs", action="store_true",
+        help="also write the predictions in the Music-CRS challenge's form, with its figures")
+    add("--seed", type=int, default=0, help="of the bootstrap's resamples (default 0)")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Score predictions/*.jsonl; write tables and a figure to results/.")
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    parser.add_argument("--split", choices=tuple(FOLDERS), default="test",
-                        help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ (default test)")
-    parser.add_argument("--compare", default=REFERENCE, metavar="SYSTEM",
-                        help=f"the system whose margins over the others are shown (default {REFERENCE})")
-    parser.add_argument("--music-crs", action="store_true", help="also write the predictions in the Music-CRS challenge's form, "
-                        "with its figures")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's resamples (default 0)")
-    args = parser.parse_args()
-    folder, results = (args.data_dir / name for name in FOLDERS[args.split])
+    args = parse_args()
+    data_dir, split, reference = args.data_dir, args.split, args.compare
+    folder = data_dir / FOLDERS[split]
+    results = data_dir / ("results" if split == "test" else "results_valid")
 
-    # what there is to score
-    tracks = data.load_tracks(args.data_dir)
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    playlists = data.load_playlists(args.data_dir, row_of)
-    dialogues = {split: data.load_dialogues(args.data_dir / f"dialogues_{split}.jsonl", row_of) for split in ("train", args.split)}
-    turns = collect_turns(dialogues[args.split], row_of)
-    if not turns:
-        raise SystemExit(f"{args.data_dir}/dialogues_{args.split}.jsonl: no turn has targets, so there is nothing to score. "
-                         f"Make it again with: python 03_synthesize.py --data-dir {args.data_dir}")
+    # the turns to score, and their subsets
+    row_of, playlists, dialogues, turns = load_turns(data_dir, split)
+    n_tracks = len(row_of)
     if args.music_crs:
         music_crs.check_targets(turns)
     masks = subset_masks(turns, *training_rows(playlists, dialogues["train"], row_of))
-    reads = ["tracks.jsonl", "playlists.jsonl", "dialogues_train.jsonl", f"dialogues_{args.split}.jsonl", "codes.npy",
-             *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))]
-    writes = [*WRITES, "music_crs.csv"] if args.music_crs else WRITES
-    run, _ = runs.begin_run(args.data_dir, "06_evaluate" + ("" if args.split == "test" else "_valid"), args, reads,
-                            [f"{results.name}/{name}" for name in writes], resume=False)
 
-    # numbers
-    systems, reruns = predictions.score_all(folder, turns, row_of)
-    if args.compare not in systems and args.compare != REFERENCE:
-        raise SystemExit(f"--compare {args.compare}: {folder} has no such system; it has {', '.join(systems)}")
+    # the run's record
+    writes = [*WRITES, "music_crs.csv"] if args.music_crs else WRITES
+    run, _ = runs.begin_run(
+        data_dir, "06_evaluate" if split == "test" else "06_evaluate_valid", args,
+        [*data.catalogue_files(data_dir), "playlists.jsonl", "dialogues_train.jsonl",
+         f"dialogues_{split}.jsonl", "codes.npy",
+         *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))],
+        [f"{results.name}/{name}" for name in writes], resume=False)
+
+    # ranks, then numbers
+    systems, reruns = score_all(folder, turns, row_of)
+    if reference not in systems and reference != REFERENCE:
+        raise SystemExit(f"--compare {reference}: {folder} has no such system; "
+                         f"it has {', '.join(systems)}")
     generating = any(map(scores.generates, systems.values()))
-    codes = data.load_codes(args.data_dir, len(tracks)) if generating else None
-    if generating:
-        check_codes_are_the_same(args.data_dir, args.split)
-    metric_rows = scores.metric_rows(systems, turns, masks, args.seed)
-    comparison_rows = scores.comparison_rows(systems, reruns, turns, masks, args.seed, args.compare)
-    system_rows = scores.system_rows(systems, reruns, len(tracks), codes)
-    ablation_rows, same_rank = ablations.ablate(systems, codes, turns, prediction_seed(args.data_dir, args.split), args.seed)
-    found = {row[:4]: row[4:] for row in metric_rows}
-    order = sorted(systems, key=lambda s: -found[s, "all", "all", "mrr"][0])
-    depth = systems[order[0]]["depth"]
-    numbers = scores.Numbers(order, found, comparison_rows, {row[:2]: row[2] for row in system_rows}, ablation_rows, same_rank)
+    codes = load_predicted_codes(data_dir, split, n_tracks) if generating else None
+    metric_table = metric_rows(systems, turns, masks, args.seed)
+    comparisons = comparison_rows(systems, reruns, turns, masks, args.seed, reference)
+    measures = scores.system_rows(systems, reruns, n_tracks, codes)
+    ablated, same_rank = ablations.ablate(
+        systems, codes, turns, prediction_seed(data_dir, split), args.seed)
 
     # files
-    data.write_csv(results / "metrics.csv", scores.METRIC_COLUMNS, metric_rows)
-    data.write_csv(results / "comparisons.csv", scores.COMPARISON_COLUMNS, comparison_rows)
-    data.write_csv(results / "systems.csv", scores.SYSTEM_COLUMNS, system_rows)
-    data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablation_rows)
-    command = f"python 06_evaluate.py --data-dir {args.data_dir} --split {args.split} --compare {args.compare} --seed {args.seed}"
-    page = tables.results_page(numbers, turns, len(tracks), depth, args.split, args.compare, command)
-    page.insert(1, ("## The data, as the paper's Table 1", tables.data_table(dialogues, playlists)))
-    data.write_text(results / "results.md", "\n\n".join(f"{heading}\n\n{text}" for heading, text in page) + "\n")
-    figures.plot_per_turn(results / "mrr_per_turn.png", order, found)
-    for heading, text in page:
-        if heading.startswith(("# Results", "## Margins")):
-            print(f"\n{heading}\n\n{text}")
+    data.write_csv(results / "metrics.csv", METRIC_COLUMNS, metric_table)
+    data.write_csv(results / "comparisons.csv", COMPARISON_COLUMNS, comparisons)
+    data.write_csv(results / "systems.csv", scores.COLUMNS, measures)
+    data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablated)
+    figures.plot_per_turn(results / "mrr_per_turn.png", metric_table, reference)
+    numbers = tables.make_results(metric_table, comparisons, measures, ablated, same_rank)
+    page = tables.results_page(
+        numbers, split, reference,
+        tables.overview(turns, n_tracks, depth=systems[numbers.order[0]].depth),
+        tables.data_table(dialogues, playlists),
+        command=f"python 06_evaluate.py --data-dir {data_dir} --split {split} "
+                f"--compare {reference} --seed {args.seed}")
+    write_page(results / "results.md", page)
     if args.music_crs:
-        rows = music_crs.write_all(results, folder, order, turns, list(row_of), music_crs.users_of(dialogues[args.split]))
-        print(f"\n## As the Music-CRS challenge scores ({results}/music_crs/)\n\n{tables.table(music_crs.COLUMNS, rows)}")
-        for warning in music_crs.warnings(args.data_dir, dialogues[args.split], turns, len(tracks)):
-            print(f"warning: {warning}")
+        music_crs.write_all(data_dir, results, folder, numbers.order, turns, list(row_of),
+                            dialogues[split])
     print()
     runs.finish_run(run)
-    chat = f". Next: python 05_infer.py chat --data-dir {args.data_dir}" if (args.data_dir / "model").is_dir() else ""
+    model = (data_dir / "model").is_dir()
+    chat = f". Next: python 05_infer.py chat --data-dir {data_dir}" if model else ""
     print(f"Wrote {results}/{', '.join(writes[:-1])} and {writes[-1]}{chat}")
 
 

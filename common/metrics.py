@@ -1,14 +1,16 @@
 """The rules and the metrics of the evaluation (the paper's section 5), the same for every system.
 
-A ranking is an array of catalogue rows, best first. The candidate pool is the whole catalogue; every
-system ranks `ranking_depth(N)` tracks; equal scores are ordered by a fresh seeded draw each turn; tracks
-already played are left out after the ranking, by `filter_played`.
+A ranking is an array of catalogue rows, best first. The candidate pool is the whole catalogue.
+Every system ranks `ranking_depth(N)` tracks. Tracks with equal scores are ordered by a seeded draw,
+a fresh one for each turn. Tracks already played are left out after the ranking, by `filter_played`.
 
-A *rank* is 1-based, 0 when no target is within the depth. Metrics return one value a turn, so that
-they can be averaged, compared in pairs and resampled by playlist.
+A *rank* is 1-based, and 0 when no target is within the depth. Metrics return one value per turn, so
+that they can be averaged, compared in pairs and resampled by playlist.
 """
 
 import zlib
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,9 +25,9 @@ def ranking_depth(n_tracks):
 # ---------------------------------------------------------------- rankings
 
 def turn_rng(seed, dialogue_id, turn, *purpose):
-    """A random generator of its own for each turn (1-based) of each dialogue, the same on every run.
+    """The random generator of one turn of one dialogue, the same on every run.
 
-    purpose: an int, where a turn needs several generators.
+    turn: from 1. purpose: an int, where a turn needs several generators.
     """
     return np.random.default_rng([seed, zlib.crc32(dialogue_id.encode()), turn, *purpose])
 
@@ -33,12 +35,17 @@ def turn_rng(seed, dialogue_id, turn, *purpose):
 def rank_rows(scores, rng, depth):
     """The `depth` best rows of `scores`, best first, equal scores in an order drawn from `rng`.
 
-    scores: (N,) numbers. Returns: (min(depth, N),) int64.
+    scores: one number per track, (N,).
+    Returns: rows, (min(depth, N),) int64.
     """
     depth = min(depth, len(scores))
-    threshold = np.partition(scores, -depth)[-depth]
+    threshold = np.partition(scores, -depth)[-depth]  # the score of the last row that is ranked
+
+    # shuffled first, sorted stably then: equal scores keep the order of the draw
     above = rng.permutation(np.flatnonzero(scores > threshold))
     above = above[np.argsort(-scores[above], kind="stable")]
+
+    # of the rows with the threshold's score, as many as there is room for
     equal = rng.permutation(np.flatnonzero(scores == threshold))
     return np.concatenate([above, equal[:depth - len(above)]])
 
@@ -46,11 +53,12 @@ def rank_rows(scores, rng, depth):
 def filter_played(ranked, played, targets):
     """Leave out the tracks that earlier turns have played, unless this turn asks for them again.
 
-    ranked: (D,) rows; played: rows of the music of the turns before; targets: rows of this turn.
-    Returns: (<= D,) rows in the same order.
+    ranked: catalogue rows, best first, (D,). played: rows of the music of the turns before.
+    targets: rows of this turn.
+    Returns: rows in the same order, (<= D,).
     """
     keep = np.ones(len(ranked), bool)
-    for row in set(played).difference(targets):  # a few at most, so np.isin would take five times as long
+    for row in set(played).difference(targets):  # a few only: np.isin takes five times as long
         keep &= ranked != row
     return ranked[keep]
 
@@ -58,13 +66,13 @@ def filter_played(ranked, played, targets):
 def rank_of_first_hit(ranked, targets):
     """1-based rank of the first target in a ranking, 0 when none is in it.
 
-    ranked: (D,) rows, best first; targets: (T,) rows.
+    ranked: catalogue rows, best first, (D,). targets: the rows that count as a hit.
     """
     hits = [np.flatnonzero(ranked == row) for row in targets]
     return min((int(at[0]) + 1 for at in hits if len(at)), default=0)
 
 
-# ---------------------------------------------------------------- one value a turn
+# ---------------------------------------------------------------- one value per turn
 
 def reciprocal_rank(ranks):
     """1 / rank, 0 where there is no hit: (n,) int -> (n,) float64. The paper's section 5."""
@@ -78,40 +86,50 @@ def mrr(ranks):
 
 
 def hit_at(ranks, k):
-    """1 where the rank is k or better, otherwise 0: (n,) int -> (n,) float64. The paper's section 5."""
+    """1 where the rank is k or better, else 0: (n,) int -> (n,) float64. The paper's section 5."""
     ranks = np.asarray(ranks)
     return ((ranks > 0) & (ranks <= k)).astype(np.float64)
 
 
 def ndcg_at(ranks, k):
-    """nDCG@k with a single relevant track: 1 / log2(1 + rank) where the rank is k or better, otherwise 0.
+    """nDCG@k for one relevant track: 1 / log2(1 + rank) where the rank is k or better, else 0.
 
-    The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's metric.
+    The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's.
     """
     return hit_at(ranks, k) / np.log2(1 + np.maximum(ranks, 1))
 
 
-# ---------------------------------------------------------------- one value a system
+# what results/metrics.csv has: {name: function of (n,) ranks that gives (n,) values}
+METRICS = {
+    "mrr": reciprocal_rank,
+    "hit@1": partial(hit_at, k=1),
+    "hit@10": partial(hit_at, k=10),
+    "hit@100": partial(hit_at, k=100),
+    "ndcg@10": partial(ndcg_at, k=10),
+    "ndcg@20": partial(ndcg_at, k=20),
+}
+
+
+# ---------------------------------------------------------------- one value per system
 
 def coverage(shown, n_tracks):
-    """Catalogue coverage: the share of the N tracks that a system shows to anyone. Not in the paper.
+    """Catalogue coverage: the share of the N tracks that a system shows to anyone.
 
-    shown: rows, such as those of the first 20 tracks of every turn; repeats count once.
+    Not in the paper. shown: rows, such as the first 20 of every turn; repeats count once.
     """
     return len(set(shown)) / n_tracks
 
 
 def distinct_2(texts):
-    """Distinct-2: different pairs of neighbouring words / all pairs, over all texts. Not in the paper; the Music-CRS challenge's.
+    """Distinct-2: different pairs of neighbouring words / all pairs, over all texts.
 
-    Words are what white space parts, lower-cased; no pair goes from one text to the next. The more text, the lower, so
-    only systems with about as many responses compare.
+    Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space;
+    no pair spans two texts. It falls with the amount of text: compare like amounts only.
     Returns: 0 to 1; nan where no text has two words.
     """
     pairs = []
     for text in texts:
-        words = text.lower().split()
-        pairs += zip(words, words[1:])
+        pairs += pairwise(text.lower().split())
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
@@ -120,12 +138,12 @@ def distinct_2(texts):
 def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     """Percentile interval of the mean of `values`, resampled by group (cluster bootstrap).
 
-    Turns of one playlist resemble each other, so playlists are drawn, with replacement, and each
-    brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how often
-    a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
+    Turns of one playlist resemble each other. So playlists are drawn, with replacement, and each
+    brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how
+    often a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
 
-    values: (m,) float, or (R, m), the same turns in R training runs, which are then drawn with replacement too;
-    groups: (m,) labels; n: resamples; level: of the interval.
+    values: (m,) float; or (R, m), the same turns in R training runs, which are then drawn too.
+    groups: labels, (m,). n: number of resamples. level: of the interval.
     Returns: (low, high); (nan, nan) with fewer than two groups, where nothing can be resampled.
     """
     _, group = np.unique(groups, return_inverse=True)
@@ -133,22 +151,30 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     n_groups = len(counts)
     if n_groups < 2:
         return float("nan"), float("nan")
+
+    # each row of `drawn` is one resample of the groups
     rng = np.random.default_rng(seed)
     drawn = rng.integers(n_groups, size=(n, n_groups))
-    runs = np.atleast_2d(values)
-    means = np.stack([np.bincount(group, weights=run)[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for run in runs])  # (R, n)
-    if len(runs) > 1:
-        means = np.take_along_axis(means, rng.integers(len(runs), size=means.shape), axis=0)
-    means = means.mean(axis=0)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    sizes = counts[drawn].sum(axis=1)  # (n,)
+    means = []
+    for run in np.atleast_2d(values):
+        sums = np.bincount(group, weights=run)
+        means.append(sums[drawn].sum(axis=1) / sizes)
+    means = np.stack(means)  # (R, n)
+
+    # several runs: R of them are drawn for each resample
+    if len(means) > 1:
+        means = np.take_along_axis(means, rng.integers(len(means), size=means.shape), axis=0)
+    low, high = np.quantile(means.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def paired_difference(a, b, groups, n=1000, seed=0, level=0.95):
+def paired_difference(a, b, groups, seed=0):
     """Mean of a - b over the same turns, and its interval by `bootstrap_ci`.
 
-    a, b: (m,) float, one value a turn of two systems, or (R, m) of R training runs; groups: (m,) labels.
-    Returns: (mean, low, high). The interval leaves out 0 where the systems differ beyond chance.
+    a, b: one value per turn of two systems, (m,) float, or (R, m) for R training runs.
+    groups: labels, (m,).
+    Returns: (mean, low, high). The difference is significant where the interval excludes 0.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return float(difference.mean()), *bootstrap_ci(difference, groups, n, seed, level)
+    return float(difference.mean()), *bootstrap_ci(difference, groups, seed=seed)

@@ -4,7 +4,9 @@
 imported in the functions, since some scripts that use them start worker processes which need none.
 """
 
+import multiprocessing
 import os
+import threading
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -98,3 +100,11 @@ def end_process():
     if is_distributed():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def end_with_parent():
+    """Called in a worker: it ends when its parent is killed, and does not wait for a next job."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

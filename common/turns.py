@@ -1,7 +1,8 @@
-"""What a baseline needs besides its own scores: the turns to rank for, the rankings' score, the prediction files.
+"""What ranking and scoring share: the turns, the random draw of ties, the prediction files.
 
-A system is a function of a turn's past and query that gives every track a score. `rank` and `write_predictions` do
-with the scores what the rules of the evaluation say (common/metrics.py), the same for every system.
+A baseline is a function of a turn's past and query that gives every track a score. `rank` and
+`write_predictions` turn the scores into rankings by the rules of the evaluation
+(common/metrics.py), which are the same for every system.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,8 @@ import numpy as np
 
 from common import data, metrics
 
-FOLDERS = {"valid": "predictions_valid", "test": "predictions"}  # choices are made on valid, test is looked at last
+# choices are made on valid; test is looked at last
+FOLDERS = {"valid": "predictions_valid", "test": "predictions"}
 
 
 class Turn(NamedTuple):
@@ -22,10 +24,10 @@ class Turn(NamedTuple):
     played: list      # rows of the music of the turns before
     # what follows is for scoring only
     targets: list     # rows that count as a hit
-    rejected: bool = False  # the listener turns this music down
-    kind: str | None = None  # what the query asks by
+    rejected: bool = False      # the listener turns this music down
+    kind: str | None = None     # what the query asks by
     template: str | None = None  # "seen" or "unseen" in training
-    group: str = ""   # what the bootstrap draws: the playlist, or the dialogue that was made from none
+    group: str = ""   # what the bootstrap draws: the playlist, or the dialogue where there is none
 
     @property
     def key(self):
@@ -41,42 +43,64 @@ def collect_turns(dialogues, row_of):
         else:
             group = f"dialogue {dialogue['dialogue_id']}"
         for t, turn in enumerate(dialogue["turns"]):
+            if not turn["targets"]:
+                continue
             past = dialogue["turns"][:t]
-            if turn["targets"]:
-                turns.append(Turn(
-                    dialogue["dialogue_id"], t + 1, past, turn["query"],
-                    played=[row_of[before["music"]] for before in past if before["music"]],
-                    targets=[row_of[track_id] for track_id in turn["targets"]],
-                    rejected=bool(turn["rejected"]), kind=turn["kind"],
-                    template=turn.get("template"), group=group))
+            turns.append(Turn(
+                dialogue_id=dialogue["dialogue_id"],
+                number=t + 1,
+                past=past,
+                query=turn["query"],
+                played=[row_of[before["music"]] for before in past if before["music"]],
+                targets=[row_of[track_id] for track_id in turn["targets"]],
+                rejected=bool(turn["rejected"]),
+                kind=turn["kind"],
+                template=turn.get("template"),
+                group=group))
     return turns
 
 
 def load_turns(data_dir, row_of):
     """{split: list of Turn} of the valid and the test dialogues."""
-    return {split: collect_turns(data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of), row_of) for split in FOLDERS}
+    dialogues = {split: data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of)
+                 for split in FOLDERS}
+    return {split: collect_turns(dialogues[split], row_of) for split in FOLDERS}
 
 
 def rank(scores, turn, seed, depth=None):
-    """The rows of the best tracks for one turn, best first, ties by a draw of the turn's own.
+    """The rows of the best tracks for one turn, best first, ties by the turn's own draw.
 
-    scores: (N,), higher is better; depth: how many (default: what the evaluation asks for).
+    scores: higher is better, (N,).
+    depth: how many rows; None: as many as the evaluation asks for.
     """
+    scores = np.asarray(scores)
     depth = metrics.ranking_depth(len(scores)) if depth is None else depth
-    return metrics.rank_rows(np.asarray(scores), metrics.turn_rng(seed, turn.dialogue_id, turn.number), depth)
+    return metrics.rank_rows(scores, metrics.turn_rng(seed, *turn.key), depth)
+
+
+def target_rank(ranked, turn):
+    """1-based rank of the turn's target, tracks already played left out; 0 where it is not ranked.
+
+    ranked: catalogue rows, best first, (D,).
+    """
+    candidates = metrics.filter_played(ranked, turn.played, turn.targets)
+    return metrics.rank_of_first_hit(candidates, turn.targets)
 
 
 def mrr(scores, turns, seed):
-    """MRR of an iterable of (N,) scores, one a turn; played tracks left out, as 06_evaluate.py does."""
-    return metrics.mrr([metrics.rank_of_first_hit(metrics.filter_played(rank(s, turn, seed), turn.played, turn.targets),
-                                                  turn.targets) for s, turn in zip(scores, turns, strict=True)])
+    """MRR of an iterable of (N,) scores, one per turn, as 06_evaluate.py counts it."""
+    return metrics.mrr([target_rank(rank(turn_scores, turn, seed), turn)
+                        for turn_scores, turn in zip(scores, turns, strict=True)])
 
 
 def write_predictions(data_dir, split, name, scores, turns, track_ids, seed):
-    """predictions/<name>.jsonl (valid: predictions_valid/) from an iterable of (N,) scores, one a turn."""
-    data.write_jsonl(data_dir / FOLDERS[split] / f"{name}.jsonl", (
-        {"dialogue_id": turn.dialogue_id, "turn": turn.number, "track_ids": [track_ids[row] for row in rank(s, turn, seed)],
-         "response": None} for s, turn in zip(scores, turns, strict=True)))
+    """Write predictions/<name>.jsonl (valid: predictions_valid/), from (N,) scores per turn."""
+    rows = ({"dialogue_id": turn.dialogue_id,
+             "turn": turn.number,
+             "track_ids": [track_ids[row] for row in rank(turn_scores, turn, seed)],
+             "response": None}
+            for turn_scores, turn in zip(scores, turns, strict=True))
+    data.write_jsonl(data_dir / FOLDERS[split] / f"{name}.jsonl", rows)
 
 
 def prediction_files(name):
@@ -85,4 +109,5 @@ def prediction_files(name):
 
 
 def dialogue_files(*splits):
+    """The dialogue files of these splits, by default valid and test."""
     return [f"dialogues_{split}.jsonl" for split in splits or FOLDERS]

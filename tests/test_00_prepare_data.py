@@ -1,4 +1,4 @@
-"""00_prepare_data.py: MPD slices in both forms, splits, filters, joins, bad input, demo and its resume."""
+"""00_prepare_data.py: MPD slices in both forms, split, filters, joins, bad input, demo, resume."""
 
 import importlib
 import json
@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 prepare = importlib.import_module("00_prepare_data")
 from common import data  # noqa: E402
 from steps.prepare_data import mpd  # noqa: E402
+from steps.prepare_data.demo import catalogue, render  # noqa: E402
 
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 DAY = 86_400
@@ -25,8 +26,10 @@ NOV_1 = 1_509_494_400  # 2017-11-01, midnight GMT
 # ---------------------------------------------------------------- helpers
 
 def track(name, full=True):
-    reduced = {"artist_name": f"Artist {name[0]}", "track_uri": f"spotify:track:{name}", "track_name": f"Song {name}"}
-    more = {"pos": 0, "artist_uri": "spotify:artist:x", "album_uri": "spotify:album:y", "duration_ms": 200_123,
+    reduced = {"artist_name": f"Artist {name[0]}", "track_uri": f"spotify:track:{name}",
+               "track_name": f"Song {name}"}
+    more = {"pos": 0, "artist_uri": "spotify:artist:x", "album_uri": "spotify:album:y",
+            "duration_ms": 200_123,
             "album_name": f"Album  {name[0]}"}
     return reduced | (more if full else {})
 
@@ -45,11 +48,13 @@ def write_slice(folder, playlists, first=0):
 
 def forty(dates=(NOV_1,)):
     """40 playlists of six tracks: a0..a4 are in all, each has one of its own; dates by turns."""
-    return [playlist(i, [f"a{j}" for j in range(5)] + [f"own{i}"], dates[i % len(dates)]) for i in range(40)]
+    return [playlist(i, [f"a{j}" for j in range(5)] + [f"own{i}"], dates[i % len(dates)])
+            for i in range(40)]
 
 
 def run_mpd(tmp_path, *flags, mpd="mpd"):
-    prepare.main(["mpd", "--mpd-dir", str(tmp_path / mpd), "--data-dir", str(tmp_path / "out"), *map(str, flags)])
+    prepare.main(["mpd", "--mpd-dir", str(tmp_path / mpd), "--data-dir", str(tmp_path / "out"),
+                  *map(str, flags)])
     return read(tmp_path / "out")
 
 
@@ -68,12 +73,15 @@ def bytes_of(data_dir):
 
 def test_full_schema_fills_every_field_it_has(tmp_path):
     lists = forty()
-    lists[3] |= {"name": " Rainy \n drive ", "description": "Tom&#x27;s &amp; Ann&quot;s", "collaborative": "false"}
+    lists[3] |= {"name": " Rainy \n drive ", "description": "Tom&#x27;s &amp; Ann&quot;s",
+                 "collaborative": "false"}
     write_slice(tmp_path / "mpd", lists)
     tracks, playlists = run_mpd(tmp_path)
     assert tracks[0] == dict.fromkeys(data.TRACK_FIELDS) | {
-        "track_id": "a0", "title": "Song a0", "artist": "Artist a", "album": "Album a", "duration_ms": 200_123, "tags": []}
-    assert playlists[3] == {"playlist_id": "3", "title": "Rainy drive", "description": "Tom's & Ann\"s",
+        "track_id": "a0", "title": "Song a0", "artist": "Artist a", "album": "Album a",
+        "duration_ms": 200_123, "tags": []}
+    assert playlists[3] == {"playlist_id": "3", "title": "Rainy drive",
+                            "description": "Tom's & Ann\"s",
                             "modified_at": "2017-11-01", "split": playlists[3]["split"],
                             "track_ids": ["a0", "a1", "a2", "a3", "a4", "own3"]}
     assert playlists[0]["playlist_id"] == "0" and playlists[0]["description"] is None
@@ -82,19 +90,24 @@ def test_full_schema_fills_every_field_it_has(tmp_path):
 
 
 def test_reduced_schema_is_read_with_nulls_and_a_seeded_split(tmp_path, capsys):
-    lists = [{"pid": i, "name": "x", "tracks": [track(f"t{i}x{j}", full=False) for j in range(6)]} for i in range(40)]
+    lists = [{"pid": i, "name": "x", "tracks": [track(f"t{i}x{j}", full=False) for j in range(6)]}
+             for i in range(40)]
     write_slice(tmp_path / "mpd", lists)
     tracks, playlists = run_mpd(tmp_path, "--n-test", 3, "--n-valid", 2)
-    assert tracks[0]["album"] is None and tracks[0]["duration_ms"] is None and tracks[0]["artist"] == "Artist t"
+    assert tracks[0]["album"] is None
+    assert tracks[0]["duration_ms"] is None
+    assert tracks[0]["artist"] == "Artist t"
     assert {p["modified_at"] for p in playlists} == {None}
     assert [sum(p["split"] == s for p in playlists) for s in data.SPLITS] == [35, 2, 3]
-    assert "40 of 40 playlists have no modified_at: test and valid are a seeded sample" in capsys.readouterr().out
+    assert ("40 of 40 playlists have no modified_at: they are held out last, by a seeded draw"
+            in capsys.readouterr().out)
 
 
 def test_slices_are_read_by_number_not_by_name(tmp_path):
     lists = forty()
     for first in (0, 9000, 10000):
-        write_slice(tmp_path / "mpd", [l | {"pid": first + l["pid"]} for l in lists[:10]], first)
+        write_slice(tmp_path / "mpd", [row | {"pid": first + row["pid"]} for row in lists[:10]],
+                    first)
     _, playlists = run_mpd(tmp_path)
     assert [p["playlist_id"] for p in playlists[::10]] == ["0", "9000", "10000"]
 
@@ -109,34 +122,35 @@ def test_a_half_surrogate_does_not_end_in_a_traceback(tmp_path):
 # ---------------------------------------------------------------- split
 
 def split_of(days, n_test, n_valid, seed=0):
-    return mpd.split_by_date(np.array(days), n_test, n_valid, seed)
+    return prepare.split_by_date(np.array(days), n_test, n_valid, seed)
 
 
 def test_test_is_the_last_date_and_valid_the_date_before():
     days = [10] * 20 + [11] * 20 + [12] * 20
     split = split_of(days, 5, 7)
-    assert (split[:20] == mpd.TRAIN).all()
-    assert (split[20:40] == mpd.VALID).sum() == 7 and (split == mpd.VALID).sum() == 7
-    assert (split[40:] == mpd.TEST).sum() == 5 and (split == mpd.TEST).sum() == 5
+    assert (split[:20] == prepare.TRAIN).all()
+    assert (split[20:40] == prepare.VALID).sum() == 7 and (split == prepare.VALID).sum() == 7
+    assert (split[40:] == prepare.TEST).sum() == 5 and (split == prepare.TEST).sum() == 5
 
 
 def test_valid_goes_on_to_the_rest_of_the_last_date_and_then_to_earlier_ones():
     days = [9] * 20 + [10] * 20 + [11] * 2 + [12] * 8
     split = split_of(days, 5, 9)  # 2 of day 11, the 3 that test left of day 12, 4 of day 10
-    assert [(split[a:b] == mpd.VALID).sum() for a, b in ((0, 20), (20, 40), (40, 42), (42, 50))] == [0, 4, 2, 3]
+    counts = [(days == prepare.VALID).sum() for days in np.split(split, [20, 40, 42])]
+    assert counts == [0, 4, 2, 3]
 
 
 def test_a_short_last_date_hands_test_on_to_the_date_before():
     days = [9] * 20 + [10] * 20 + [11] * 20 + [12] * 2
     split = split_of(days, 6, 5)
-    assert (split[60:] == mpd.TEST).all() and (split[40:60] == mpd.TEST).sum() == 4
-    assert (split[20:40] == mpd.VALID).sum() == 5  # the date before the earliest that test reached
+    assert (split[60:] == prepare.TEST).all() and (split[40:60] == prepare.TEST).sum() == 4
+    assert (split[20:40] == prepare.VALID).sum() == 5  # the date before all of test's
 
 
 def test_undated_playlists_are_held_out_last():
-    days = [mpd.NO_DATE] * 20 + [12] * 4
+    days = [prepare.NO_DATE] * 20 + [12] * 4
     split = split_of(days, 3, 3)
-    assert (split[20:] != mpd.TRAIN).all() and (split[:20] == mpd.VALID).sum() == 2
+    assert (split[20:] != prepare.TRAIN).all() and (split[:20] == prepare.VALID).sum() == 2
 
 
 def test_split_depends_on_the_seed_alone():
@@ -150,7 +164,8 @@ def test_dates_of_the_files_and_the_cut_to_a_tenth(tmp_path, capsys):
     _, playlists = run_mpd(tmp_path, "--n-test", 1000, "--n-valid", 2)
     held = [(p["split"], p["modified_at"]) for p in playlists if p["split"] != "train"]
     assert sorted(held) == [("test", "2017-11-01")] * 4 + [("valid", "2017-10-31")] * 2
-    assert "--n-test 1,000 is more than a tenth of the 40 playlists: cut to 4" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--n-test 1,000 is more than a tenth of the 40 playlists: cut to 4" in out
 
 
 # ---------------------------------------------------------------- filters
@@ -160,21 +175,27 @@ def test_repeats_inside_a_playlist_are_removed_and_do_not_count_twice(tmp_path, 
     lists[0]["tracks"] = [track(n) for n in ("a0", "rare", "a1", "rare", "a0", "a2", "a3", "a4")]
     write_slice(tmp_path / "mpd", lists)
     tracks, playlists = run_mpd(tmp_path, "--min-count", 2)
-    assert playlists[0]["track_ids"] == ["a0", "a1", "a2", "a3", "a4"]  # rare: twice in one playlist is once
+    # rare: twice in one playlist is once
+    assert playlists[0]["track_ids"] == ["a0", "a1", "a2", "a3", "a4"]
     assert [t["track_id"] for t in tracks] == ["a0", "a1", "a2", "a3", "a4"]
-    assert "left out: 2 repeats of a track inside its playlist (mpd.slice.0-999.json: playlist 1 (pid 0), track 4; " \
-           "mpd.slice.0-999.json: playlist 1 (pid 0), track 5)" in capsys.readouterr().out
+    where = "mpd.slice.0-999.json: playlist 1 (pid 0), track"
+    assert (f"left out: 2 repeats of a track inside its playlist ({where} 4; {where} 5)"
+            in capsys.readouterr().out)
 
 
 def test_min_count_and_min_length_worked_by_hand():
     # playlists 0: tracks 0 1 2, 1: tracks 0 1 3, 2: tracks 0 4; counts 3 2 1 1 1
     items, lengths = np.array([0, 1, 2, 0, 1, 3, 0, 4], np.int32), np.array([3, 3, 2], np.int32)
-    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.ones(5, bool), 2, 2)
+    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.ones(5, bool), 2,
+            2)
     assert new_items.tolist() == [0, 1, 0, 1] and new_lengths.tolist() == [2, 2]
     assert old_rows.tolist() == [0, 1] and stays.tolist() == [True, True, False]
     # a track that is not allowed goes, and the rows close up behind it
-    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.arange(5) != 0, 1, 2)
-    assert new_items.tolist() == [0, 1, 0, 2] and old_rows.tolist() == [1, 2, 3] and stays.tolist() == [True, True, False]
+    new_items, new_lengths, old_rows, stays = mpd.filter_tracks(items, lengths, np.arange(5) != 0,
+            1, 2)
+    assert new_items.tolist() == [0, 1, 0, 2]
+    assert old_rows.tolist() == [1, 2, 3]
+    assert stays.tolist() == [True, True, False]
 
 
 def test_short_playlists_take_their_tracks_along(tmp_path, capsys):
@@ -183,7 +204,8 @@ def test_short_playlists_take_their_tracks_along(tmp_path, capsys):
     write_slice(tmp_path / "mpd", lists)
     tracks, playlists = run_mpd(tmp_path)
     assert len(playlists) == 39 and "own7" not in [t["track_id"] for t in tracks]
-    assert "kept 39 of 40 playlists (with 5 tracks or more) and 44 of 45 tracks" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "kept 39 of 40 playlists (with 5 tracks or more) and 44 of 45 tracks" in out
     tracks, playlists = run_mpd(tmp_path, "--min-length", 4, "--no-resume")
     assert len(playlists) == 40 and len(tracks) == 45
 
@@ -204,9 +226,10 @@ def test_the_table_is_printed_and_kept(tmp_path, capsys):
     write_slice(tmp_path / "mpd", forty())
     run_mpd(tmp_path, "--n-test", 4, "--n-valid", 4)
     out = capsys.readouterr().out
-    # 32 training playlists with 5 shared tracks and 32 own ones; the 8 own ones of the others are cold
+    # 32 training playlists with 5 shared tracks and 32 own ones; the other 8 own ones are cold
     assert "candidate pool: 45 tracks, 37 warm and 8 cold" in out
-    assert out.strip().endswith(f"next: python 01_extract_embeddings.py --data-dir {tmp_path / 'out'}")
+    assert out.strip().endswith("next: python 01_extract_embeddings.py --data-dir "
+                                f"{tmp_path / 'out'}")
     run = json.loads((tmp_path / "out/runs/00_prepare_data.json").read_text())
     assert run["state"] == "finished" and run["table_1"][2]["cold"] == 4
 
@@ -215,24 +238,28 @@ def test_the_table_is_printed_and_kept(tmp_path, capsys):
 
 def test_annotations_are_mapped_and_laid_over(tmp_path, capsys):
     write_slice(tmp_path / "mpd", forty())
-    lines = [{"track_id": "a0", "tags": ["indie"], "year": 2002, "tempo": 120.5, "key": "C minor", "decade": "00s"},
+    lines = [{"track_id": "a0", "tags": ["indie"], "year": 2002, "tempo": 120.5, "key": "C minor",
+              "decade": "00s"},
              {"track_id": "a1", "tags": ["rock"], "decade": "80s", "mood_vector": [1]},
              {"track_id": "a2", "decade": "10s", "lyrics": "la la", "release_date": None},
              {"track_id": "a3", "tags": "rock, pop", "tempo": "fast", "year": 0, "key": "D major"},
              {"track_id": "a0", "key": "E major"},
              {"track_id": "unknown", "key": "E major"}]
-    text = "\n".join(json.dumps(l) for l in lines) + '\n\n{"track_id": "a4", "ke\n[1]\n'
+    text = "\n".join(json.dumps(line) for line in lines) + '\n\n{"track_id": "a4", "ke\n[1]\n'
     (tmp_path / "notes.jsonl").write_text(text)
     tracks, _ = run_mpd(tmp_path, "--annotations", tmp_path / "notes.jsonl")
-    assert [(t["tags"], t["release_date"], t["tempo"], t["key"], t["lyrics"]) for t in tracks[:5]] == [
+    fields = ("tags", "release_date", "tempo", "key", "lyrics")
+    assert [tuple(t[f] for f in fields) for t in tracks[:5]] == [
         (["indie"], "2002", 120.5, "C minor", None), (["rock", "80s"], None, None, None, None),
-        (["10s"], None, None, None, "la la"), ([], None, None, "D major", None), ([], None, None, None, None)]
+        (["10s"], None, None, None, "la la"), ([], None, None, "D major", None),
+        ([], None, None, None, None)]
     out = capsys.readouterr().out
-    assert "4 of 45 tracks (tempo 1, tags 3, key 2, release_date 1, lyrics 1)" in out
+    assert "4 of 45 tracks (tags 3, tempo 1, key 2, release_date 1, lyrics 1)" in out
     assert "1 annotated values of tempo that are of the wrong type (notes.jsonl:4)" in out
     assert "1 annotated values of year" in out and "1 annotated values of tags" in out
     assert "1 annotation lines with the track_id of an earlier one (notes.jsonl:5)" in out
-    assert "2 annotation lines that are not a JSON object with a track_id (notes.jsonl:8; notes.jsonl:9)" in out
+    assert ("2 annotation lines that are not a JSON object with a track_id (notes.jsonl:8; "
+            "notes.jsonl:9)") in out
     written = (tmp_path / "out/annotations/notes.jsonl").read_text()
     assert "unknown" not in written and "year" not in written and "mood_vector" not in written
 
@@ -240,7 +267,8 @@ def test_annotations_are_mapped_and_laid_over(tmp_path, capsys):
 def test_annotations_of_another_catalogue_are_refused(tmp_path):
     write_slice(tmp_path / "mpd", forty())
     (tmp_path / "notes.jsonl").write_text('{"track_id": "zz", "key": "C major"}\n')
-    with pytest.raises(SystemExit, match="notes.jsonl: no line has a field of use for a track of this catalogue"):
+    with pytest.raises(SystemExit,
+                       match="notes.jsonl: no line has a field for a track of this "):
         run_mpd(tmp_path, "--annotations", tmp_path / "notes.jsonl")
     with pytest.raises(SystemExit, match="absent.jsonl is missing"):
         run_mpd(tmp_path, "--annotations", tmp_path / "absent.jsonl")
@@ -255,13 +283,17 @@ def test_annotations_of_an_earlier_run_do_not_stay_behind(tmp_path):
     write_slice(tmp_path / "mpd", forty())
     (tmp_path / "notes.jsonl").write_text('{"track_id": "a0", "key": "C major"}\n')
     assert run_mpd(tmp_path, "--annotations", tmp_path / "notes.jsonl")[0][0]["key"] == "C major"
-    (tmp_path / "out/annotations/by_hand.jsonl").write_text('{"track_id": "a1", "key": "D major"}\n')
+    (tmp_path / "out/annotations/by_hand.jsonl").write_text('{"track_id": "a1", "key": "D '
+                                                            'major"}\n')
     tracks, _ = run_mpd(tmp_path, "--no-resume")
-    assert tracks[0]["key"] is None and tracks[1]["key"] == "D major"  # only its own file is removed
+    # only its own file is removed
+    assert tracks[0]["key"] is None
+    assert tracks[1]["key"] == "D major"
 
 
 def make_audio(folder):
-    for name in ("a0.mp3", "nest/a1.FLAC", "nest/deep/a2.ogg", "a3.wav", "a4.mp3", "zz.mp3", "own1.txt"):
+    for name in ("a0.mp3", "nest/a1.FLAC", "nest/deep/a2.ogg", "a3.wav", "a4.mp3", "zz.mp3",
+                 "own1.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"" if name == "a4.mp3" else b"sound")
     (folder / "nest" / "a0.wav").write_bytes(b"sound")
@@ -273,8 +305,10 @@ def test_audio_is_found_by_id_and_relative_to_the_data_dir(tmp_path, capsys):
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "elsewhere/deep")  # ".." of a link is not its parent
     tracks, _ = run_mpd(tmp_path, "--audio-dir", tmp_path / "clips")
-    assert [t["audio_path"] for t in tracks[:6]] == ["../../clips/a0.mp3", "../../clips/nest/a1.FLAC",
-                                                     "../../clips/nest/deep/a2.ogg", "../../clips/a3.wav", None, None]
+    assert [t["audio_path"] for t in tracks[:6]] == ["../../clips/a0.mp3",
+                                                     "../../clips/nest/a1.FLAC",
+                                                     "../../clips/nest/deep/a2.ogg",
+                                                     "../../clips/a3.wav", None, None]
     assert (tmp_path / "out" / tracks[2]["audio_path"]).is_file()
     out = capsys.readouterr().out
     assert "1 empty audio files" in out and "1 audio files of a track that has one already" in out
@@ -283,7 +317,8 @@ def test_audio_is_found_by_id_and_relative_to_the_data_dir(tmp_path, capsys):
 def test_require_audio_leaves_only_tracks_with_a_file(tmp_path):
     write_slice(tmp_path / "mpd", forty())
     make_audio(tmp_path / "clips")
-    tracks, playlists = run_mpd(tmp_path, "--audio-dir", tmp_path / "clips", "--require-audio", "--min-length", 4)
+    tracks, playlists = run_mpd(tmp_path, "--audio-dir", tmp_path / "clips", "--require-audio",
+                                "--min-length", 4)
     assert [t["track_id"] for t in tracks] == ["a0", "a1", "a2", "a3"] and len(playlists) == 40
     with pytest.raises(SystemExit, match="--require-audio needs --audio-dir"):
         run_mpd(tmp_path, "--require-audio")
@@ -300,7 +335,8 @@ def test_bad_parts_are_counted_named_and_left_out(tmp_path, capsys):
     lists[1]["tracks"].append("not a track")
     lists[2]["tracks"].append(track("a9") | {"track_uri": "spotify:local:My:File:1"})
     lists[3] |= {"modified_at": "yesterday"}
-    lists += [playlist(40, []), {"pid": 41, "name": "x"}, playlist(5, ["a0"] * 6), {"name": "no pid", "tracks": []},
+    lists += [playlist(40, []), {"pid": 41, "name": "x"}, playlist(5, ["a0"] * 6),
+              {"name": "no pid", "tracks": []},
               "not a playlist", playlist(42, ["a0", "a1"])]
     folder = tmp_path / "mpd"
     write_slice(folder, lists)
@@ -310,42 +346,50 @@ def test_bad_parts_are_counted_named_and_left_out(tmp_path, capsys):
     (folder / "mpd.slice.4000-4999.json").write_text('[]')
     _, playlists = run_mpd(tmp_path)
     assert [p["playlist_id"] for p in playlists] == [str(i) for i in range(40)]
-    assert playlists[1]["track_ids"] == ["a1", "a2", "a3", "a4", "own1"] and playlists[3]["modified_at"] is None
+    assert playlists[1]["track_ids"] == ["a1", "a2", "a3", "a4", "own1"]
+    assert playlists[3]["modified_at"] is None
     out = capsys.readouterr().out
     first = "mpd.slice.0-999.json: playlist"
-    for line in (f"3 tracks without a spotify:track: uri ({first} 2 (pid 1), track 1; {first} 2 (pid 1), track 7; "
+    for line in (f"3 tracks without a spotify:track: uri ({first} 2 (pid 1), track 1; {first} 2 "
+                 "(pid 1), track 7; "
                  f"{first} 3 (pid 2), track 7)",
                  f"1 dates that are not epoch seconds ({first} 4 (pid 3))",
                  f"2 playlists without tracks ({first} 41 (pid 40); {first} 42 (pid 41))",
                  f"1 playlists with the pid of an earlier one ({first} 43 (pid 5))",
                  f"2 playlists without a pid ({first} 44; {first} 45)",
                  "1 slices that are not JSON (mpd.slice.1000-1999.json:2)",
-                 "2 slices without a list of playlists (mpd.slice.2000-2999.json; mpd.slice.4000-4999.json)",
+                 "2 slices without a list of playlists (mpd.slice.2000-2999.json; "
+                 "mpd.slice.4000-4999.json)",
                  "1 slices that are not UTF-8 (mpd.slice.3000-3999.json: byte 16)"):
         assert f"left out: {line}\n" in out
     assert "kept 40 of 41 playlists" in out
 
 
-@pytest.mark.parametrize("content", ['{"playlists": []}', "{", json.dumps({"playlists": forty()[:9]})])
+@pytest.mark.parametrize("content", ['{"playlists": []}', "{",
+                                     json.dumps({"playlists": forty()[:9]})])
 def test_too_little_is_refused_and_nothing_is_overwritten(tmp_path, content):
     write_slice(tmp_path / "mpd", forty())
     run_mpd(tmp_path)
-    before = bytes_of(tmp_path / "out"), (tmp_path / "out/runs/00_prepare_data.json").read_bytes()
+    before = bytes_of(tmp_path / "out")
+    record = (tmp_path / "out/runs/00_prepare_data.json").read_bytes()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/mpd.slice.0-999.json").write_text(content)
     with pytest.raises(SystemExit, match=r"bad: \d playlists are left; a split needs at least 10"):
         run_mpd(tmp_path, "--no-resume", mpd="bad")
-    assert (bytes_of(tmp_path / "out"), (tmp_path / "out/runs/00_prepare_data.json").read_bytes()) == before
+    assert bytes_of(tmp_path / "out") == before
+    assert (tmp_path / "out/runs/00_prepare_data.json").read_bytes() == record
 
 
 def test_an_empty_folder_and_senseless_flags_are_refused(tmp_path):
     (tmp_path / "mpd").mkdir()
     with pytest.raises(SystemExit, match="no mpd.slice"):
         run_mpd(tmp_path)
-    for flag, value in (("--min-count", 0), ("--min-length", 0), ("--n-test", -1), ("--n-valid", -1)):
+    for flag, value in (("--min-count", 0), ("--min-length", 0), ("--n-test", -1),
+                        ("--n-valid", -1)):
         with pytest.raises(SystemExit, match="must be at least"):
             run_mpd(tmp_path, flag, value)
-    for flag, message in (("--workers", "must be at least 1"), ("--n-tracks", "cannot have 0 tracks")):
+    for flag, message in (("--workers", "must be at least 1"),
+                          ("--n-tracks", "cannot have 0 tracks")):
         with pytest.raises(SystemExit, match=message):
             prepare.main(["demo", flag, "0", "--data-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -379,7 +423,8 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tmp_path, capsys):
     assert len(read(tmp_path / "out")[0]) == 45
 
 
-@pytest.mark.parametrize("flags", ["demo", "mpd --mpd-dir x", "cpcd --cpcd-file x", "talkplaydata --parts x"])
+@pytest.mark.parametrize("flags", ["demo", "mpd --mpd-dir x", "cpcd --cpcd-file x",
+                                   "talkplaydata --parts x"])
 def test_each_source_has_a_folder_of_its_own(flags):
     source = flags.split()[0]
     assert prepare.parse_args(flags.split()).data_dir == f"data/{source}"
@@ -398,54 +443,57 @@ def test_a_lost_output_is_made_again(tmp_path):
 # ---------------------------------------------------------------- demo
 
 FAKE = '''
-import os, sys, time, types
-catalogue, render = types.ModuleType("steps.prepare_data.demo.catalogue"), types.ModuleType("steps.prepare_data.demo.render")
+import os, sys, time
+from common.data import TRACK_FIELDS
+from steps.prepare_data.demo import catalogue, render
 
 def make_catalogue(n_tracks, n_playlists, seed):
-    tracks = [{"track_id": f"t{i}", "title": f"Song {i} of {seed}", "tags": [], "audio_path": f"audio/t{i}.flac",
-               "audio": {"i": i, "seed": seed}}
+    tracks = [dict.fromkeys(TRACK_FIELDS)
+              | {"track_id": f"t{i}", "title": f"Song {i} of {seed}", "tags": [],
+                 "audio_path": f"audio/t{i}.flac", "audio": {"i": i, "seed": seed}}
               for i in range(n_tracks)]
     playlists = [{"playlist_id": f"p{i}", "title": "x", "modified_at": "2025-01-01",
                   "split": ("train", "valid", "test")[i % 3], "track_ids": [f"t{i}", f"t{i + 1}"]}
                  for i in range(n_playlists)]
     return tracks, playlists
 
+def render_track(audio):
+    return f"sound {audio['i']} {audio['seed']}"
+
 def write_audio(path, samples, rate):
     with open(f"{path}.tmp", "w") as f:
         f.write(f"{samples} {rate}")
     os.replace(f"{path}.tmp", path)
-
-catalogue.make_catalogue = make_catalogue
-render.render_track = lambda audio: f"sound {audio['i']} {audio['seed']}"
-render.write_audio = write_audio
-demo = types.ModuleType("steps.prepare_data.demo")
-demo.catalogue, demo.render = catalogue, render
-modules = {"steps.prepare_data.demo": demo, "steps.prepare_data.demo.catalogue": catalogue, "steps.prepare_data.demo.render": render}
 '''
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Put a small catalogue and renderer in the place of demo/; returns the list of what was rendered."""
-    namespace = {}
-    exec(FAKE, namespace)
-    for name, module in namespace["modules"].items():
-        monkeypatch.setitem(sys.modules, name, module)
-    rendered, render_track = [], namespace["render"].render_track
-    namespace["render"].render_track = lambda audio: rendered.append(audio["i"]) or render_track(audio)
+    """Put in a small catalogue and a renderer of texts; returns the list of what was rendered."""
+    fakes, rendered = {}, []
+    exec(FAKE, fakes)
+
+    def render_track(audio):
+        rendered.append(audio["i"])
+        return fakes["render_track"](audio)
+
+    monkeypatch.setattr(catalogue, "make_catalogue", fakes["make_catalogue"])
+    monkeypatch.setattr(render, "render_track", render_track)
+    monkeypatch.setattr(render, "write_audio", fakes["write_audio"])
     return rendered
 
 
 def run_demo(tmp_path, *flags):
-    prepare.main(["demo", "--n-tracks", "12", "--n-playlists", "9", "--workers", "1", "--data-dir", str(tmp_path / "out"),
+    prepare.main(["demo", "--n-tracks", "12", "--n-playlists", "9", "--workers", "1", "--data-dir",
+                  str(tmp_path / "out"),
                   *map(str, flags)])
 
 
 def test_demo_writes_catalogue_playlists_and_audio(tmp_path, fake, capsys):
     run_demo(tmp_path)
     tracks, playlists = read(tmp_path / "out")
-    lines = [json.loads(l) for l in (tmp_path / "out/tracks.jsonl").read_text().splitlines()]
-    assert all(tuple(l) == data.TRACK_FIELDS for l in lines)  # every field, and no "audio"
+    lines = [json.loads(line) for line in (tmp_path / "out/tracks.jsonl").read_text().splitlines()]
+    assert all(tuple(line) == data.TRACK_FIELDS for line in lines)  # every field, and no "audio"
     assert tracks[3]["audio_path"] == "audio/t3.flac" and len(playlists) == 9
     assert (tmp_path / "out/audio/t3.flac").read_text() == "sound 3 0 22050"
     # train: p0 p3 p6 with t0 t1 t3 t4 t6 t7; the other six are cold
@@ -474,21 +522,22 @@ def test_demo_of_another_seed_never_keeps_old_audio(tmp_path, fake):
 def kill_half_way(tmp_path, workers):
     """Start a demo run that hangs at its sixth track and kill its main process there."""
     script = tmp_path / "hangs.py"
-    script.write_text(FAKE + f'''
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})" + FAKE + '''
 def hang(audio):
     if audio["i"] == 5:
         print("here", flush=True)
         time.sleep(60)
-    return f"sound {{audio['i']}} {{audio['seed']}}"
+    return render_track(audio)
 
+catalogue.make_catalogue = make_catalogue
 render.render_track = hang
-sys.modules.update(modules)
-sys.path.insert(0, {str(ROOT)!r})
+render.write_audio = write_audio
 import importlib, multiprocessing
-multiprocessing.set_start_method("fork")  # so that workers have the fakes as well
+multiprocessing.set_start_method("fork")  # so that workers have the fakes too
 importlib.import_module("00_prepare_data").main(sys.argv[1:])
 ''')
-    command = [sys.executable, str(script), "demo", "--n-tracks", "12", "--n-playlists", "9", "--workers", workers,
+    command = [sys.executable, str(script), "demo", "--n-tracks", "12", "--n-playlists", "9",
+               "--workers", workers,
                "--data-dir", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout.readline() == b"here\n"
@@ -499,7 +548,8 @@ importlib.import_module("00_prepare_data").main(sys.argv[1:])
 def test_a_killed_demo_goes_on_and_ends_in_the_same_bytes(tmp_path, fake):
     kill_half_way(tmp_path, workers="1").communicate(timeout=20)
     assert not (tmp_path / "out/tracks.jsonl").exists()
-    assert sorted(p.name for p in (tmp_path / "out/audio").iterdir()) == [f"t{i}.flac" for i in range(5)]
+    assert sorted(p.name for p in (tmp_path / "out/audio").iterdir()) == [f"t{i}.flac"
+            for i in range(5)]
     run_demo(tmp_path)
     assert fake == [5, 6, 7, 8, 9, 10, 11]  # what was there is not rendered again
     (tmp_path / "whole").mkdir()
@@ -531,7 +581,8 @@ def test_a_real_slice(tmp_path, capsys):
         pytest.skip("no real MPD slice: set TALKPLAY_REAL to the folder that has mpd/")
     (tmp_path / "mpd").mkdir()
     (tmp_path / "mpd" / source.name).symlink_to(source.resolve())
-    tracks, playlists = run_mpd(tmp_path, "--annotations", REAL / "track_annotations.jsonl", "--min-count", 5)
+    tracks, playlists = run_mpd(tmp_path, "--annotations", REAL / "track_annotations.jsonl",
+                                "--min-count", 5)
     raw = json.loads(source.read_text())["playlists"]
     containing = {}
     for p in raw:
@@ -540,8 +591,10 @@ def test_a_real_slice(tmp_path, capsys):
     assert all(containing[t["track_id"]] >= 5 for t in tracks)
     by_pid = {str(p["pid"]): p for p in raw}
     for p in playlists:
-        expected = dict.fromkeys(t["track_uri"].split(":")[2] for t in by_pid[p["playlist_id"]]["tracks"])
-        assert p["track_ids"] == [t for t in expected if containing[t] >= 5] and len(p["track_ids"]) >= 5
+        expected = dict.fromkeys(t["track_uri"].split(":")[2]
+                                 for t in by_pid[p["playlist_id"]]["tracks"])
+        assert p["track_ids"] == [t for t in expected if containing[t] >= 5]
+        assert len(p["track_ids"]) >= 5
     assert sum(p["split"] == "test" for p in playlists) == len(playlists) // 10
     assert sum(bool(t["tags"]) for t in tracks) > len(tracks) / 2
 
@@ -549,7 +602,8 @@ def test_a_real_slice(tmp_path, capsys):
 def test_a_real_slice_with_every_field(tmp_path):
     source = REAL / "mpd_full_schema"
     if not source.is_dir():
-        pytest.skip("no real MPD slice with every field: set TALKPLAY_REAL to the folder that has mpd_full_schema/")
+        pytest.skip("no real MPD slice with every field: set TALKPLAY_REAL to the folder that has "
+                    "mpd_full_schema/")
     prepare.main(["mpd", "--mpd-dir", str(source), "--data-dir", str(tmp_path)])
     tracks, playlists = read(tmp_path)
     assert all(t["album"] and t["duration_ms"] for t in tracks)
@@ -559,14 +613,19 @@ def test_a_real_slice_with_every_field(tmp_path):
 
 
 @pytest.mark.parametrize("field, value, form", [
-    ("tempo", "120", "a number, 0 or more"), ("tags", "jazz", "a list of strings"), ("tags", [1], "a list of strings"), ("title", 7, "a string"),
-    ("release_date", 1984, "YYYY-MM-DD or YYYY"), ("release_date", "May 1984", "YYYY-MM-DD or YYYY"), ("key", "5A", "as in G# minor"),
-    ("popularity", True, "0 or more"), ("tempo", -3, "0 or more"), ("duration_ms", float("nan"), "0 or more")])
+    ("tempo", "120", "a number, 0 or more"), ("tags", "jazz", "a list of strings"),
+    ("tags", [1], "a list of strings"), ("title", 7, "a string"),
+    ("release_date", 1984, "YYYY-MM-DD or YYYY"),
+    ("release_date", "May 1984", "YYYY-MM-DD or YYYY"), ("key", "5A", "as in G# minor"),
+    ("popularity", True, "0 or more"), ("tempo", -3, "0 or more"),
+    ("duration_ms", float("nan"), "0 or more")])
 def test_fields_of_another_form_are_named(tmp_path, field, value, form):
     """In the catalogue, and in what is laid over it; null is accepted."""
-    good = {"track_id": "a", "title": "A", "tags": ["jazz"], "tempo": 120, "key": "G# minor", "release_date": "1984", field: None}
+    good = {"track_id": "a", "title": "A", "tags": ["jazz"], "tempo": 120, "key": "G# minor",
+            "release_date": "1984", field: None}
     data.write_jsonl(tmp_path / "tracks.jsonl", [good, good | {"track_id": "b", field: value}])
-    with pytest.raises(SystemExit, match=rf"tracks\.jsonl:2: {field} is .*; .*{form} is expected, or null"):
+    with pytest.raises(SystemExit,
+                       match=rf"tracks\.jsonl:2: {field} is .*; .*{form} is expected, or null"):
         data.load_tracks(tmp_path)
     data.write_jsonl(tmp_path / "tracks.jsonl", [good])
     assert data.load_tracks(tmp_path)[0][field] == ([] if field == "tags" else None)

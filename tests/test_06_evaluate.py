@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from common import data, metrics, retrieval, runs
-from steps.evaluate import predictions
 
 evaluate = importlib.import_module("06_evaluate")
 
@@ -21,16 +20,18 @@ TURNS = [  # dialogue, turn, targets, the ranking of "talkplay", its rank filter
     ("d2", 1, "b", "fedcba"),  # 5 / 5
     ("d2", 2, "f", "bfacde"),  # b has been played: 1 / 2
 ]
-CODES = np.array([[0, 0, 0, -1, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3] * 5, [4] * 5, [5] * 5], np.int16)
+SECOND = ["bacdef", "abcdef", "bacdef", "abcdef", "bafcde"]  # the target has rank 2 in every turn
+CODES = np.array([[0, 0, 0, -1, 0], *([code] * 5 for code in range(1, 6))], np.int16)
 
 
-def turn(music, kind, template, rejected=False, **more):
-    return {"query": "play", "music": music, "response": "here", "rejected": rejected, "kind": kind, "template": template, **more}
+def turn(music, kind, template, rejected=False):
+    return {"query": "play", "music": music, "response": "here", "rejected": rejected, "kind": kind,
+            "template": template}
 
 
 def lines(rankings):
     return [{"dialogue_id": d, "turn": t, "track_ids": list(r), "response": None}
-            for (d, t, _, _), r in zip(TURNS, rankings)]
+            for (d, t, _, _), r in zip(TURNS, rankings, strict=True)]
 
 
 def write_predictions(folder, system, rows):
@@ -43,12 +44,13 @@ def data_dir(tmp_path):
     data.write_jsonl(tmp_path / "playlists.jsonl", [
         {"playlist_id": "p0", "split": "train", "track_ids": ["a", "b"]},
         {"playlist_id": "p1", "split": "test", "track_ids": ["c", "d"]}])
-    data.write_jsonl(tmp_path / "dialogues_train.jsonl",
-                     [{"dialogue_id": "t1", "playlist_id": "p0", "turns": [turn("a", "tags", None)]}])
+    data.write_jsonl(tmp_path / "dialogues_train.jsonl", [
+        {"dialogue_id": "t1", "playlist_id": "p0", "turns": [turn("a", "tags", None)]}])
     test = [{"dialogue_id": "d1", "playlist_id": "p1", "turns": [
                 turn("a", "tags", "seen"), turn("c", "title", "unseen", rejected=True),
                 turn(None, "chat", "seen"), turn("a", "tags", "unseen")]},
-            {"dialogue_id": "d2", "playlist_id": None, "turns": [turn("b", "title", "seen"), turn("f", "tags", "unseen")]}]
+            {"dialogue_id": "d2", "playlist_id": None, "turns": [
+                turn("b", "title", "seen"), turn("f", "tags", "unseen")]}]
     for split in ("valid", "test"):
         data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", test)
     data.save_npy(tmp_path / "codes.npy", CODES)
@@ -73,30 +75,34 @@ def values(data_dir, system="talkplay"):
 
 def test_metrics_by_hand(monkeypatch, data_dir):
     run(monkeypatch, data_dir)
-    found = values(data_dir)
-    assert found["all", "all", "mrr"] == (0.74, 5)                         # (1 + 1/2 + 1 + 1/5 + 1) / 5
-    assert found["all, played tracks kept", "all", "mrr"] == (0.506667, 5)  # (1 + 1/3 + 1/2 + 1/5 + 1/2) / 5
-    assert found["all", "all", "hit@1"] == (0.6, 5) and found["all", "all", "hit@10"] == (1, 5)
+    scored = values(data_dir)
+    assert scored["all", "all", "mrr"] == (0.74, 5)  # (1 + 1/2 + 1 + 1/5 + 1) / 5
+  # (1 + 1/3 + 1/2 + 1/5 + 1/2) / 5
+    assert scored["all, played tracks kept", "all", "mrr"] == (0.506667, 5)
+    assert scored["all", "all", "hit@1"] == (0.6, 5) and scored["all", "all", "hit@10"] == (1, 5)
     ndcg = (1 + 1 / math.log2(3) + 1 + 1 / math.log2(6) + 1) / 5
-    assert found["all", "all", "ndcg@10"] == found["all", "all", "ndcg@20"] == (round(ndcg, 6), 5)
-    assert found["kind: title", "all", "ndcg@10"] == (round((1 / math.log2(3) + 1 / math.log2(6)) / 2, 6), 2)
-    assert found["all", "1", "mrr"] == (0.6, 2) and found["all", "2", "mrr"] == (0.75, 2)
-    assert found["all", "4", "mrr"] == (1, 1) and ("all", "3", "mrr") not in found
-    assert found["accepted", "all", "mrr"] == (0.8, 4) and found["rejected", "all", "mrr"] == (0.5, 1)
-    assert found["in training dialogues", "all", "mrr"] == (1, 2)           # a, a
-    assert found["in training playlists only", "all", "mrr"] == (0.2, 1)    # b
-    assert found["cold", "all", "mrr"] == (0.75, 2)                         # c, f
-    assert found["kind: tags", "all", "mrr"] == (1, 3) and found["kind: title", "all", "mrr"] == (0.35, 2)
-    assert found["templates: seen", "all", "mrr"] == (0.6, 2)
-    assert found["templates: unseen", "all", "mrr"] == (0.833333, 3)
-    assert not any(subset == "kind: chat" for subset, _, _ in found)        # its turn has no target
+    assert scored["all", "all", "ndcg@10"] == scored["all", "all", "ndcg@20"] == (round(ndcg, 6), 5)
+    ndcg = (1 / math.log2(3) + 1 / math.log2(6)) / 2
+    assert scored["kind: title", "all", "ndcg@10"] == (round(ndcg, 6), 2)
+    assert scored["all", "1", "mrr"] == (0.6, 2) and scored["all", "2", "mrr"] == (0.75, 2)
+    assert scored["all", "4", "mrr"] == (1, 1) and ("all", "3", "mrr") not in scored
+    assert scored["accepted", "all", "mrr"] == (0.8, 4)
+    assert scored["rejected", "all", "mrr"] == (0.5, 1)
+    assert scored["in training dialogues", "all", "mrr"] == (1, 2)  # a, a
+    assert scored["in training playlists only", "all", "mrr"] == (0.2, 1)  # b
+    assert scored["cold", "all", "mrr"] == (0.75, 2)  # c, f
+    assert scored["kind: tags", "all", "mrr"] == (1, 3)
+    assert scored["kind: title", "all", "mrr"] == (0.35, 2)
+    assert scored["templates: seen", "all", "mrr"] == (0.6, 2)
+    assert scored["templates: unseen", "all", "mrr"] == (0.833333, 3)
+    assert not any(subset == "kind: chat" for subset, _, _ in scored)  # its turn has no target
 
 
 def test_interval_is_over_playlists(monkeypatch, data_dir):
     """Two groups, with means 2.5/3 and 1.2/2: a quarter of the resamples holds one of them only."""
     run(monkeypatch, data_dir)
     rows = read_csv(data_dir / "results/metrics.csv")
-    assert list(rows[0]) == ["system", "subset", "turn", "metric", "value", "ci_low", "ci_high", "n"]
+    assert ",".join(rows[0]) == "system,subset,turn,metric,value,ci_low,ci_high,n"
     first = rows[0]
     assert (first["subset"], first["turn"], first["metric"]) == ("all", "all", "mrr")
     assert (float(first["ci_low"]), float(first["ci_high"])) == (0.6, 0.833333)
@@ -105,25 +111,29 @@ def test_interval_is_over_playlists(monkeypatch, data_dir):
 
 
 def test_comparisons_by_hand(monkeypatch, data_dir, capsys):
-    """The other system has rank 2 in every turn: margins 1/2, 0, 1/2, -3/10, 1/2."""
-    write_predictions(data_dir / "predictions", "bm25", lines(["bacdef", "abcdef", "bacdef", "abcdef", "bafcde"]))
+    """SECOND has rank 2 in every turn: margins 1/2, 0, 1/2, -3/10, 1/2."""
+    write_predictions(data_dir / "predictions", "bm25", lines(SECOND))
     run(monkeypatch, data_dir)
-    rows = {(r["against"], r["subset"], r["metric"]): r for r in read_csv(data_dir / "results/comparisons.csv")}
+    rows = {(r["against"], r["subset"], r["metric"]): r
+            for r in read_csv(data_dir / "results/comparisons.csv")}
     assert {key[0] for key in rows} == {"bm25"} and {key[2] for key in rows} == {"mrr", "hit@10"}
     overall = rows["bm25", "all", "mrr"]
     assert float(overall["margin"]) == 0.24 and overall["n"] == "5"
-    assert (float(overall["ci_low"]), float(overall["ci_high"])) == (0.1, 0.333333)  # group means 0.2/2 and 1/3
+    # group means 0.2/2 and 1/3
+    assert (float(overall["ci_low"]), float(overall["ci_high"])) == (0.1, 0.333333)
     assert float(rows["bm25", "kind: title", "mrr"]["margin"]) == -0.15
     assert float(rows["bm25", "all", "hit@10"]["margin"]) == 0
     shown = capsys.readouterr().out
-    assert "against bm25: mrr +0.240 [+0.100, +0.333], above; hit@10 +0.000 [+0.000, +0.000], not told apart" in shown
+    assert ("against bm25: MRR +0.240 [+0.100, +0.333], above; Hit@10 +0.000 [+0.000, +0.000], "
+            "no significant difference") in shown
     assert shown.index("| talkplay ") < shown.index("| bm25 ")  # sorted by MRR
 
 
 def test_page_and_figure(monkeypatch, data_dir):
     run(monkeypatch, data_dir)
     page = (data_dir / "results/results.md").read_text()
-    assert "| talkplay | 0.740 [0.600, 0.833] | 0.600 |  1.000 |   1.000 |            0.507 |" in page
+    assert ("| talkplay | 0.740 [0.600, 0.833] | 0.600 |  1.000 |   1.000 |            0.507 |"
+            in page)
     assert "N = 6 tracks, ranked 6 deep" in page and "5 turns of 2 dialogues" in page
     assert "Generated music" not in page  # this system wrote no codes
     assert (data_dir / "results/mrr_per_turn.png").read_bytes().startswith(b"\x89PNG")
@@ -131,67 +141,78 @@ def test_page_and_figure(monkeypatch, data_dir):
 
 
 def test_shares_of_generated_codes(monkeypatch, data_dir):
-    """Exact with the same code missing: yes; a code where the track has none: no; nothing generated: no."""
+    """Exact: the same code is missing. Not exact: a code where the track has none; no codes."""
     rows = lines([r for *_, r in TURNS])
     codes = [[0, 0, 0, -1, 0], [0, 0, 0, 3, 0], [1, 1, 1, 1, -1], [2, 2, 2, 2, 2], None]
-    for row, generated in zip(rows, codes):
+    for row, generated in zip(rows, codes, strict=True):
         row |= {"codes": generated, "well_formed": generated is not None}
     write_predictions(data_dir / "predictions", "talkplay", rows)
     run(monkeypatch, data_dir)
-    assert "| talkplay | 0.800 |       0.400 |" in (data_dir / "results/results.md").read_text()
+    page = (data_dir / "results/results.md").read_text()
+    assert "| talkplay |       0.800 |       0.400 |" in page
 
 
 def systems_csv(data_dir):
-    return {(r["system"], r["measure"]): float(r["value"]) for r in read_csv(data_dir / "results/systems.csv")}
+    return {(r["system"], r["measure"]): float(r["value"])
+            for r in read_csv(data_dir / "results/systems.csv")}
 
 
 def test_measures_of_a_system_by_hand(monkeypatch, data_dir):
-    """First tracks once played ones are left out: a b a f f, so 3 of 6; pairs: play it, play it, it again."""
+    """First unplayed tracks: a b a f f, so 3 of 6; pairs: play it, play it, it again."""
     rows = lines([r for *_, r in TURNS])
-    for row, response in zip(rows, ["Play it", None, "play IT again", "", None]):
+    responses = ["Play it", None, "play IT again", "", None]
+    for row, response in zip(rows, responses, strict=True):
         row["response"] = response
     write_predictions(data_dir / "predictions", "talkplay", rows)
     write_predictions(data_dir / "predictions", "silent", lines(["abcdef"] * 5))
-    monkeypatch.setattr(predictions, "COVERED", 1)
+    monkeypatch.setattr(evaluate, "COVERED", 1)
     run(monkeypatch, data_dir)
-    found = systems_csv(data_dir)
-    assert found["talkplay", "coverage@20"] == 0.5 and found["talkplay", "responses"] == 3
-    assert found["talkplay", "distinct-2"] == 0.666667
-    assert found["silent", "responses"] == 0 and ("silent", "distinct-2") not in found and ("silent", "valid") not in found
+    measures = systems_csv(data_dir)
+    assert measures["talkplay", "coverage@20"] == 0.5 and measures["talkplay", "responses"] == 3
+    assert measures["talkplay", "distinct-2"] == 0.666667 and measures["silent", "responses"] == 0
+    assert not {("silent", "distinct-2"), ("silent", "well_formed")} & set(measures)
 
 
 def write_overlap(data_dir, seed):
-    """talkplay-overlap as 05_infer.py writes it: search with the default weights, ties by the turn's third stream."""
-    infer, index = importlib.import_module("05_infer"), retrieval.build_index(CODES)
+    """talkplay-overlap as 05_infer.py writes it: default weights, ties drawn."""
+    infer = importlib.import_module("05_infer")
+    index = retrieval.build_index(CODES)
     generated = [[0, 0, 0, -1, 0], [1, 1, 2, 2, 2], [2] * 5, None, [5, 5, 1, 1, 1]]
-    found = [retrieval.search(index, codes or [-1] * 5, 1000, infer.stream(seed, d, t, 2))[0]
-             for (d, t, _, _), codes in zip(TURNS, generated)]
-    rows = lines(["".join("abcdef"[r] for r in rows) for rows in found])
-    write_predictions(data_dir / "predictions", "talkplay-overlap",
-                      [row | {"codes": codes, "well_formed": codes is not None} for row, codes in zip(rows, generated)])
+    rankings = []
+    for (d, t, _, _), codes in zip(TURNS, generated, strict=True):
+        rows = infer.rank_by_overlap(index, codes,
+                                     metrics.turn_rng(seed, d, t, infer.BREAK_OVERLAP_TIES))
+        rankings.append("".join("abcdef"[row] for row in rows))
+    write_predictions(data_dir / "predictions", "talkplay-overlap", [
+        row | {"codes": codes, "well_formed": codes is not None}
+        for row, codes in zip(lines(rankings), generated, strict=True)])
+
+
+def write_infer_record(data_dir, seed, codes_hash):
+    record = {"arguments": {"seed": seed}, "inputs": {"codes.npy": codes_hash}}
+    data.write_text(data_dir / "runs/05_infer.test.json", json.dumps(record))
 
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_ablations_give_back_the_stored_ranking(monkeypatch, data_dir, seed):
     write_overlap(data_dir, seed)
-    (data_dir / "runs").mkdir()
-    (data_dir / "runs/05_infer.test.json").write_text(json.dumps(
-        {"arguments": {"seed": seed}, "inputs": {"codes.npy": runs.file_hash(data_dir / "codes.npy")}}))
+    write_infer_record(data_dir, seed, runs.file_hash(data_dir / "codes.npy"))
     run(monkeypatch, data_dir)
-    rows = {(r["table"], r["weights"], r["metric"]): r for r in read_csv(data_dir / "results/ablations.csv")}
+    rows = {(r["table"], r["weights"], r["metric"]): r
+            for r in read_csv(data_dir / "results/ablations.csv")}
     stored = values(data_dir, "talkplay-overlap")
     for metric in ("mrr", "hit@1", "hit@10", "hit@100"):
         assert float(rows["3", "25/16/9/4/1", metric]["value"]) == stored["all", "all", metric][0]
-    assert {weights for table, weights, _ in rows if table == "4"} == {"1/1/1/1/1", "0/1/1/1/1", "1/0/1/1/1", "1/1/0/1/1",
-                                                                       "1/1/1/0/1", "1/1/1/1/0"}
+    assert {weights for table, weights, _ in rows if table == "4"} == {
+        "1/1/1/1/1", "0/1/1/1/1", "1/0/1/1/1", "1/1/0/1/1", "1/1/1/0/1", "1/1/1/1/0"}
     page = (data_dir / "results/results.md").read_text()
-    assert "100.0% of the turns" in page and "| 25/9/16/4/1 | paper, order of Table 3" in page and "| 1/1/1/0/1 | lyrics" in page
+    assert "100.0% of the turns" in page
+    assert "| 25/9/16/4/1 | paper, order of Table 3" in page and "| 1/1/1/0/1 | lyrics" in page
 
 
 def test_predictions_with_other_codes_are_refused(monkeypatch, data_dir):
     write_overlap(data_dir, 0)
-    (data_dir / "runs").mkdir()
-    (data_dir / "runs/05_infer.test.json").write_text(json.dumps({"arguments": {"seed": 0}, "inputs": {"codes.npy": "another"}}))
+    write_infer_record(data_dir, 0, "another")
     with pytest.raises(SystemExit, match="codes.npy has changed since 05_infer.test read it"):
         run(monkeypatch, data_dir)
     assert not (data_dir / "results").exists()
@@ -210,9 +231,11 @@ def test_further_runs_are_a_spread_and_no_rows(monkeypatch, data_dir):
     """MRR .74 and (1/6 + 1/4 + 1/5 + 1/5 + 1) / 5 = .363333."""
     write_predictions(data_dir / "predictions", "talkplay@seed1", lines(["fedcba"] * 5))
     run(monkeypatch, data_dir)
-    found = systems_csv(data_dir)
-    assert found["talkplay", "runs"] == 2 and found["talkplay", "mrr, mean of runs"] == 0.551667
-    assert found["talkplay", "mrr, sd of runs"] == pytest.approx((0.74 - 0.363333) / math.sqrt(2), abs=1e-6)
+    measures = systems_csv(data_dir)
+    assert measures["talkplay", "runs"] == 2
+    assert measures["talkplay", "mrr, mean of runs"] == 0.551667
+    sd = (0.74 - 0.363333) / math.sqrt(2)
+    assert measures["talkplay", "mrr, sd of runs"] == pytest.approx(sd, abs=1e-6)
     assert {r["system"] for r in read_csv(data_dir / "results/metrics.csv")} == {"talkplay"}
     assert values(data_dir)["all", "all", "mrr"] == (0.74, 5)
     page = (data_dir / "results/results.md").read_text()
@@ -221,24 +244,27 @@ def test_further_runs_are_a_spread_and_no_rows(monkeypatch, data_dir):
 
 def test_a_run_without_its_system_is_refused(monkeypatch, data_dir):
     write_predictions(data_dir / "predictions", "bm25@seed1", lines(["fedcba"] * 5))
-    with pytest.raises(SystemExit, match=r"bm25@seed1\.jsonl is a further run of bm25, whose own file bm25\.jsonl is missing"):
+    with pytest.raises(SystemExit, match=r"bm25@seed1\.jsonl is a further run of bm25, whose own "
+                                         r"file bm25\.jsonl is missing"):
         run(monkeypatch, data_dir)
 
 
 def test_another_system_may_be_compared(monkeypatch, data_dir, capsys):
-    write_predictions(data_dir / "predictions", "bm25", lines(["bacdef", "abcdef", "bacdef", "abcdef", "bafcde"]))
+    write_predictions(data_dir / "predictions", "bm25", lines(SECOND))
     run(monkeypatch, data_dir, "--compare", "bm25")
     rows = read_csv(data_dir / "results/comparisons.csv")
-    assert {(r["system"], r["against"]) for r in rows} == {("bm25", "talkplay")} and float(rows[0]["margin"]) == -0.24
+    assert {(r["system"], r["against"]) for r in rows} == {("bm25", "talkplay")}
+    assert float(rows[0]["margin"]) == -0.24
     assert "## Margins of bm25 over talkplay" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--compare dense: .*has no such system; it has bm25, talkplay"):
+    with pytest.raises(SystemExit, match="--compare dense: .*no such system; it has bm25, talk"):
         run(monkeypatch, data_dir, "--compare", "dense")
 
 
 def test_valid_split_has_its_own_folders(monkeypatch, data_dir):
     write_predictions(data_dir / "predictions_valid", "talkplay", lines([r for *_, r in TURNS]))
     run(monkeypatch, data_dir, "--split", "valid")
-    assert (data_dir / "results_valid/metrics.csv").is_file() and not (data_dir / "results").exists()
+    assert (data_dir / "results_valid/metrics.csv").is_file()
+    assert not (data_dir / "results").exists()
 
 
 def test_a_new_file_is_scored_on_the_next_run(monkeypatch, data_dir):
@@ -287,13 +313,13 @@ def broken(name):
     ("missing", r"mine\.jsonl: 1 of 5 turns are missing, the first: dialogue d1, turn 4"),
     ("foreign turn", r"mine\.jsonl:6: dialogue d1, turn 3 is not a turn with targets"),
     ("foreign dialogue", r"mine\.jsonl:1: dialogue x, turn 1 is not a turn"),
-    ("twice", r"mine\.jsonl:6: dialogue d1, turn 1 stands twice \(also line 1\)"),
+    ("twice", r"mine\.jsonl:6: dialogue d1, turn 1 occurs twice \(also line 1\)"),
     ("unknown track", r"mine\.jsonl:2: track_id zz is not in tracks\.jsonl"),
-    ("repeated track", r"mine\.jsonl:2: track_id a stands twice"),
+    ("repeated track", r"mine\.jsonl:2: track_id a occurs twice"),
     ("shallow", r"mine\.jsonl:2: 5 tracks are ranked; 6 are accepted"),
-    ("no list", r"mine\.jsonl:2: track_ids is to be a list"),
-    ("codes", r"mine\.jsonl:2: codes is to be null or five integers"),
-    ("response", r"mine\.jsonl:2: response is to be null or a string"),
+    ("no list", r"mine\.jsonl:2: track_ids must be a list"),
+    ("codes", r"mine\.jsonl:2: codes must be null or 5 integers"),
+    ("response", r"mine\.jsonl:2: response must be null or a string"),
 ])
 def test_bad_predictions_are_refused_and_nothing_is_written(monkeypatch, data_dir, name, message):
     run(monkeypatch, data_dir)
@@ -305,7 +331,7 @@ def test_bad_predictions_are_refused_and_nothing_is_written(monkeypatch, data_di
 
 
 def test_systems_must_have_one_depth(monkeypatch, data_dir):
-    """With a depth of 4, four tracks and the whole catalogue of six are both accepted, but not together."""
+    """With a depth of 4, four tracks and the whole catalogue of six are accepted, but not both."""
     monkeypatch.setattr(metrics, "DEPTH", 4)
     run(monkeypatch, data_dir)
     write_predictions(data_dir / "predictions", "mine", lines([r[:4] for *_, r in TURNS]))
@@ -333,4 +359,5 @@ def test_run_record(monkeypatch, data_dir):
     run(monkeypatch, data_dir, "--seed", "3")
     record = json.loads((data_dir / "runs/06_evaluate.json").read_text())
     assert record["state"] == "finished" and record["arguments"]["seed"] == 3
-    assert "predictions/talkplay.jsonl" in record["inputs"] and "results/metrics.csv" in record["outputs"]
+    assert "predictions/talkplay.jsonl" in record["inputs"]
+    assert "results/metrics.csv" in record["outputs"]

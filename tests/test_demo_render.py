@@ -1,4 +1,4 @@
-"""steps/prepare_data/demo/render.py and steps/prepare_data/demo/instruments.py: the sound of the fictional catalogue, measured with numpy only."""
+"""The sound of the fictional catalogue (render.py, instruments.py), measured with numpy only."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ RATE = 22050
 
 
 def facts(**changes):
-    audio = {"genre": "techno", "tempo": 128.0, "tonic": 9, "mode": "minor", "instruments": ["synthesizer", "bass"],
+    audio = {"genre": "techno", "tempo": 128.0, "tonic": 9, "mode": "minor",
+             "instruments": ["synthesizer", "bass"],
              "vocal": None, "energy": 0.6, "seed": 7}
     return {**audio, **changes}
 
@@ -48,8 +49,10 @@ def test_the_same_facts_give_the_same_bytes():
     assert render.render_track(audio).tobytes() == first
     code = ("import hashlib; from steps.prepare_data.demo import render; "
             f"print(hashlib.sha256(render.render_track({audio!r}).tobytes()).hexdigest())")
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == hashlib.sha256(first).hexdigest()  # the order of earlier tracks does not matter
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                           check=True)
+    # the order of earlier tracks does not matter
+    assert other.stdout.strip() == hashlib.sha256(first).hexdigest()
     assert render.render_track({**audio, "seed": 8}).tobytes() != first
 
 
@@ -65,7 +68,8 @@ def test_every_concept_of_the_lexicon_can_be_played():
         for i, instrument in enumerate(LEXICON["instrument"]):
             vocal = list(LEXICON["vocal"])[i % 4]
             samples = render.render_track(facts(genre=genre, instruments=[instrument], vocal=vocal,
-                                                mode=("major", "minor")[i % 2], tempo=70 + 8 * i), seconds=1.5)
+                                                mode=("major", "minor")[i % 2], tempo=70 + 8 * i),
+                                          seconds=1.5)
             assert np.isfinite(samples).all() and np.abs(samples).max() <= 1, (genre, instrument)
             assert np.sqrt(np.mean(samples ** 2)) > 0.05, (genre, instrument)
     with pytest.raises(KeyError, match="kazoo"):
@@ -75,12 +79,13 @@ def test_every_concept_of_the_lexicon_can_be_played():
 def test_each_genre_instrument_and_voice_changes_the_sound():
     for key, values in (("genre", LEXICON["genre"]), ("vocal", LEXICON["vocal"]),
                         ("instruments", [[name] for name in LEXICON["instrument"]])):
-        sounds = {render.render_track(facts(instruments=["piano"]) | {key: value}, 1.5).tobytes() for value in values}
+        sounds = {render.render_track(facts(instruments=["piano"]) | {key: value}, 1.5).tobytes()
+                  for value in values}
         assert len(sounds) == len(values), key
 
 
 def test_patterns_divide_the_bar_and_name_drums_that_exist():
-    for genre in render.GENRES.values():
+    for genre in render.ARRANGEMENTS.values():
         for pattern in (*genre["drums"].values(), genre["chords"], genre["bass"]):
             assert len(pattern) in (12, 16, 24) and set(pattern) <= set("xo.")
         assert set(genre["drums"]) <= set(instruments.BURSTS)
@@ -89,17 +94,20 @@ def test_patterns_divide_the_bar_and_name_drums_that_exist():
 @pytest.mark.parametrize("genre", ["techno", "house"])
 @pytest.mark.parametrize("tempo", [118, 127, 141])
 def test_four_on_the_floor_has_the_tempo(genre, tempo):
-    assert onset_tempo(render.render_track(facts(genre=genre, tempo=tempo))) == pytest.approx(tempo, rel=0.03)
+    assert onset_tempo(render.render_track(facts(genre=genre, tempo=tempo))) == pytest.approx(tempo,
+            rel=0.03)
 
 
 @pytest.mark.parametrize("mode, triad", [("major", (0, 4, 7)), ("minor", (0, 3, 7))])
 @pytest.mark.parametrize("tonic", [0, 5, 10])
 def test_the_key_is_in_the_sound(tonic, mode, triad):
-    """The scale's seven notes hold nearly all the energy, and over the genres the tonic triad most of it."""
+    """The scale holds nearly all the energy, and over the genres the tonic triad most of it."""
     scale = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}[mode]
     total = np.zeros(12)
-    for genre, instrument in (("indie folk", "acoustic guitar"), ("ambient", "strings"), ("reggae", "organ")):
-        audio = facts(genre=genre, tempo=80, tonic=tonic, mode=mode, instruments=[instrument], vocal="female vocals")
+    for genre, instrument in (("indie folk", "acoustic guitar"), ("ambient", "strings"),
+                              ("reggae", "organ")):
+        audio = facts(genre=genre, tempo=80, tonic=tonic, mode=mode, instruments=[instrument],
+                      vocal="female vocals")
         profile = np.roll(pitch_class_profile(render.render_track(audio)), -tonic)
         profile /= profile.sum()
         assert profile[list(scale)].sum() > 0.9, (genre, profile)
@@ -114,7 +122,8 @@ def test_chords_of_c_major_and_a_minor_by_hand():
     assert chords == [[9, 0, 4], [7, 11, 2], [9, 0, 4], [4, 8, 11]]  # Am G Am E (its third raised)
 
 
-@pytest.mark.parametrize("player", ["acoustic guitar", "banjo", "bass", "flute", "trumpet", "vibraphone", "choir"])
+@pytest.mark.parametrize("player", ["acoustic guitar", "banjo", "bass", "flute", "trumpet",
+                                    "vibraphone", "choir"])
 def test_notes_are_in_tune(player):
     """The strongest partial of A's lies on a harmonic of A, within a fifth of a semitone."""
     midi = 45 if player == "bass" else 69

@@ -1,77 +1,97 @@
-"""How much each modality weighs: the stored generated codes, ranked again with other weights (the paper's Tables 3 and 4).
+"""How much each modality weighs: the paper's Tables 3 and 4, from stored codes.
 
-The paper's ranking is a weighted count of equal codes (section 2.5). Other weights need no model: the codes
-that it generated are stored with its predictions. Ties are drawn as 05_infer.py draws them with the same seed, so
-the default weights give back the ranks of talkplay-overlap. With other weights other tracks tie, and where a modality is left
-out (Table 4) the draws are others too: the luck of ties alone moves an MRR of the demo by about .001.
+The paper ranks by a weighted count of equal codes (section 2.5). Other weights need no model,
+since the generated codes are stored with the predictions. Ties are drawn as 05_infer.py draws them
+with the same seed, so the default weights give back the ranks of talkplay-overlap. With other
+weights other tracks tie, and without a modality (Table 4) the draws differ too. The luck of ties
+alone moves an MRR of the demo by about .001.
 """
 
 import numpy as np
 from tqdm import tqdm
 
-from common import metrics, retrieval
-from steps.evaluate.scores import METRICS, generates
+from common import metrics, retrieval, tokens
+from common.turns import target_rank
+from steps.evaluate.scores import generates
 
-SOURCE = "talkplay-overlap"  # whose codes are ranked again
-TIES = 2  # which of a turn's generators 05_infer.py draws the ties of the overlap from
-PAPER, DEFAULT, UNIFORM = (25, 16, 9, 4, 1), retrieval.WEIGHTS, (1, 1, 1, 1, 1)
-# weights of playlist, semantic, metadata, lyrics, audio, and where they come from. A weight of 0: left out
-WEIGHTINGS = {DEFAULT: "common/retrieval.py"} | {
-              PAPER: "paper, order of section 2.4", (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "ours",
-              UNIFORM: "paper, Table 4", PAPER[::-1]: "ours"}
-LEAVE_ONE_OUT = [UNIFORM] + [tuple(int(i != m) for i in range(5)) for m in range(5)]
-# {the paper's table: (its rows, the one that the others are compared with)}
-TABLES = {3: (list(WEIGHTINGS), DEFAULT), 4: (LEAVE_ONE_OUT, UNIFORM)}
-COLUMNS = ("table", "weights", "metric", "value", "ci_low", "ci_high", "against", "margin", "margin_low", "margin_high", "n")
+SOURCE = "talkplay-overlap"  # the system whose codes are ranked again
+TIES = 2  # BREAK_OVERLAP_TIES of 05_infer.py: a turn's generator for the ties of the overlap
+
+PAPER = (25, 16, 9, 4, 1)
+UNIFORM = (1,) * len(tokens.MODALITIES)
+# {weights of the modalities in token order: where they come from}
+WEIGHTINGS = {
+    retrieval.WEIGHTS: "common/retrieval.py",
+    PAPER: "paper, order of section 2.4",
+    (25, 9, 16, 4, 1): "paper, order of Table 3",
+    (5, 4, 3, 2, 1): "ours",
+    UNIFORM: "paper, Table 4",
+    PAPER[::-1]: "ours",
+}
+# a weight of 0: the modality is left out
+LEAVE_ONE_OUT = [UNIFORM, *(UNIFORM[:m] + (0,) + UNIFORM[m + 1:] for m in range(len(UNIFORM)))]
+# {the paper's table: (its rows, the weights that the others are compared with)}
+TABLES = {3: (list(WEIGHTINGS), retrieval.WEIGHTS), 4: (LEAVE_ONE_OUT, UNIFORM)}
+
+COLUMNS = ("table", "weights", "metric", "value", "ci_low", "ci_high", "against", "margin",
+           "margin_low", "margin_high", "n")
 SHOWN = ("mrr", "hit@1", "hit@10", "hit@100")
 
 
-def ablate(systems, codes, turns, draws, seed):
+def ablate(systems, codes, turns, ties_seed, seed):
     """Tables 3 and 4, where SOURCE is among the systems and has codes.
 
-    systems: {system: scores}; codes: (N, 5) of the catalogue; draws: the --seed of 05_infer.py, for the ties; seed: of
-    the bootstrap. Returns: the rows of ablations.csv, and the share of turns to which the default weights give the rank of
-    the stored ranking: 1, if codes, seed and code are those that made it. ([], None) without SOURCE.
+    systems: {system: Scores}. codes: of the catalogue, (N, modalities) int16.
+    ties_seed: the --seed of 05_infer.py. seed: of the bootstrap.
+    Returns: the rows of ablations.csv, and the share of turns whose stored rank the default weights
+        give back (1 if codes, seed and code are those that made it); ([], None) without SOURCE.
     """
     if SOURCE not in systems or not generates(systems[SOURCE]):
         return [], None
-    ranks = rerank_all(codes, systems[SOURCE], turns, draws)
-    return ablation_rows(ranks, turns, seed), float(np.mean(ranks[DEFAULT] == systems[SOURCE]["ranks"]))
+    source = systems[SOURCE]
+    weightings = dict.fromkeys(weights for rows, _ in TABLES.values() for weights in rows)
+    ranks = {weights: rerank(codes, source.codes, turns, weights, source.depth, ties_seed)
+             for weights in tqdm(weightings, desc="weights")}
+    same_rank = float(np.mean(ranks[retrieval.WEIGHTS] == source.ranks))
+    return ablation_rows(ranks, turns, seed), same_rank
 
 
 def rerank(codes, generated, turns, weights, depth, seed):
-    """Ranks of the targets when tracks are ordered by weighted overlap with the generated codes: (n_turns,) int.
+    """Ranks of the targets when tracks are ordered by weighted overlap with the generated codes.
 
-    codes: (N, 5) int16 of the catalogue; generated: list of n_turns lists of five codes, or None (nothing valid:
-    all tracks tie); turns: from `turns.collect_turns`; depth: how many tracks are ranked.
+    codes: of the catalogue, (N, modalities) int16.
+    generated: codes per turn; None where nothing well formed was generated, so that all tracks tie.
+    turns: from `collect_turns`. depth: how many tracks are ranked.
+    Returns: (n_turns,) int.
     """
-    kept = np.array(weights) > 0  # a modality that is left out may not tell exact matches from others either
+    # a modality that is left out must not tell exact matches from others either
+    kept = np.array(weights) > 0
     index = retrieval.build_index(np.where(kept, codes, -1))
     ranks = np.zeros(len(turns), int)
     for i, (turn, query) in enumerate(zip(turns, generated, strict=True)):
         query = np.where(kept, -1 if query is None else query, -1).tolist()
-        ranked, _ = retrieval.search(index, query, depth, metrics.turn_rng(seed, *turn.key, TIES), weights)
-        ranks[i] = metrics.rank_of_first_hit(metrics.filter_played(ranked, turn.played, turn.targets), turn.targets)
+        rng = metrics.turn_rng(seed, *turn.key, TIES)
+        ranked, _ = retrieval.search(index, query, depth, rng, weights)
+        ranks[i] = target_rank(ranked, turn)
     return ranks
 
 
-def rerank_all(codes, scores, turns, seed):
-    """{weights: (n_turns,) ranks} of every row of TABLES, for the codes of one system."""
-    weightings = dict.fromkeys(weights for rows, _ in TABLES.values() for weights in rows)
-    return {weights: rerank(codes, scores["codes"], turns, weights, scores["depth"], seed)
-            for weights in tqdm(weightings, desc="weights")}
-
-
 def ablation_rows(ranks, turns, seed):
-    """Rows of ablations.csv. ranks: of rerank_all. Margins are paired by turn with the weights `against`."""
-    groups, rows = np.array([turn.group for turn in turns]), []
+    """Rows of ablations.csv; margins are paired by turn.
+
+    ranks: {weights: ranks of the targets, (n_turns,)}.
+    """
+    groups = np.array([turn.group for turn in turns])
+    rows = []
     for number, (weightings, against) in TABLES.items():
         for weights in weightings:
             for metric in SHOWN:
-                values, others = (METRICS[metric](ranks[w]) for w in (weights, against))
-                interval = metrics.bootstrap_ci(values, groups, seed=seed)
+                function = metrics.METRICS[metric]
+                values = function(ranks[weights])
+                others = function(ranks[against])
+                low, high = metrics.bootstrap_ci(values, groups, seed=seed)
                 margin = metrics.paired_difference(values, others, groups, seed=seed)
-                rows.append((number, weight_text(weights), metric, float(values.mean()), *interval,
+                rows.append((number, weight_text(weights), metric, float(values.mean()), low, high,
                              weight_text(against), *margin, len(values)))
     return rows
 

@@ -3,37 +3,88 @@
 import os
 
 import matplotlib
+
 matplotlib.use("Agg")  # figures go to files; no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-MARKERS = "osD^vPX"
-FEWEST = 10  # turns of a point in the figure
+FEWEST = 50  # turns behind a point, at least: with fewer, one lucky turn sets the scale
+N_SYSTEMS = 4  # with more lines a reader cannot tell them apart
+FLOOR = "popularity"  # what every system should beat
+# (colour, marker, line): of the reference, of the floor, of the others. They also differ in grey
+REFERENCE_STYLE = ("#000000", "o", "-")
+FLOOR_STYLE = ("#8C8C8C", "D", ":")
+OTHER_STYLES = (("#0072B2", "s", "-"), ("#E67300", "^", "--"), ("#56B4E9", "v", "-."),
+                ("#009E73", "P", "--"))
 
 
-def plot_per_turn(path, order, found):
-    """MRR by turn number with interval bands; the number of turns stands under each turn number. Means of fewer than FEWEST
-    turns are left out (unless all are): one lucky turn would set the scale. metrics.csv has them.
+def plot_per_turn(path, rows, reference):
+    """MRR by turn number of four systems, with 95% intervals.
 
-    order: the systems; found: {(system, subset, turn, metric): (value, low, high, n)}.
+    Turn numbers with fewer than FEWEST turns are left out; in small data, those with fewer than
+    half the turns of the most frequent one. metrics.csv has them all.
+
+    rows: of metrics.csv, as tuples of numbers or of the strings that the file holds.
+    reference: the system to show in black.
     """
-    of_turns = {turn: row[3] for (_, _, turn, _), row in found.items() if turn != "all"}
-    numbers = sorted(turn for turn, n in of_turns.items() if n >= min(FEWEST, max(of_turns.values())))
-    figure, axis = plt.subplots(figsize=(8, 4.5), dpi=150)
-    for i, system in enumerate(order):
-        value, low, high, _ = np.array([found[system, "all", n, "mrr"] for n in numbers]).T
-        style = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": ("-", "--", ":")[i // 7 % 3]}
-        axis.plot(numbers, value, label=system, linewidth=1.6, markersize=5, **style)
-        axis.fill_between(numbers, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    axis.set_xticks(numbers, [f"{n}\n{found[order[0], 'all', n, 'mrr'][3]}" for n in numbers])
-    axis.set_xlabel("turn of the dialogue (below it: number of turns)")
-    axis.set_ylabel("MRR, band: 95% over playlists")
-    axis.set_ylim(0, min(1.03, 1.3 * max(found[system, "all", n, "mrr"][0] for system in order for n in numbers)))
+    mrr = {}  # {(system, turn): (value, low, high, n)}, turn a number or "all"
+    for system, subset, turn, metric, *numbers in rows:
+        if (subset, metric) == ("all", "mrr"):
+            mrr[system, turn if turn == "all" else int(turn)] = tuple(map(float, numbers))
+    order = sorted({system for system, _ in mrr}, key=lambda system: -mrr[system, "all"][0])
+    styles = choose_systems(order, reference)
+    n_turns = {turn: int(numbers[3]) for (_, turn), numbers in mrr.items() if turn != "all"}
+    fewest = min(FEWEST, max(n_turns.values()) / 2)
+    turns = sorted(turn for turn, n in n_turns.items() if n >= fewest)
+
+    figure, axis = plt.subplots(figsize=(7.2, 4.4), dpi=150)
+    ends = []  # (height of the last point, system, colour)
+    for i, (system, (colour, marker, line)) in enumerate(styles.items()):
+        value, low, high, _ = np.array([mrr[system, turn] for turn in turns]).T
+        x = np.array(turns) + 0.09 * (i - (len(styles) - 1) / 2)  # so that bars do not overlap
+        axis.vlines(x, low, high, color=colour, alpha=0.35, linewidth=2.5)
+        axis.plot(x, value, marker + line, color=colour, linewidth=2.2, markersize=7)
+        ends.append((value[-1], system, colour))
+
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(turns[0] - 0.4, turns[-1] + 0.3)
+    label_lines(axis, turns[-1] + 0.35, ends)
+    axis.set_xticks(turns, [f"{turn}\n{n_turns[turn]}" for turn in turns])
+    axis.set_xlabel("turn of the dialogue (below: number of turns)", fontsize=13)
+    axis.set_ylabel("mean reciprocal rank (MRR)", fontsize=13)
+    axis.set_title("bars: 95% intervals over playlists", fontsize=12, loc="left")
+    axis.tick_params(labelsize=12)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", bbox_inches="tight")
     plt.close(figure)
     os.replace(temporary, path)
+
+
+def choose_systems(order, reference):
+    """The systems that the figure shows, best first: {system: style}.
+
+    The reference, popularity, and the best of the others. Other rankers of the reference's model
+    (talkplay-votes) are none of them.
+    order: all systems, best first.
+    """
+    styles = {reference: REFERENCE_STYLE, FLOOR: FLOOR_STYLE}
+    fixed = [system for system in order if system in styles]
+    others = [system for system in order if system != FLOOR and not system.startswith(reference)]
+    styles |= zip(others[:N_SYSTEMS - len(fixed)], OTHER_STYLES, strict=False)
+    return {system: styles[system] for system in order if system in styles}
+
+
+def label_lines(axis, x, ends):
+    """Write the systems' names at the ends of their lines, moved up where they would overlap.
+
+    ends: (height, system, colour) of each line.
+    """
+    gap = 0.07 * axis.get_ylim()[1]
+    lowest = 0
+    for height, system, colour in sorted(ends):
+        height = max(height, lowest)
+        lowest = height + gap
+        axis.text(x, height, system, color=colour, fontsize=13, va="center", weight="bold")

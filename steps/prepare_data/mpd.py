@@ -1,8 +1,7 @@
-"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio files and annotations -> tracks and playlists.
+"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio and annotations -> lines.
 
-It stands here in the order in which prepare_mpd calls it: which files there are, reading the slices, filters
-and the split by date, annotations, and the lines of tracks.jsonl and playlists.jsonl. What cannot be read
-is counted in `problems` and left out.
+The order is that in which `prepare_mpd` calls it: which files there are, reading the slices, the
+filters, annotations, and the lines of tracks.jsonl and playlists.jsonl.
 """
 
 import html
@@ -18,37 +17,22 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data
+from steps.prepare_data.foreign import clean_text, note, print_problems, read_lines
 
-TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
 AUDIO_SUFFIXES = (".mp3", ".flac", ".ogg", ".wav")
 TRACK_URI = re.compile(r"spotify:track:([A-Za-z0-9]+)")
-NO_DATE, LAST_DAY = -1, 2_932_896  # in days since 1970-01-01; the last is 9999-12-31, the end of ISO dates
-
-
-# ---------------------------------------------------------------- what is left out
-
-def note(problems, kind, where):
-    """Count a problem and remember where the first ones stand. problems: {kind: {count, first}}."""
-    entry = problems.setdefault(kind, {"count": 0, "first": []})
-    entry["count"] += 1
-    if len(entry["first"]) < 3:
-        entry["first"].append(where)
-
-
-def print_problems(problems):
-    for kind, entry in problems.items():
-        more = "; ..." if entry["count"] > len(entry["first"]) else ""
-        print(f"left out: {entry['count']:,} {kind} ({'; '.join(entry['first'])}{more})")
+NO_DATE = -1
+LAST_DAY = 2_932_896  # days from 1970-01-01 to 9999-12-31, the end of ISO dates
 
 
 # ---------------------------------------------------------------- which files
 
 def find_slices(mpd_dir):
-    """The slice files by the number of their first playlist: mpd.slice.0-999.json, 1000-1999, ..."""
-    slices = [p for p in Path(mpd_dir).glob("mpd.slice.*.json") if p.is_file()]
+    """The slice files by the number of their first playlist: mpd.slice.0-999.json, 1000-1999 ..."""
+    slices = [path for path in Path(mpd_dir).glob("mpd.slice.*.json") if path.is_file()]
     if not slices:
-        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it. Give the folder of the Million Playlist Dataset that "
-                         f"holds the slices: --mpd-dir DIR")
+        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it. Give the folder of the Million "
+                         f"Playlist Dataset that holds the slices: --mpd-dir DIR")
     return sorted(slices, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.name)], p.name))
 
 
@@ -58,48 +42,42 @@ def annotation_files(paths):
     for path in paths:
         name = f"annotations/{Path(path).stem}.jsonl"
         if not Path(path).is_file():
-            raise SystemExit(f"{path} is missing; --annotations takes JSONL files with a track_id in each line")
+            raise SystemExit(f"{path} is missing; --annotations takes JSONL files with a track_id "
+                             f"in each line")
         if name in files:
-            raise SystemExit(f"{path} and {files[name]} would both become {name}; rename one of them")
+            raise SystemExit(f"{path} and {files[name]} would both become {name}; rename one")
         files[name] = path
     return files
 
 
 def find_audio(audio_dir, data_dir, problems):
-    """{track_id: path relative to data_dir} of the audio files in audio_dir, however nested."""
-    # resolved, since ".." of a linked folder leads elsewhere than its name says
+    """{track_id: path relative to data_dir} of the audio files in audio_dir, nested or not."""
+    # resolved: ".." of a linked folder leads elsewhere than its name says
     base = os.path.relpath(Path(audio_dir).resolve(), data_dir.resolve())
-    found = {}
-    for folder, folders, files in os.walk(audio_dir):
-        folders.sort()  # the walk's order, and with it which of two files is taken, is then fixed
-        for name in sorted(files):
-            path, (track_id, suffix) = os.path.join(folder, name), os.path.splitext(name)
+    audio = {}
+    for folder, folders, names in os.walk(audio_dir):
+        folders.sort()  # fixes the order of the walk, and so which of two files is taken
+        for name in sorted(names):
+            track_id, suffix = os.path.splitext(name)
+            path = os.path.join(folder, name)
             if suffix.lower() not in AUDIO_SUFFIXES:
                 continue
             if os.path.getsize(path) == 0:
                 note(problems, "empty audio files", path)
-            elif track_id in found:
+            elif track_id in audio:
                 note(problems, "audio files of a track that has one already", path)
             else:
-                found[track_id] = Path(base, os.path.relpath(path, audio_dir)).as_posix()
-    if not found:
-        raise SystemExit(f"{audio_dir}: no audio in it. Files named by track_id are expected, in any folder below it, "
-                         f"ending in {', '.join(AUDIO_SUFFIXES)}")
-    return found
+                audio[track_id] = Path(base, os.path.relpath(path, audio_dir)).as_posix()
+    if not audio:
+        raise SystemExit(f"{audio_dir}: no audio in it. Files named by track_id are expected, in "
+                         f"any folder below it, ending in {', '.join(AUDIO_SUFFIXES)}")
+    return audio
 
 
 # ---------------------------------------------------------------- reading
 
-def clean_text(value):
-    """A string with single spaces, or None where there is nothing to read."""
-    if not isinstance(value, str):
-        return None
-    value = value.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair could not be written
-    return " ".join(value.split()) or None
-
-
 def read_slices(paths, problems):
-    """Yield (where it stands, playlist) of all slices, holding one slice at a time."""
+    """Yield (where it is, playlist) of all slices, holding one slice in memory at a time."""
     for path in tqdm(paths, desc="slices", unit="slice"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -118,8 +96,8 @@ def read_slices(paths, problems):
         content = playlists = playlist = None  # free it before the next slice is read
 
 
-def number_tracks(tracks, where, row_of, known, problems):
-    """Rows of a playlist's tracks, each once, in order. New tracks are added to row_of and known."""
+def number_tracks(tracks, where, row_of, details, problems):
+    """Rows of a playlist's tracks, each once, in order. Adds new tracks to row_of and details."""
     rows = {}  # a dict keeps the order and holds each row once
     for position, track in enumerate(tracks, 1):
         uri = track.get("track_uri") if isinstance(track, dict) else None
@@ -127,14 +105,16 @@ def number_tracks(tracks, where, row_of, known, problems):
         if match is None:
             note(problems, "tracks without a spotify:track: uri", f"{where}, track {position}")
             continue
+
         row = row_of.get(match[1])
         if row is None:
-            row = row_of[match[1]] = len(known)
+            row = row_of[match[1]] = len(details)
             duration = track.get("duration_ms")
-            known.append((clean_text(track.get("track_name")),
-                          sys.intern(clean_text(track.get("artist_name")) or ""),  # many tracks share one string
-                          sys.intern(clean_text(track.get("album_name")) or ""),
-                          duration if type(duration) is int and duration > 0 else None))
+            details.append((
+                clean_text(track.get("track_name")),
+                sys.intern(clean_text(track.get("artist_name")) or ""),  # tracks share the string
+                sys.intern(clean_text(track.get("album_name")) or ""),
+                duration if type(duration) is int and duration > 0 else None))
         elif row in rows:
             note(problems, "repeats of a track inside its playlist", f"{where}, track {position}")
         rows[row] = None
@@ -154,52 +134,63 @@ def playlist_day(playlist, where, problems):
 def read_playlists(paths, problems):
     """Every playlist, in a form so compact that a million fit in 3 GiB.
 
-    Returns: row_of, {track_id: row}; known, (title, artist, album, duration in ms) by row; heads,
-    (playlist_id, title, description, day) by playlist; items, (sum of lengths,) int32, rows of the
-    tracks, playlist after playlist; lengths, (P,) int32.
+    Returns:
+        row_of: {track_id: row}.
+        details: (title, artist, album, duration in ms) per row.
+        heads: (playlist_id, title, description, day) per playlist.
+        items: rows of the tracks, playlist after playlist, (sum of lengths,) int32.
+        lengths: tracks per playlist, (P,) int32.
     """
-    row_of, known, heads, seen = {}, [], [], set()
+    row_of, details, heads, seen = {}, [], [], set()
     items, lengths = array("i"), array("i")
     for where, playlist in read_slices(paths, problems):
         pid = playlist.get("pid") if isinstance(playlist, dict) else None
         if type(pid) not in (int, str) or pid == "":
             note(problems, "playlists without a pid", where)
             continue
-        where, tracks = f"{where} (pid {pid})", playlist.get("tracks")
+        where = f"{where} (pid {pid})"
         if str(pid) in seen:
             note(problems, "playlists with the pid of an earlier one", where)
             continue
         seen.add(str(pid))
-        rows = number_tracks(tracks, where, row_of, known, problems) if isinstance(tracks, list) else []
+
+        tracks = playlist.get("tracks")
+        tracks = tracks if isinstance(tracks, list) else []
+        rows = number_tracks(tracks, where, row_of, details, problems)
         if not rows:
             note(problems, "playlists without tracks", where)
             continue
         description = playlist.get("description")
-        description = html.unescape(description) if isinstance(description, str) else None  # MPD: &#x27;, &amp;
+        if isinstance(description, str):
+            description = html.unescape(description)  # MPD has &#x27; and &amp;
         heads.append((str(pid), clean_text(playlist.get("name")), clean_text(description),
                       playlist_day(playlist, where, problems)))
         items.extend(rows)
         lengths.append(len(rows))
-    return row_of, known, heads, np.frombuffer(items, np.int32), np.frombuffer(lengths, np.int32)
+    return row_of, details, heads, np.frombuffer(items, np.int32), np.frombuffer(lengths, np.int32)
 
 
-# ---------------------------------------------------------------- filters and split
+# ---------------------------------------------------------------- filters
 
 def filter_tracks(items, lengths, allowed, min_count, min_length):
     """Drop tracks that are not allowed or rare, then playlists that are short without them.
 
-    Rare is counted once, over all playlists: over the training ones alone no cold track would be
-    left. items, lengths: as of read_playlists. allowed: (N,) bool.
+    Rare is counted once, over all playlists. Over the training playlists alone, no cold track
+    would be left.
 
-    Returns: items of the playlists that stay, by new rows; their lengths; old_rows, (M,) the old
-    row of each new one; stays, (P,) bool.
+    items, lengths: from `read_playlists`. allowed: which tracks may stay, (N,) bool.
+
+    Returns: items of the playlists that stay, by new rows; their lengths; the old row of each new
+        one, (M,); which playlists stay, (P,) bool.
     """
     keep_track = allowed & (np.bincount(items, minlength=len(allowed)) >= min_count)
     keep_item = keep_track[items]
-    owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # playlist of each item
     new_lengths = np.bincount(owner[keep_item], minlength=len(lengths)).astype(np.int32)
     stays = new_lengths >= min_length
     items = items[keep_item & stays[owner]]
+
+    # the rows that are left close up, in their old order
     used = np.zeros(len(allowed), bool)
     used[items] = True
     new_row = np.cumsum(used, dtype=np.int32) - 1
@@ -209,52 +200,19 @@ def filter_tracks(items, lengths, allowed, min_count, min_length):
 def kept_playlists(slices, allowed, min_count, min_length, problems):
     """Read and filter. allowed: set of track_ids, or None for all.
 
-    Returns: track_ids and known by row; heads, items and lengths as read_playlists has them.
+    Returns: track_ids and details by row; heads, items and lengths as in `read_playlists`.
     """
-    row_of, known, heads, items, lengths = read_playlists(slices, problems)
+    row_of, details, heads, items, lengths = read_playlists(slices, problems)
     print_problems(problems)
-    n_playlists, n_tracks = len(heads), len(known)
-    is_allowed = np.array([allowed is None or track_id in allowed for track_id in row_of], bool)
-    items, lengths, old_rows, stays = filter_tracks(items, lengths, is_allowed, min_count, min_length)
-    print(f"kept {stays.sum():,} of {n_playlists:,} playlists (with {min_length} tracks or more) and {len(old_rows):,} of "
-          f"{n_tracks:,} tracks (in {min_count} playlists or more{'' if allowed is None else ', with audio'})")
     track_ids = list(row_of)
-    return ([track_ids[i] for i in old_rows], [known[i] for i in old_rows], [heads[i] for i in np.flatnonzero(stays)],
-            items, lengths)
-
-
-def sample(groups, n, rng):
-    """n members of the groups in their order, at random from the last group that is needed."""
-    picked = []
-    for group in groups:
-        if len(picked) == n:
-            break
-        picked.extend(rng.permutation(group)[:n - len(picked)])
-    return np.array(picked, int)
-
-
-def split_by_date(days, n_test, n_valid, seed):
-    """Test playlists from the last date, validation from the date before, as in the paper.
-
-    Where a date has too few, the date before it gives the rest; validation first takes what test
-    left of its own. Playlists without a date come last: where all lack it, this is a seeded sample.
-
-    days: (P,) int, days since 1970-01-01 or NO_DATE. Returns: (P,) int8, positions in data.SPLITS.
-    """
-    rng = np.random.default_rng(seed)
-    split = np.full(len(days), TRAIN, np.int8)
-    dates = np.unique(days[days != NO_DATE])[::-1]
-    split[sample((np.flatnonzero(days == d) for d in [*dates, NO_DATE]), n_test, rng)] = TEST
-    earlier = dates[dates < days[split == TEST].min(initial=LAST_DAY)]
-    order = [*earlier[:1], *dates[:len(dates) - len(earlier)], *earlier[1:], NO_DATE]
-    split[sample((np.flatnonzero((days == d) & (split == TRAIN)) for d in order), n_valid, rng)] = VALID
-    return split
-
-
-def at_most_a_tenth(flag, n, n_playlists):
-    if n > n_playlists // 10:
-        print(f"{flag} {n:,} is more than a tenth of the {n_playlists:,} playlists: cut to {n_playlists // 10:,}")
-    return min(n, n_playlists // 10)
+    is_allowed = np.array([allowed is None or track_id in allowed for track_id in row_of], bool)
+    items, lengths, rows, stays = filter_tracks(items, lengths, is_allowed, min_count, min_length)
+    with_audio = "" if allowed is None else ", with audio"
+    print(f"kept {stays.sum():,} of {len(heads):,} playlists (with {min_length} tracks or more) "
+          f"and {len(rows):,} of {len(details):,} tracks (in {min_count} playlists or "
+          f"more{with_audio})")
+    return ([track_ids[row] for row in rows], [details[row] for row in rows],
+            [heads[i] for i in np.flatnonzero(stays)], items, lengths)
 
 
 # ---------------------------------------------------------------- annotations
@@ -262,14 +220,15 @@ def at_most_a_tenth(flag, n, n_playlists):
 def map_annotation(row):
     """The fields of an annotation by the names of tracks.jsonl.
 
-    `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known, since
-    a date would claim more than that.
+    `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known,
+    since a date would claim more.
 
-    Returns: the fields; names of the fields whose value is not of the form that data.FORMS says.
+    Returns: the good fields; the names of fields of another form than `data.expected_form` says.
     """
-    row = {k: v for k, v in row.items() if v is not None}
-    good = {field: row[field] for field, (_, is_good) in data.FORMS.items() if field in row and is_good(row[field])}
-    bad = [field for field in row if field in data.FORMS and field not in good]
+    row = {field: value for field, value in row.items() if value is not None}
+    good = {field: row[field] for field in data.TRACK_FIELDS[1:]
+            if field in row and data.expected_form(field, row[field]) is None}
+    bad = [field for field in row if field in data.TRACK_FIELDS[1:] and field not in good]
     if "year" in row and "release_date" not in good:
         if re.fullmatch(r"\d{4}", str(row["year"])):
             good["release_date"] = str(row["year"])
@@ -283,57 +242,60 @@ def map_annotation(row):
 def read_annotations(path, track_ids, problems):
     """Yield {track_id and fields of tracks.jsonl} for the lines about tracks of the catalogue."""
     seen = set()
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            where = f"{Path(path).name}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            track_id = row.get("track_id") if isinstance(row, dict) else None
-            if not isinstance(track_id, str):
-                note(problems, "annotation lines that are not a JSON object with a track_id", where)
-            elif track_id in seen:
-                note(problems, "annotation lines with the track_id of an earlier one", where)
-            elif track_id in track_ids:
-                seen.add(track_id)
-                good, bad = map_annotation(row)
-                for field in bad:
-                    note(problems, f"annotated values of {field} that are of the wrong type", where)
-                if good:
-                    yield {"track_id": track_id, **good}
+    for where, row in read_lines(path):
+        track_id = row.get("track_id")
+        if not isinstance(track_id, str):
+            note(problems, "annotation lines that are not a JSON object with a track_id", where)
+        elif track_id in seen:
+            note(problems, "annotation lines with the track_id of an earlier one", where)
+        elif track_id in track_ids:
+            seen.add(track_id)
+            good, bad = map_annotation(row)
+            for field in bad:
+                note(problems, f"annotated values of {field} that are of the wrong type", where)
+            if good:
+                yield {"track_id": track_id, **good}
 
 
 def check_annotations(files, track_ids, problems):
-    """Read each file once before anything is written: count, and refuse a file that is of no use."""
+    """Read each file once before anything is written.
+
+    Raises SystemExit: no line of a file has a field for a track of the catalogue.
+    """
     for path in files.values():
         counts = {}
         for row in read_annotations(path, track_ids, problems):
             for field in row:
                 counts[field] = counts.get(field, 0) + 1
         if not counts:
-            raise SystemExit(f"{path}: no line has a field of use for a track of this catalogue. One JSON object a line is expected, "
-                             f"with track_id (the id in Spotify's uri) and fields of tracks.jsonl")
+            raise SystemExit(f"{path}: no line has a field for a track of this catalogue. One JSON "
+                             f"object per line is expected, with track_id (the id in Spotify's "
+                             f"uri) and fields of tracks.jsonl")
         n_tracks = counts.pop("track_id")
-        print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({', '.join(f'{k} {n:,}' for k, n in counts.items())})")
+        fields = ", ".join(f"{field} {n:,}" for field, n in counts.items())
+        print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({fields})")
 
 
 # ---------------------------------------------------------------- the lines to write
 
-def track_rows(track_ids, known, audio):
-    """Lines of tracks.jsonl. Popularity is null: it is counted in training playlists where needed."""
+def track_rows(track_ids, details, audio):
+    """Lines of tracks.jsonl. Popularity is null: who needs it counts it in training playlists."""
     empty = dict.fromkeys(data.TRACK_FIELDS)
-    for track_id, (title, artist, album, duration_ms) in zip(track_ids, known):
-        yield empty | {"track_id": track_id, "title": title, "artist": artist or None, "album": album or None,
-                       "duration_ms": duration_ms, "tags": [], "audio_path": audio.get(track_id)}
+    for track_id, (title, artist, album, duration_ms) in zip(track_ids, details, strict=True):
+        yield empty | {"track_id": track_id, "title": title, "artist": artist or None,
+                       "album": album or None, "duration_ms": duration_ms, "tags": [],
+                       "audio_path": audio.get(track_id)}
 
 
 def playlist_rows(heads, items, lengths, split, track_ids):
-    """Lines of playlists.jsonl."""
+    """Lines of playlists.jsonl. split: positions in data.SPLITS, (P,) int."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    for (playlist_id, title, description, day), length, end, s in zip(heads, lengths, ends, split):
-        modified_at = None if day == NO_DATE else (date(1970, 1, 1) + timedelta(day)).isoformat()
-        yield {"playlist_id": playlist_id, "title": title, "description": description, "modified_at": modified_at,
-               "split": data.SPLITS[s], "track_ids": [track_ids[row] for row in items[end - length:end]]}
+    starts = ends - lengths
+    for (playlist_id, title, description, day), start, end, s in zip(heads, starts, ends, split,
+                                                                     strict=True):
+        modified_at = None
+        if day != NO_DATE:
+            modified_at = (date(1970, 1, 1) + timedelta(day)).isoformat()
+        yield {"playlist_id": playlist_id, "title": title, "description": description,
+               "modified_at": modified_at, "split": data.SPLITS[s],
+               "track_ids": [track_ids[row] for row in items[start:end]]}

@@ -2,63 +2,55 @@
 
 For each track a truth is drawn first: genre, moods, instruments, vocal, theme, tempo, key, year.
 Title, album, tags, lyrics and caption are then written from that truth with noise (a synonym, an
-omission, now and then a wrong tag), and 00_prepare_data.py renders the audio from it.  So whatever
-a system finds in one modality can be checked against the others.  The playlists have a hidden
-theme each and prefer popular tracks.
+omission, now and then a wrong tag), and render.py makes the audio from it. So what a system finds
+in one modality can be checked against the others. The playlists have a hidden theme each and prefer
+popular tracks.
 
     from steps.prepare_data.demo.catalogue import make_catalogue
     tracks, playlists = make_catalogue(n_tracks=1000, n_playlists=2500, seed=0)   # about 2 s
 
-steps/prepare_data/demo/writing.py holds the words; "profiles" in steps/prepare_data/demo/words.json says what a genre is like.  The same
-seed gives the same bytes.
+writing.py writes the words. genres.json says what a genre and a mood are like, and which neighbour
+an artist of the genre visits for a track. The same seed gives the same bytes.
 """
 
 import random
 from collections import Counter
 from datetime import date, timedelta
+from itertools import pairwise
 
 import numpy as np
 
-from steps.prepare_data.demo.writing import (LEXICON, NOTES, PROFILES, WORDS, draw_fillers, name_album, name_artist, name_playlist,
-                          name_song, write_caption, write_lyrics, write_tags)
+from steps.prepare_data.demo import writing
+from steps.prepare_data.demo.writing import LEXICON, MOODS, NOTES, PROFILES, WORDS
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 NOTE_WEIGHTS = (10, 3, 9, 3, 9, 7, 3, 10, 3, 10, 4, 4)  # players prefer the easy keys
-
-# What a genre turns into when an artist leaves home for one track.
-NEIGHBOUR = {"indie folk": "country", "country": "indie folk", "soul": "jazz", "jazz": "soul", "bossa nova": "jazz",
-             "hip hop": "soul", "reggae": "hip hop", "synthpop": "house", "house": "techno", "techno": "ambient",
-             "ambient": "modern classical", "indie rock": "synthpop", "metal": "indie rock",
-             "modern classical": "ambient"}
-CLASHES = ({"calm", "energetic"}, {"calm", "angry"}, {"happy", "melancholic"}, {"happy", "dark"}, {"happy", "angry"},
-           {"romantic", "angry"}, {"dreamy", "angry"}, {"hopeful", "dark"}, {"hopeful", "melancholic"})
-MOOD_ENERGY = {"energetic": 0.2, "angry": 0.2, "happy": 0.08, "hopeful": 0.03, "nostalgic": -0.03, "dark": 0.0,
-               "romantic": -0.08, "melancholic": -0.12, "dreamy": -0.12, "calm": -0.22}
-MOOD_MINOR = {"melancholic": 0.4, "dark": 0.4, "angry": 0.3, "nostalgic": 0.05, "dreamy": 0.0, "calm": -0.1,
-              "romantic": -0.1, "energetic": -0.1, "hopeful": -0.4, "happy": -0.45}
-MINUTES = {"jazz": 5.2, "house": 6.0, "techno": 6.5, "ambient": 6.2, "metal": 5.0, "modern classical": 4.6}  # else 3.7
 
 LATE_SHARE = 0.08       # share of tracks that come out after the last training playlist
 OFF_TOPIC = 0.10        # share of a playlist's tracks that do not follow its theme
 POPULARITY_PULL = 0.8   # weight of log popularity against the theme's match
 FRESH_PULL = 0.5        # extra weight of a track in its first two weeks
-KINDS = {"genre+mood": 25, "activity": 20, "theme": 15, "artist": 15, "decade+genre": 15, "instrument": 10}
+KINDS = {"genre+mood": 25, "activity": 20, "theme": 15, "artist": 15, "decade+genre": 15,
+         "instrument": 10}
 
 FIRST_DATE, LAST_TRAIN_DATE = date(2015, 1, 1), date(2017, 10, 26)  # of playlists
 VALID_DATE, TEST_DATE = date(2017, 10, 30), date(2017, 10, 31)
-LATE_DATES = (date(2017, 10, 27), date(2017, 10, 27), date(2017, 10, 28), date(2017, 10, 29))  # Friday is release day
+LATE_DATES = (date(2017, 10, 27), date(2017, 10, 27),  # Friday is release day
+              date(2017, 10, 28), date(2017, 10, 29))
 
 
 # ---------------------------------------------------------------- drawing
 
 def draw(rng, weights, favourites=()):
     """One key of {key: weight}; favourites weigh four times as much."""
-    return rng.choices(list(weights), [w * (4 if k in favourites else 1) for k, w in weights.items()])[0]
+    weights = {key: weight * (4 if key in favourites else 1) for key, weight in weights.items()}
+    return rng.choices(list(weights), weights.values())[0]
 
 
 def draw_several(rng, weights, k, favourites=()):
     """Up to k different keys of {key: weight}."""
-    left, drawn = dict(weights), []
+    left = dict(weights)
+    drawn = []
     while left and len(drawn) < k:
         drawn.append(draw(rng, left, favourites))
         del left[drawn[-1]]
@@ -67,10 +59,11 @@ def draw_several(rng, weights, k, favourites=()):
 
 def draw_id(rng, length, used):
     """A base62 string that is not yet in the set `used`; it is put there."""
-    while (drawn := "".join(rng.choices(BASE62, k=length))) in used:
-        pass
-    used.add(drawn)
-    return drawn
+    while True:
+        drawn = "".join(rng.choices(BASE62, k=length))
+        if drawn not in used:
+            used.add(drawn)
+            return drawn
 
 
 def clip(x, low=0.0, high=1.0):
@@ -94,25 +87,28 @@ def artist_sizes(rng, n_tracks):
 def most_wanting(shares, filled, size):
     """The key of {key: share} that lags most behind its share, if it took the next `size` tracks.
 
-    Drawing at random instead would leave the shares to chance: a genre has only some eight artists."""
+    A draw at random would leave the shares to chance, since a genre has only some eight artists.
+    """
     return min(shares, key=lambda key: (filled.get(key, 0) + size / 2) / shares[key])
 
 
 def make_artists(rng, n_tracks):
     """Artists with their leanings and their albums ({"size": tracks, "date": release})."""
     artists, used = [], Counter()
-    shares = {genre: PROFILES[genre]["share"] for genre in rng.sample(list(PROFILES), len(PROFILES))}
-    filled = {genre: {} for genre in shares}  # tracks by genre and voice
+    genres = rng.sample(list(PROFILES), len(PROFILES))
+    shares = {genre: PROFILES[genre]["share"] for genre in genres}
+    filled = {genre: {} for genre in genres}  # tracks by genre and voice
     for size in artist_sizes(rng, n_tracks):
-        genre = most_wanting(shares, {g: sum(voices.values()) for g, voices in filled.items()}, size)
+        filled_genres = {genre: sum(voices.values()) for genre, voices in filled.items()}
+        genre = most_wanting(shares, filled_genres, size)
         profile = PROFILES[genre]
         voice = most_wanting(profile["voices"], filled[genre], size)
         filled[genre][voice] = filled[genre].get(voice, 0) + size
         first, last = profile["years"]
         start = first + int((2014 - first) * rng.random() ** 0.8)
         end = min(last, start + 3 + int(rng.expovariate(1 / 9)))
-        artists.append({"name": name_artist(rng, genre, voice, used), "genre": genre, "voice": voice,
-                        "moods": draw_several(rng, profile["moods"], 3),
+        artists.append({"name": writing.name_artist(rng, genre, voice, used), "genre": genre,
+                        "voice": voice, "moods": draw_several(rng, profile["moods"], 3),
                         "themes": draw_several(rng, profile["themes"], 3),
                         "instruments": draw_several(rng, profile["instruments"], 3),
                         "years": (start, end), "fame": rng.lognormvariate(0, 0.9),
@@ -125,15 +121,22 @@ def make_albums(rng, size, start, end):
     """One to four albums over the active years, oldest first."""
     n_albums = min(rng.randint(1, 4), max(1, size // 3))
     cuts = sorted(rng.sample(range(1, size), n_albums - 1))
-    dates = sorted(date(rng.randint(start, end), rng.randint(1, 12), rng.randint(1, 28)) for _ in range(n_albums))
-    dates = [min(d, date(2017, 6, d.day)) for d in dates]  # nothing between July 2017 and the late releases
-    return [{"size": b - a, "date": d} for a, b, d in zip([0, *cuts], [*cuts, size], dates)]
+    dates = sorted(date(rng.randint(start, end), rng.randint(1, 12), rng.randint(1, 28))
+                   for _ in range(n_albums))
+    dates = [min(day, date(2017, 6, day.day)) for day in dates]  # later ones: `release_late`
+    return [{"size": b - a, "date": day}
+            for (a, b), day in zip(pairwise([0, *cuts, size]), dates, strict=True)]
 
 
 def release_late(rng, artists, n_late):
-    """Move the last albums of still active artists to the days before the test date, n_late tracks in all."""
-    for artist in sorted(rng.sample(artists, len(artists)), key=lambda artist: artist["years"][1] < 2010):
-        album, day = artist["albums"][-1], rng.choice(LATE_DATES)
+    """Move last albums, of n_late tracks in all, to the days before the test date.
+
+    The albums of artists that are still active come first.
+    """
+    shuffled = rng.sample(artists, len(artists))
+    for artist in sorted(shuffled, key=lambda artist: artist["years"][1] < 2010):
+        album = artist["albums"][-1]
+        day = rng.choice(LATE_DATES)
         moved = min(n_late, album["size"])
         if moved == album["size"]:
             album["date"] = day
@@ -149,33 +152,42 @@ def draw_moods(rng, genre, artist):
     """One or two moods that go together."""
     weights = PROFILES[genre]["moods"]
     first = draw(rng, weights, artist["moods"])
-    others = {m: w for m, w in weights.items() if m != first and {m, first} not in CLASHES}
+    others = {m: w for m, w in weights.items() if m != first and m not in MOODS[first]["clashes"]}
     return [first] if rng.random() < 0.45 else [first, draw(rng, others, artist["moods"])]
 
 
 def draw_vocal(rng, voice):
     """The artist's voice, but for an instrumental or a guest singer now and then."""
-    if rng.random() < (0.1 if voice == "instrumental" else 0.05):
-        return rng.choice(("female vocals", "male vocals", "choir")) if voice == "instrumental" else "instrumental"
+    if voice == "instrumental":
+        if rng.random() < 0.1:
+            return rng.choice(("female vocals", "male vocals", "choir"))
+    elif rng.random() < 0.05:
+        return "instrumental"
     return voice
 
 
 def draw_truth(rng, artist, year):
     """What is true of a track; everything else about it is written from this."""
     genre = artist["genre"]
-    if rng.random() < 0.06 and year >= PROFILES[NEIGHBOUR[genre]]["years"][0]:
-        genre = NEIGHBOUR[genre]
-    profile, moods = PROFILES[genre], draw_moods(rng, genre, artist)
+    neighbour = PROFILES[genre]["neighbour"]
+    if rng.random() < 0.06 and year >= PROFILES[neighbour]["years"][0]:
+        genre = neighbour
+    profile = PROFILES[genre]
+    moods = draw_moods(rng, genre, artist)
     themes = profile["themes"] if rng.random() < 0.9 else dict.fromkeys(LEXICON["theme"], 1)
-    lift = sum(MOOD_ENERGY[m] for m in moods) / len(moods)
+
+    # how the moods move energy, tempo and mode within the genre's ranges
+    lift = sum(MOODS[mood]["energy"] for mood in moods) / len(moods)
     position = rng.random()  # within the genre's range of energy
     low, high = profile["energy"]
     slowest, fastest = profile["tempo"]
-    tempo = slowest + (fastest - slowest) * clip(0.25 * position + 0.55 * rng.random() + 0.1 + 1.2 * lift)
-    minor = profile["minor"] + sum(MOOD_MINOR[m] for m in moods) / len(moods)
+    pace = clip(0.25 * position + 0.55 * rng.random() + 0.1 + 1.2 * lift)
+    minor = profile["minor"] + sum(MOODS[mood]["minor"] for mood in moods) / len(moods)
     return {"genre": genre, "moods": moods, "theme": draw(rng, themes, artist["themes"]),
-            "instruments": draw_several(rng, profile["instruments"], rng.choice((2, 3, 3, 4)), artist["instruments"]),
-            "vocal": draw_vocal(rng, artist["voice"]), "tempo": round(tempo, 1),
+            "instruments": draw_several(rng, profile["instruments"], rng.choice((2, 3, 3, 4)),
+                                        artist["instruments"]),
+            "vocal": draw_vocal(rng, artist["voice"]),
+            "tempo": round(slowest + (fastest - slowest) * pace, 1),
             "tonic": rng.choices(range(12), NOTE_WEIGHTS)[0],
             "mode": "minor" if rng.random() < clip(minor, 0.05, 0.97) else "major",
             "energy": round(clip(low + (high - low) * position + lift), 2), "year": year}
@@ -184,34 +196,43 @@ def draw_truth(rng, artist, year):
 # ---------------------------------------------------------------- tracks
 
 def make_song(rng, artist, released, truth, title, fill, track_id):
-    """A line of tracks.jsonl, with "audio" (for the renderer) and "appeal" (popularity before ranking)."""
-    minutes = MINUTES.get(truth["genre"], 3.7) * rng.lognormvariate(0, 0.2)
-    audio = {k: truth[k] for k in ("genre", "tempo", "tonic", "mode", "instruments", "vocal", "energy")}
+    """A line of tracks.jsonl, with "audio" (for render.py) and "appeal" (popularity, unranked)."""
+    minutes = PROFILES[truth["genre"]]["minutes"] * rng.lognormvariate(0, 0.2)
+    played = ("genre", "tempo", "tonic", "mode", "instruments", "vocal", "energy")
     return {"track_id": track_id, "title": title, "artist": artist["name"], "album": None,
-            "release_date": released.isoformat(), "duration_ms": round(60_000 * minutes), "popularity": 0,
-            "tags": write_tags(rng, truth), "lyrics": write_lyrics(rng, truth, title, fill),
-            "caption": write_caption(rng, truth), "tempo": truth["tempo"],
-            "key": f"{NOTES[truth['tonic']]} {truth['mode']}", "audio_path": f"audio/{track_id}.flac",
-            "audio": audio | {"seed": rng.getrandbits(31)}, "appeal": artist["fame"] * rng.lognormvariate(0, 0.8)}
+            "release_date": released.isoformat(), "duration_ms": round(60_000 * minutes),
+            "popularity": 0, "tags": writing.write_tags(rng, truth),
+            "lyrics": writing.write_lyrics(rng, truth, title, fill),
+            "caption": writing.write_caption(rng, truth), "tempo": truth["tempo"],
+            "key": f"{NOTES[truth['tonic']]} {truth['mode']}",
+            "audio_path": f"audio/{track_id}.flac",
+            "audio": {field: truth[field] for field in played} | {"seed": rng.getrandbits(31)},
+            "appeal": artist["fame"] * rng.lognormvariate(0, 0.8)}
 
 
 def make_tracks(artists, seed):
-    """(tracks, truths), row i of one belonging to row i of the other, in shuffled order."""
+    """(tracks, truths) in shuffled order; row i of one belongs to row i of the other."""
     rng = random.Random(f"{seed}/tracks")
     rows, titles, ids = [], set(), set()
     for artist in artists:
         own, own_albums = set(), set()
         for album in artist["albums"]:
             truths = [draw_truth(rng, artist, album["date"].year) for _ in range(album["size"])]
-            songs = [(truth, *name_song(rng, truth, titles, own)) for truth in truths]
-            while (album_title := name_album(rng, artist, songs)) in own_albums:
-                songs = [(truth, title, draw_fillers(rng, truth)) for truth, title, _ in songs]
+            songs = [(truth, *writing.name_song(rng, truth, titles, own)) for truth in truths]
+            # new fillers until the artist has no album of that name
+            while (album_title := writing.name_album(rng, artist, songs)) in own_albums:
+                songs = [(truth, title, writing.draw_fillers(rng, truth))
+                         for truth, title, _ in songs]
             own_albums.add(album_title)
             for truth, title, fill in songs:
-                track = make_song(rng, artist, album["date"], truth, title, fill, draw_id(rng, 22, ids))
+                track_id = draw_id(rng, 22, ids)
+                track = make_song(rng, artist, album["date"], truth, title, fill, track_id)
                 rows.append((track | {"album": album_title}, truth))
+
+    # popularity from the rank
     rows.sort(key=lambda row: -row[0].pop("appeal"))
-    for rank, (track, _) in enumerate(rows, 1):  # Zipf-Mandelbrot: 100, 70 at rank 10, 25 at 100, 3 at 1,000
+    for rank, (track, _) in enumerate(rows, 1):
+        # Zipf-Mandelbrot: 100, then 70 at rank 10, 25 at 100, 3 at 1,000
         track["popularity"] = max(0, round(108 * (0.9 + 0.1 * rank) ** -0.5 - 8))
     rng.shuffle(rows)
     return [track for track, _ in rows], [truth for _, truth in rows]
@@ -220,46 +241,60 @@ def make_tracks(artists, seed):
 # ---------------------------------------------------------------- playlists
 
 def make_columns(tracks, truths, artists):
-    """What a playlist can go by, as arrays with one row a track; "kin" (artists, N) is how near each artist is."""
-    has = {kind: {c: np.array([c in truth[field] for truth in truths]) for c in LEXICON[kind]}
-           for kind, field in (("mood", "moods"), ("instrument", "instruments"))}
-    has |= {kind: {c: np.array([c == truth[kind] for truth in truths]) for c in LEXICON[kind]}
-            for kind in ("genre", "theme")}
+    """What a playlist can go by: {column: array with one row per track}.
+
+    "kin", (artists, N), says how near each artist is to each track's.
+    """
+    columns = {kind: {concept: np.array([concept in truth[field] for truth in truths])
+                      for concept in LEXICON[kind]}
+               for kind, field in (("mood", "moods"), ("instrument", "instruments"))}
+    columns |= {kind: {concept: np.array([concept == truth[kind] for truth in truths])
+                       for concept in LEXICON[kind]} for kind in ("genre", "theme")}
     number = {artist["name"]: i for i, artist in enumerate(artists)}
     artist = np.array([number[track["artist"]] for track in tracks])
     kin = np.array([[kinship(one, other) for other in artists] for one in artists])
-    return has | {"artist": artist, "kin": kin[:, artist],
-                  "tempo": np.array([truth["tempo"] for truth in truths]),
-                  "decade": np.array([truth["year"] // 10 for truth in truths]),
-                  "released": np.array([date.fromisoformat(track["release_date"]).toordinal() for track in tracks]),
-                  "log_popularity": np.log(1.0 + np.array([track["popularity"] for track in tracks]))}
+    released = [date.fromisoformat(track["release_date"]).toordinal() for track in tracks]
+    popularity = np.array([track["popularity"] for track in tracks])
+    return columns | {"artist": artist, "kin": kin[:, artist], "released": np.array(released),
+                      "tempo": np.array([truth["tempo"] for truth in truths]),
+                      "decade": np.array([truth["year"] // 10 for truth in truths]),
+                      "log_popularity": np.log(1.0 + popularity)}
 
 
 def kinship(artist, other):
     """How near two artists are, 0 to 1: genre, voice, years, moods and instruments."""
     years = min(artist["years"][1], other["years"][1]) - max(artist["years"][0], other["years"][0])
-    shared = len({*artist["moods"], *artist["instruments"]} & {*other["moods"], *other["instruments"]})
-    return (4 * (artist["genre"] == other["genre"]) + (artist["voice"] == other["voice"]) + (years > 0) + shared) / 12
+    shared = len({*artist["moods"], *artist["instruments"]}
+                 & {*other["moods"], *other["instruments"]})
+    return (4 * (artist["genre"] == other["genre"]) + (artist["voice"] == other["voice"])
+            + (years > 0) + shared) / 12
 
 
 def draw_theme(rng, columns, tracks, truths, row):
     """A playlist's hidden theme, taken from the track in `row`.
 
-    Returns: (what the title may speak of, match (N,) float: how well each track fits)."""
+    Returns: what the title may speak of; how well each track fits, (N,) float.
+    """
     truth, kind = truths[row], draw(rng, KINDS)
-    mood, instrument = rng.choice(truth["moods"]), rng.choice(truth["instruments"])
-    liked = {truth["genre"], *rng.sample(list(PROFILES), 3)}  # the owner's taste where the theme leaves it open
-    taste = np.any([columns["genre"][g] for g in sorted(liked)], axis=0)
-    about = {"kind": kind, "genre": truth["genre"], "mood": mood, "instrument": instrument, "theme": truth["theme"],
-             "artist": tracks[row]["artist"], "decade": truth["year"] // 10}
+    mood = rng.choice(truth["moods"])
+    instrument = rng.choice(truth["instruments"])
+    about = {"kind": kind, "genre": truth["genre"], "mood": mood, "instrument": instrument,
+             "theme": truth["theme"], "artist": tracks[row]["artist"],
+             "decade": truth["year"] // 10}
+
+    # the owner's taste, where the theme leaves it open
+    liked = {truth["genre"], *rng.sample(list(PROFILES), 3)}
+    taste = np.any([columns["genre"][genre] for genre in sorted(liked)], axis=0)
+    same_genre = columns["genre"][truth["genre"]]
     if kind == "genre+mood":
-        match = 3.0 * columns["genre"][truth["genre"]] + 3.0 * columns["mood"][mood]
+        match = 3.0 * same_genre + 3.0 * columns["mood"][mood]
     elif kind == "decade+genre":
-        match = 3.0 * columns["genre"][truth["genre"]] + 3.0 * (columns["decade"] == about["decade"])
+        match = 3.0 * same_genre + 3.0 * (columns["decade"] == about["decade"])
     elif kind == "theme":
         match = 5.0 * columns["theme"][truth["theme"]] + 1.5 * taste
     elif kind == "instrument":
-        match = 3.5 * columns["instrument"][instrument] + 2.5 * columns["mood"][mood] + 1.0 * taste
+        match = (3.5 * columns["instrument"][instrument] + 2.5 * columns["mood"][mood]
+                 + 1.0 * taste)
     elif kind == "artist":
         artist = columns["artist"][row]
         match = 6.0 * columns["kin"][artist] + 2.5 * (columns["artist"] == artist)
@@ -267,19 +302,25 @@ def draw_theme(rng, columns, tracks, truths, row):
         about["activity"] = rng.choice(list(WORDS["playlists"]["activities"]))
         activity = WORDS["playlists"]["activities"][about["activity"]]
         low, high = activity["tempo"]
-        match = (3.0 * np.any([columns["mood"][m] for m in activity["moods"]], axis=0)
-                 + 3.0 * ((columns["tempo"] >= low) & (columns["tempo"] <= high)) + 1.5 * taste)
+        in_mood = np.any([columns["mood"][mood] for mood in activity["moods"]], axis=0)
+        in_tempo = (columns["tempo"] >= low) & (columns["tempo"] <= high)
+        match = 3.0 * in_mood + 3.0 * in_tempo + 1.5 * taste
     return about, match
 
 
 def pick_tracks(rng, noise, columns, match, modified, length):
-    """Rows of a playlist: a draw without replacement, log odds = match + pull of popularity and of
-    fresh releases (Gumbel top-k), for about a tenth of them without the match."""
+    """Rows of a playlist: a draw without replacement (Gumbel top-k).
+
+    The log odds are the match, the pull of popularity and the pull of fresh releases. About a tenth
+    of the tracks are drawn without the match.
+    """
     age = modified.toordinal() - columns["released"]  # days
     pull = POPULARITY_PULL * columns["log_popularity"] + FRESH_PULL * (age <= 14)
     pull = np.where(age >= 0, pull, -np.inf)  # not out yet
     n_off = sum(rng.random() < OFF_TOPIC for _ in range(length))
-    gumbel = -np.log(-np.log(noise.random((2, len(age)))))
+    gumbel = -np.log(-np.log(noise.random((2, len(age)))))  # (2, N)
+
+    # first the tracks on the theme, then those off it, each track once
     rows = list(np.argsort(-(pull + match + gumbel[0]), kind="stable")[:length - n_off])
     pull[rows] = -np.inf
     rows += list(np.argsort(-(pull + gumbel[1]), kind="stable")[:n_off])
@@ -292,16 +333,19 @@ def make_playlists(tracks, truths, artists, n_playlists, seed):
     rng, noise = random.Random(f"{seed}/playlists"), np.random.default_rng([seed, 1])
     columns, ids, playlists = make_columns(tracks, truths, artists), set(), []
     n_held_out = max(2, round(0.024 * n_playlists))
-    splits = ["test"] * n_held_out + ["valid"] * n_held_out + ["train"] * (n_playlists - 2 * n_held_out)
+    n_train = n_playlists - 2 * n_held_out
     longest = min(40, len(tracks) // 3)
-    for split in splits:
-        days = int((LAST_TRAIN_DATE - FIRST_DATE).days * rng.random() ** 0.45)  # more of them late, as in MPD
-        modified = {"test": TEST_DATE, "valid": VALID_DATE}.get(split) or FIRST_DATE + timedelta(days=days)
+    for split in ["test"] * n_held_out + ["valid"] * n_held_out + ["train"] * n_train:
+        # more training playlists are late than early, as in MPD
+        days = int((LAST_TRAIN_DATE - FIRST_DATE).days * rng.random() ** 0.45)
+        modified = {"test": TEST_DATE, "valid": VALID_DATE,
+                    "train": FIRST_DATE + timedelta(days=days)}[split]
         out = np.flatnonzero(columns["released"] <= modified.toordinal())
         about, match = draw_theme(rng, columns, tracks, truths, rng.choice(out))
         length = min(longest, 8 + int(rng.gammavariate(1.3, 8.2)))
         rows = pick_tracks(rng, noise, columns, match, modified, length)
-        playlists.append({"playlist_id": draw_id(rng, 12, ids), "title": name_playlist(rng, about),
+        playlists.append({"playlist_id": draw_id(rng, 12, ids),
+                          "title": writing.name_playlist(rng, about),
                           "modified_at": modified.isoformat(), "split": split,
                           "track_ids": [tracks[row]["track_id"] for row in rows]})
     rng.shuffle(playlists)
@@ -311,18 +355,22 @@ def make_playlists(tracks, truths, artists, n_playlists, seed):
 def make_catalogue(n_tracks=1000, n_playlists=2500, seed=0):
     """The whole fictional catalogue.
 
-    n_tracks: 40 or more. n_playlists: 20 or more; 2.4 % of them (at least 2) are test playlists, all
-    of the last date, as many valid, of the date before. seed: int, 0 or more.
+    n_tracks: 40 or more. About 8% are out too late for any training playlist (cold).
+    n_playlists: 20 or more. 2.4% of them (at least 2) are test playlists, all of the last date; as
+        many are valid, of the date before.
+    seed: int, 0 or more.
 
-    Returns: tracks, dicts with the fields of tracks.jsonl and "audio", the facts that
-    steps/prepare_data/demo/render.py plays: {genre, tempo (BPM), tonic (0 to 11, 0 = C), mode, instruments, vocal (a
-    concept, or "instrumental"), energy (0 to 1), seed}; playlists, dicts with the fields of
-    playlists.jsonl. About 8 % of the tracks are out too late for any training playlist (cold).
+    Returns:
+        tracks: dicts with the fields of tracks.jsonl and "audio", from which render.py plays:
+            {genre, tempo (BPM), tonic (0 to 11, 0 = C), mode, instruments, vocal (a concept, or
+            "instrumental"), energy (0 to 1), seed}.
+        playlists: dicts with the fields of playlists.jsonl.
     Raises SystemExit: numbers below these.
     """
     if n_tracks < 40 or n_playlists < 20 or seed < 0:
-        raise SystemExit(f"the demo catalogue cannot have {n_tracks} tracks, {n_playlists} playlists and seed {seed}; "
-                         "it needs 40 tracks and 20 playlists or more, and a seed of 0 or more")
+        raise SystemExit(f"the demo catalogue cannot have {n_tracks} tracks, {n_playlists} "
+                         f"playlists and seed {seed}; it needs 40 tracks and 20 playlists or more, "
+                         f"and a seed of 0 or more")
     artists = make_artists(random.Random(f"{seed}/artists"), n_tracks)
     tracks, truths = make_tracks(artists, seed)
     return tracks, make_playlists(tracks, truths, artists, n_playlists, seed)

@@ -1,7 +1,7 @@
 """The instruments, voices and drums of the fictional catalogue: one small recipe each.
 
-A recipe takes a MIDI note, the times t of its samples (s) and their rate (Hz), and gives the raw sound
-of one note; `note` and `drum` bring the sounds to their level and keep them for the next time.
+A recipe takes a MIDI note, the times t of its samples (s) and their rate (Hz). It gives the raw
+sound of one note. `note` and `drum` bring the sounds to their level and keep them.
 
     from steps.prepare_data.demo.instruments import note
     samples = note("piano", 60, 22050)  # middle C
@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.signal import butter, lfilter
-
 
 # ---------------------------------------------------------------- helpers
 
@@ -29,7 +28,10 @@ def above(low, pitch_class):
 
 
 def phase_of(midi, t, vibrato=0.0, speed=5.3, cents=0.0):
-    """Running phase (rad) of a note; vibrato: its depth as a share of the pitch, growing in over 0.4 s."""
+    """Running phase (rad) of a note.
+
+    vibrato: its depth as a share of the pitch; it grows in over 0.4 s. speed: of the vibrato, Hz.
+    """
     wobble = vibrato * np.minimum(t / 0.4, 1) * np.sin(2 * np.pi * speed * t)
     return 2 * np.pi * np.cumsum(hertz_of(midi + cents / 100) * (1 + wobble)) * (t[1] - t[0])
 
@@ -59,12 +61,13 @@ def attack(t, seconds):
     return np.minimum(t / seconds, 1)
 
 
-# ---------------------------------------------------------------- instruments and voices: one note each, raw level
+# ---------------------------------------------------------------- instruments and voices
+# One note each, at its raw level.
 
 def pluck(midi, t, rate, brightness, sustain):
     """Karplus-Strong string: a burst of noise in a delay line whose loop damps the treble.
 
-    brightness 0 to 1 (of the burst); sustain: gain of the loop, just below 1.
+    brightness: of the burst, 0 to 1. sustain: gain of the loop, just below 1.
     """
     period = rate / hertz_of(midi) - 0.5  # the averaging below delays by half a sample
     whole, part = int(period), period % 1
@@ -121,14 +124,16 @@ def synthesizer(midi, t, rate):
 def organ(midi, t, rate):
     drawbars = np.array([0.4, 0.9, 0.25, 0.6, 0, 0.35, 0, 0.3])  # 16', 8', 5 1/3', 4', 2 2/3', 2'
     click = noise_band(len(t), 1500, 5000, rate, midi) * np.exp(-150 * t)
-    return additive(phase_of(midi - 12, t), drawbars) * (1 + 0.18 * np.sin(2 * np.pi * 6.6 * t)) + 0.15 * click
+    tremolo = 1 + 0.18 * np.sin(2 * np.pi * 6.6 * t)
+    return additive(phase_of(midi - 12, t), drawbars) * tremolo + 0.15 * click
 
 
 def saxophone(midi, t, rate):
     k, hertz = harmonics(midi, rate, 24)
     weights = (np.exp(-((hertz - 800) / 700) ** 2) + 0.25 / k) * np.where(k % 2, 1, 0.7)
     breath = noise_band(len(t), 900, 4000, rate, midi)
-    tone = additive(phase_of(midi, t, 0.006, 5.0, cents=-25 * np.exp(-14 * t)), weights)  # it scoops up to the note
+    scoop = -25 * np.exp(-14 * t)  # cents: it slides up to the note
+    tone = additive(phase_of(midi, t, 0.006, 5.0, scoop), weights)
     return (tone + 0.12 * breath) * attack(t, 0.05)
 
 
@@ -139,7 +144,8 @@ def trumpet(midi, t, rate):
 
 
 def harmonica(midi, t, rate):
-    reed = np.array([0.7, 1, 0.8, 0.7, 0.5, 0.5, 0.3, 0.25, 0.15, 0.1])[:len(harmonics(midi, rate, 10)[0])]
+    k, _ = harmonics(midi, rate, 10)
+    reed = np.array([0.7, 1, 0.8, 0.7, 0.5, 0.5, 0.3, 0.25, 0.15, 0.1])[:len(k)]
     reeds = additive(phase_of(midi, t), reed) + 0.7 * additive(phase_of(midi, t, cents=11), reed)
     return reeds * attack(t, 0.04) * (1 + 0.25 * np.sin(2 * np.pi * 4.5 * t))
 
@@ -161,59 +167,71 @@ def vibraphone(midi, t, rate):
 def voice(midi, t, rate, formants, cents=0.0, speed=5.4):
     """An "aah": harmonics under the formants [(Hz, gain, width Hz)] of a throat."""
     k, hertz = harmonics(midi, rate)
-    throat = sum(gain * np.exp(-((hertz - centre) / width) ** 2) for centre, gain, width in formants)
+    throat = sum(gain * np.exp(-((hertz - centre) / width) ** 2)
+                 for centre, gain, width in formants)
     breath = noise_band(len(t), 2000, 6000, rate, midi)
-    tone = additive(phase_of(midi, t, 0.008, speed, cents - 40 * np.exp(-16 * t)), (throat + 0.04) / k ** 0.5)
+    scoop = cents - 40 * np.exp(-16 * t)
+    tone = additive(phase_of(midi, t, 0.008, speed, scoop), (throat + 0.04) / k ** 0.5)
     return (tone + 0.03 * breath) * attack(t, 0.06)
 
 
 def female_vocals(midi, t, rate):
-    return voice(midi, t, rate, ((900, 1, 220), (1450, 0.7, 220), (3000, 0.3, 400), (4200, 0.15, 400)))
+    return voice(midi, t, rate, ((900, 1, 220), (1450, 0.7, 220), (3000, 0.3, 400),
+                                 (4200, 0.15, 400)))
 
 
 def male_vocals(midi, t, rate):
-    return voice(midi, t, rate, ((650, 1, 150), (1080, 0.6, 150), (2450, 0.3, 300), (3300, 0.15, 300)))
+    return voice(midi, t, rate, ((650, 1, 150), (1080, 0.6, 150), (2450, 0.3, 300),
+                                 (3300, 0.15, 300)))
 
 
 def choir(midi, t, rate):
-    throats = ((600, 1, 170), (1000, 0.5, 170), (2600, 0.15, 350)), ((800, 1, 200), (1250, 0.5, 200), (2900, 0.15, 400))
-    singers = ((0, -14, 4.9), (1, -5, 5.3), (0, 3, 5.7), (1, 9, 6.1), (0, 16, 4.6))
-    return sum(voice(midi, t, rate, throats[i], cents, speed) for i, cents, speed in singers) * attack(t, 0.15)
+    low = ((600, 1, 170), (1000, 0.5, 170), (2600, 0.15, 350))
+    high = ((800, 1, 200), (1250, 0.5, 200), (2900, 0.15, 400))
+    singers = ((low, -14, 4.9), (high, -5, 5.3), (low, 3, 5.7), (high, 9, 6.1), (low, 16, 4.6))
+    return sum(voice(midi, t, rate, throat, cents, speed)
+               for throat, cents, speed in singers) * attack(t, 0.15)
 
 
-# Recipe, lowest note (MIDI; chords and melodies lie in the 17 semitones above it), level, longest note (s).
+# Recipe, lowest note (MIDI), level, longest note (s). Chords and melodies lie in the 17 semitones
+# above the lowest note.
 PLAYERS = {
-    "acoustic guitar": (acoustic_guitar, 52, 1.0, 2), "electric guitar": (electric_guitar, 50, 1.0, 2),
-    "piano": (piano, 55, 1.0, 2), "strings": (strings, 57, 0.9, 4), "synthesizer": (synthesizer, 55, 0.8, 4),
-    "saxophone": (saxophone, 56, 1.0, 4), "trumpet": (trumpet, 62, 0.9, 4), "organ": (organ, 57, 0.7, 4),
-    "harmonica": (harmonica, 64, 0.8, 4), "bass": (bass, 33, 1.5, 2), "banjo": (banjo, 60, 1.0, 2),
-    "flute": (flute, 71, 0.9, 4), "vibraphone": (vibraphone, 64, 1.0, 2),
-    "female vocals": (female_vocals, 64, 1.2, 4), "male vocals": (male_vocals, 50, 1.2, 4),
-    "choir": (choir, 58, 1.1, 4)}
+    "acoustic guitar": (acoustic_guitar, 52, 1.0, 2),
+    "electric guitar": (electric_guitar, 50, 1.0, 2),
+    "piano": (piano, 55, 1.0, 2), "strings": (strings, 57, 0.9, 4),
+    "synthesizer": (synthesizer, 55, 0.8, 4), "saxophone": (saxophone, 56, 1.0, 4),
+    "trumpet": (trumpet, 62, 0.9, 4), "organ": (organ, 57, 0.7, 4),
+    "harmonica": (harmonica, 64, 0.8, 4), "bass": (bass, 33, 1.5, 2),
+    "banjo": (banjo, 60, 1.0, 2), "flute": (flute, 71, 0.9, 4),
+    "vibraphone": (vibraphone, 64, 1.0, 2), "female vocals": (female_vocals, 64, 1.2, 4),
+    "male vocals": (male_vocals, 50, 1.2, 4), "choir": (choir, 58, 1.1, 4)}
 ONE_VOICED = ("saxophone", "trumpet", "harmonica", "flute")  # play lines, not chords
 STRUMMED = ("acoustic guitar", "electric guitar", "banjo")
 
 
 @lru_cache(maxsize=600)
 def note(player, midi, rate):
-    """One note, as long as it can be held (float32, its level the RMS of the first half second)."""
+    """One note, as long as it can be held, float32. Its level: the RMS of the first half second."""
     recipe, _, level, longest = PLAYERS[player]
     sound = recipe(midi, seconds_axis(longest, rate), rate)
     return (0.1 * level * sound / np.sqrt(np.mean(sound[:rate // 2] ** 2))).astype(np.float32)
 
 
-# ---------------------------------------------------------------- drums: one stroke each
+# ---------------------------------------------------------------- drums
 
-# Noise: level, length (s), band (Hz), decay (1/s).
+# The noise of a stroke: level, length (s), band (Hz), decay (1/s).
 BURSTS = {"kick": (0.3, 0.3, 1500, 4000, 150), "thump": (0.3, 0.4, 2000, 5000, 200),
-          "snare": (0.6, 0.3, 1200, 7000, 18), "gated": (0.5, 0.22, 800, 7000, 4), "clap": (1.2, 0.25, 900, 3500, 25),
-          "brush": (0.5, 0.15, 1500, 6000, 28), "rim": (0.3, 0.08, 1600, 2400, 90), "hat": (0.4, 0.1, 6000, 9900, 60),
-          "tick": (0.45, 0.06, 7000, 9900, 90), "open": (0.35, 0.2, 6000, 9900, 22), "ride": (0.35, 0.5, 4500, 9000, 9),
-          "cymbal": (0.4, 0.9, 3500, 9900, 5), "shaker": (0.3, 0.08, 5000, 9000, 45),
-          "tom": (0.15, 0.3, 500, 3000, 40)}
-# Falling sine: level, first and last frequency (Hz; None: the key's tonic, as a studio tunes drums), fall, decay (1/s).
-THUDS = {"kick": (1.0, 130, None, 40, 14), "thump": (1.4, 220, None, 30, 9), "snare": (0.5, 240, 180, 30, 20),
-         "gated": (0.5, 220, 170, 30, 18), "rim": (0.6, 820, 800, 30, 70), "tom": (0.9, 420, None, 12, 9)}
+          "snare": (0.6, 0.3, 1200, 7000, 18), "gated": (0.5, 0.22, 800, 7000, 4),
+          "clap": (1.2, 0.25, 900, 3500, 25), "brush": (0.5, 0.15, 1500, 6000, 28),
+          "rim": (0.3, 0.08, 1600, 2400, 90), "hat": (0.4, 0.1, 6000, 9900, 60),
+          "tick": (0.45, 0.06, 7000, 9900, 90), "open": (0.35, 0.2, 6000, 9900, 22),
+          "ride": (0.35, 0.5, 4500, 9000, 9), "cymbal": (0.4, 0.9, 3500, 9900, 5),
+          "shaker": (0.3, 0.08, 5000, 9000, 45), "tom": (0.15, 0.3, 500, 3000, 40)}
+# Its falling sine: level, first and last frequency (Hz), fall, decay (1/s). None: the tonic of the
+# key, as a studio tunes drums.
+THUDS = {"kick": (1.0, 130, None, 40, 14), "thump": (1.4, 220, None, 30, 9),
+         "snare": (0.5, 240, 180, 30, 20), "gated": (0.5, 220, 170, 30, 18),
+         "rim": (0.6, 820, 800, 30, 70), "tom": (0.9, 420, None, 12, 9)}
 
 
 @lru_cache(maxsize=200)
