@@ -128,10 +128,11 @@ def write_audio(folder, tracks, data_dir, model, extractor, workers):
                 vectors[i - rows.start] = mean_of_windows(embed_windows(model, windows))
         return vectors, failed
 
-    pool = nullcontext()
+    processes = nullcontext()  # one worker: files are read in this process
     if workers > 1:
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
-    with pool as pool:
+        spawn = multiprocessing.get_context("spawn")
+        processes = ProcessPoolExecutor(workers, spawn, start_worker)
+    with processes as pool:
         shape = (len(tracks), model.config.projection_dim)
         unfinished, failed = fill_in_chunks(folder, "clap", shape, CHUNK, encode)
     data.write_jsonl(folder / "clap_failed.jsonl", failed)
