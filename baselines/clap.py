@@ -1,25 +1,23 @@
 """Baseline: CLAP hears the tracks and reads the query (the paper's section 5; Wu et al. 2023).
 
-A track is its audio: the mean of the vectors of its windows of 10 s. (For longer windows,
-transformers' feature extractor would crop at random.) A query is a text in one of HISTORIES, chosen
-on valid; tracks that were played count by their audio. A track's score is the cosine. Tracks
-without readable audio come last, in an order drawn for each turn.
+A track is its audio: the mean of the vectors of its windows of 10 s. (transformers' feature
+extractor would crop longer ones at random.) A query is a text in one of HISTORIES, chosen on valid;
+tracks that were played count by their audio. A track's score is the cosine. Tracks without readable
+audio come last, in an order drawn for each turn.
 
     clap         the checkpoint as it is (zero-shot)
-    clap-tuned   --tune: the text side is fine-tuned on the training dialogues as in dense.py; the
-                 audio vectors stay as they are
+    clap-tuned   --tune: the text side is fine-tuned on the training dialogues as in dense.py
 
 No checkpoint is downloaded unless --clap-model names one. --random-weights tries the script without
 one: a small model that knows nothing, whose output goes to predictions_trial/, where 06_evaluate.py
 does not look. A killed run goes on from its last chunk of tracks, or its last validation, when the
 same command is given again.
 
-Reads   tracks.jsonl, annotations/, audio files, dialogues_train.jsonl (--tune),
-        dialogues_valid.jsonl, dialogues_test.jsonl
+Reads   tracks.jsonl, annotations/, audio files, dialogues_{train,valid,test}.jsonl
 Writes  predictions/clap.jsonl, predictions/clap-tuned.jsonl (test), the same in predictions_valid/
-        (valid), results/clap_forms.csv, results/clap-tuned_forms.csv, embeddings/clap.npy (N, D)
-        float32, NaN without audio, embeddings/clap_failed.jsonl (audio that could not be used, and
-        why), clap_model/; while it learns, clap.part/
+        (valid), results/clap_forms.csv, results/clap-tuned_forms.csv, clap_model/,
+        embeddings/clap.npy (N, D) float32, NaN without audio, embeddings/clap_failed.jsonl (audio
+        that could not be used, and why); meanwhile clap.part/
 
 Trial   python baselines/clap.py --random-weights --tune --steps 4 --eval-every 2
 Full    hf download laion/larger_clap_music --local-dir larger_clap_music
@@ -44,7 +42,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines import two_towers
-from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, rank_system, score_turns
+from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, score_turns
 from common import data, runs, turns
 from steps.extract_embeddings.audio_workers import start_worker
 from steps.extract_embeddings.chunks import fill_in_chunks, is_finished
@@ -255,8 +253,8 @@ def main():
             two_towers.save_folder(model, [tokenizer, extractor], work_dir, out / "clap_model")
         vectors = {split: embed_turns(turn_list, HISTORIES, None, items, item_of_track, text_side)
                    for split, turn_list in turns_by_split.items()}
-        chosen = rank_system(out, name, turns_by_split, vectors, items, item_of_track, track_ids,
-                             args.seed)
+        chosen = two_towers.rank_system(out, name, turns_by_split, vectors, items, item_of_track,
+                                        track_ids, args.seed)
         runs.finish_run(run, chosen_on_valid=chosen, **facts)
         if name == "clap-tuned":
             shutil.rmtree(work_dir)

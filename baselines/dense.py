@@ -1,26 +1,20 @@
 """Baseline: dense retrieval by a text encoder (the paper's section 5).
 
 A track is the text "title by artist from album (year), tags", as for BM25. A query is one of
-HISTORIES: the last query alone, the mean of the turns' vectors (the paper's), or one text of the
-newest turns. A track's score is the cosine of the two vectors. There are two systems; for each, the
-form of the query is chosen by MRR on the valid dialogues:
+HISTORIES, chosen by MRR on the valid dialogues. A track's score is the cosine of the two vectors.
 
     dense         the encoder as it is (zero-shot)
     dense-tuned   fine-tuned on the training dialogues: each turn's query must find its own track
                   among those of the batch's other turns (InfoNCE, van den Oord et al. 2018; one
-                  encoder for both sides). It learns from all turns with targets, on "turns joined"
-                  and, for a quarter of the examples, on "last query". The weights with the best
-                  MRR on valid are kept.
+                  encoder for both sides). The weights with the best MRR on valid are kept.
 
-Encoders whose queries need an instruction get it (PREFIXES). Nothing after the query of turn t is
-used for turn t. A killed run goes on from its last validation when the same command is given again.
+Nothing after the query of turn t is used for turn t. A killed run goes on from its last validation
+when the same command is given again.
 
-Reads   tracks.jsonl, annotations/, dialogues_train.jsonl, dialogues_valid.jsonl,
-        dialogues_test.jsonl
+Reads   tracks.jsonl, annotations/, dialogues_{train,valid,test}.jsonl
 Writes  predictions/dense.jsonl, predictions/dense-tuned.jsonl (test), the same in
         predictions_valid/ (valid), results/dense_forms.csv, results/dense-tuned_forms.csv,
-        dense_model/ (a Hugging Face folder, which 01_extract_embeddings.py --text-encoder accepts
-        too); while it learns, dense.part/
+        dense_model/ (for 01_extract_embeddings.py --text-encoder too); meanwhile dense.part/
 
 Demo    python baselines/dense.py    (7 minutes on two busy cores)
 Full    python baselines/dense.py --data-dir data/mpd --text-encoder Qwen/Qwen3-Embedding-0.6B \
@@ -40,39 +34,20 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from baselines.two_towers import (
-    HISTORIES,
-    begin_system,
-    draw_batch,
-    embed_turns,
-    fit,
-    info_nce,
-    load_examples,
-    parse_flags,
-    rank_system,
-    save_folder,
-    score_turns,
-)
+from baselines import two_towers
+from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, save_folder, score_turns
 from common import data, runs, turns
-from steps.extract_embeddings.text import (
-    embed_texts,
-    encode_batch,
-    load_text_encoder,
-    resolve_text_encoder,
-)
+from steps.extract_embeddings import text as text_encoders
 
 TRAINED = ("turns joined", "last query")  # the forms that dense-tuned learns on
 TASK = ("Given what a listener says in a conversation about music, retrieve the track that should "
         "be played next")
-# what stands before a query, by what the encoder's name contains; from the model cards
+# what comes before a query, by what the encoder's name contains; from the model cards
 PREFIXES = {"nv-embed": "Instruct: {task}\nQuery: ", "qwen3-embedding": "Instruct: {task}\nQuery:"}
 
 
 def query_prefix(name, instruction=None):
-    """What stands before every query.
-
-    instruction: a task, "" for none, or None for what the encoder of this name needs.
-    """
+    """What comes before each query. instruction: a task, "" for none, None for the name's own."""
     known = [form for part_of_name, form in PREFIXES.items() if part_of_name in name.lower()]
     if instruction == "" or (instruction is None and not known):
         return ""
@@ -81,10 +56,7 @@ def query_prefix(name, instruction=None):
 
 
 def distinct(texts):
-    """The M different texts, None for an empty one, and for each of the N texts which one it is.
-
-    Returns: (list of M, (N,) int64).
-    """
+    """The M different texts, None for an empty one, and which one each text is: (N,) int64."""
     item_of = {}
     item_of_track = [item_of.setdefault(text or None, len(item_of)) for text in texts]
     return list(item_of), np.array(item_of_track)
@@ -100,8 +72,8 @@ class Encoder(NamedTuple):
 
     def encode(self, texts, prefix=""):
         """Texts (None: missing), the prefix before each -> (n, D) float32, length 1."""
-        return embed_texts(texts, self.tokenizer, self.model, self.max_tokens, self.pooling,
-                           prefix=prefix)[0]
+        return text_encoders.embed_texts(texts, self.tokenizer, self.model, self.max_tokens,
+                                         self.pooling, prefix=prefix)[0]
 
     def encode_queries(self, texts):
         return self.encode(texts, self.prefix)
@@ -114,13 +86,13 @@ class Encoder(NamedTuple):
         """Texts, the prefix before each -> (B, D) float32 with a gradient."""
         device = self.model.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            return encode_batch(texts, self.tokenizer, self.model, self.max_tokens, self.pooling,
-                                prefix)
+            return text_encoders.encode_batch(texts, self.tokenizer, self.model, self.max_tokens,
+                                              self.pooling, prefix)
 
 
 def load_encoder(name, prefix, pooling, query_tokens, device):
     """The Encoder of what resolve_text_encoder returns. query_tokens: 0 = as long as it takes."""
-    tokenizer, model, longest = load_text_encoder(name, device)
+    tokenizer, model, longest = text_encoders.load_text_encoder(name, device)
     tokenizer.model_max_length = longest  # the fine-tuned folder cuts texts where this encoder does
     query_tokens = min(query_tokens or longest, longest)
     return Encoder(tokenizer, model, longest, pooling, prefix, query_tokens)
@@ -130,7 +102,7 @@ def tune(encoder, examples, valid_turns, texts, unique, item_of_track, work_dir,
          lr, batch_size, seed):
     """Fine-tune the encoder in place on the turns `examples`; returns the log.
 
-    texts: the tracks as text, list of (N,). unique, item_of_track: see `distinct`.
+    texts: the tracks as text, list of (N,) strings. unique, item_of_track: see `distinct`.
     """
     encoder.model.float()  # updates are too small for bfloat16
 
@@ -164,7 +136,7 @@ def main():
         help="longest joined query; it leaves out its oldest turns (default 64; 0 = as long as the "
              "encoder takes)")
     add("--skip-tuning", action="store_true", help="only the encoder as it is")
-    args = parse_flags(parser, steps=80, lr=5e-5, eval_every=40)
+    args = two_towers.parse_flags(parser, steps=80, lr=5e-5, eval_every=40)
     torch.set_flush_denormal(True)  # tiny numbers are slow on a CPU
 
     tracks = data.load_tracks(args.data_dir)
@@ -176,19 +148,19 @@ def main():
     systems = ["dense"]
     if not args.skip_tuning:
         systems.append("dense-tuned")
-        examples = load_examples(args.data_dir, row_of, list(map(bool, texts)), args.limit)
-    encoder_name = resolve_text_encoder(args.text_encoder, args.pooling)
+        usable = [bool(text) for text in texts]
+        examples = two_towers.load_examples(args.data_dir, row_of, usable, args.limit)
+    folder = text_encoders.resolve_text_encoder(args.text_encoder, args.pooling)
 
     encoder = None
     work_dir = args.data_dir / "dense.part"
     for name in systems:
-        run = begin_system(args, name, work_dir)
+        run = two_towers.begin_system(args, name, work_dir)
         if run is None:
             continue
         if encoder is None:
             prefix = query_prefix(args.text_encoder, args.instruction)
-            encoder = load_encoder(encoder_name, prefix, args.pooling, args.query_tokens,
-                                   args.device)
+            encoder = load_encoder(folder, prefix, args.pooling, args.query_tokens, args.device)
         facts = {}
         if name == "dense-tuned":
             facts["log"] = tune(encoder, examples, turns_by_split["valid"], texts, unique,
@@ -196,10 +168,11 @@ def main():
                                 args.batch_size, args.seed)
             save_folder(encoder.model, [encoder.tokenizer], work_dir, args.data_dir / "dense_model")
         items = encoder.encode(unique)
-        vectors = {split: embed_turns(turn_list, HISTORIES, texts, items, item_of_track, encoder)
+        vectors = {split: embed_turns(turn_list, two_towers.HISTORIES, texts, items, item_of_track,
+                                      encoder)
                    for split, turn_list in turns_by_split.items()}
-        chosen = rank_system(args.data_dir, name, turns_by_split, vectors, items, item_of_track,
-                             track_ids, args.seed)
+        chosen = two_towers.rank_system(args.data_dir, name, turns_by_split, vectors, items,
+                                        item_of_track, track_ids, args.seed)
         runs.finish_run(run, chosen_on_valid=chosen, **facts)
         if name == "dense-tuned":
             shutil.rmtree(work_dir)

@@ -5,13 +5,10 @@ This is the two-stage system of the paper's listening test. The stored rankings 
 not trained here, is shown the dialogue so far and what is known of that track, and writes the
 response (PROMPT below). The rankings are copied, so 06_evaluate.py gives the figures of
 --retrieval; only the responses are new. They are sampled as TalkPlay's are by default (temperature
-1, top-p 0.9), each turn from a random stream of its own: no response depends on its batch.
+1, top-p 0.9), each turn from a random stream of its own.
 
 Nothing after the query of turn t is used for turn t. What a listener types is never parsed for
 special tokens. A killed run goes on where it stopped when the same command is given again.
-
-Not run with a real model: no instruct checkpoint could be had where this was written. The tests run
-the whole path on a small Llama with random weights (tests/test_two_stage.py).
 
 Reads   tracks.jsonl, annotations/, dialogues_test.jsonl, predictions/<retrieval>.jsonl; the model
 Writes  predictions/two_stage.jsonl
@@ -19,6 +16,7 @@ Demo    python baselines/two_stage.py --model data/demo/model
         (this only tries the path: that model follows no instructions)
 Full    python baselines/two_stage.py --model meta-llama/Llama-3.2-1B-Instruct \
             --data-dir data/mpd --device cuda
+The full command was not run: the checkpoint could not be had where this was written.
 """
 
 import argparse

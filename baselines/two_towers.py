@@ -95,11 +95,11 @@ def join_newest(said, fits):
 
 
 def query_inputs(turn, history, texts, fits):
-    """What is encoded as the query of a turn, in one form of HISTORIES: the mean of their vectors.
+    """The texts and the catalogue rows whose mean vector is the query of a turn: two lists.
 
+    history: one of HISTORIES; they use the turn's own query and the turns before.
     texts: the tracks as text, list of (N,) strings.
     fits: function of a text, whether it is short enough.
-    Returns: (list of str, list of catalogue rows), from the turn's own query and the turns before.
     """
     if history in ("last query", "last query + last track"):
         return [turn.query], turn.played[-1:] if "track" in history else []
@@ -109,7 +109,7 @@ def query_inputs(turn, history, texts, fits):
     if history == "queries joined":
         return [join_newest(queries, fits)], []
 
-    # "turns joined": each query, and before it the track that it got, since newest is first
+    # "turns joined": before each older query, since newest is first, the track that it got
     said = [turn.query]
     played = list(turn.played)
     for past in reversed(turn.past):
@@ -245,7 +245,8 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    begin, log = 0, []
+    begin = 0
+    log = []
     for path in list_checkpoints(work_dir)[-1:]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
