@@ -142,7 +142,7 @@ def write_audio(folder, tracks, data_dir, model, extractor, workers):
 def audio_vectors(args, where, tracks, model, extractor):
     """The tracks' audio vectors, (N, D) float32, NaN without audio; made if they are not there."""
     files = [f"{where}embeddings/clap.npy", f"{where}embeddings/clap_failed.jsonl"]
-    ignore = (*two_towers.NO_MATTER, *two_towers.TUNING)
+    ignore = (*two_towers.NO_EFFECT, *two_towers.TUNING)
     if not where:
         ignore += ("seed",)  # it makes the random weights, and nothing else
     run, state = runs.begin_run(args.data_dir, "trial_clap_audio" if where else "clap_audio", args,

@@ -24,7 +24,7 @@ HISTORIES = ("last query", "last query + last track", "mean of queries",
              "mean of queries and tracks", "queries joined", "turns joined")
 SECOND_SHARE = 0.25  # of the examples of fine-tuning, those with the second form of the query
 TEMPERATURE = 0.05
-NO_MATTER = (*runs.PLACE, "skip_tuning", "tune")  # flags that change no system
+NO_EFFECT = (*runs.PLACE, "skip_tuning", "tune")  # flags that change no system
 TUNING = ("steps", "lr", "batch_size", "eval_every", "limit")  # flags that change no zero-shot one
 
 
@@ -72,7 +72,7 @@ def begin_system(args, name, work_dir, reads=(), where=""):
     run, state = runs.begin_run(
         args.data_dir, f"trial_{name}" if where else name, args, reads,
         [where + file for file in writes], args.resume, record=False,
-        ignore=NO_MATTER if tuned else (*NO_MATTER, *TUNING))
+        ignore=NO_EFFECT if tuned else (*NO_EFFECT, *TUNING))
     if state == "done":
         print(f"{name}: already done, nothing changed")
         return None
@@ -101,11 +101,15 @@ def query_inputs(turn, history, texts, fits):
     texts: the tracks as text, list of (N,) strings.
     fits: function of a text, whether it is short enough.
     """
-    if history in ("last query", "last query + last track"):
-        return [turn.query], turn.played[-1:] if "track" in history else []
+    if history == "last query":
+        return [turn.query], []
+    if history == "last query + last track":
+        return [turn.query], turn.played[-1:]
     queries = [turn.query] + [past["query"] for past in reversed(turn.past)]  # newest first
-    if history in ("mean of queries", "mean of queries and tracks"):
-        return queries, turn.played if "tracks" in history else []
+    if history == "mean of queries":
+        return queries, []
+    if history == "mean of queries and tracks":
+        return queries, turn.played
     if history == "queries joined":
         return [join_newest(queries, fits)], []
 
@@ -131,8 +135,7 @@ def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
               for history in histories}
 
     # each text is encoded once
-    unique = list(dict.fromkeys(text for form in inputs.values() for said, _ in form
-                                for text in said))
+    unique = list({text: None for form in inputs.values() for said, _ in form for text in said})
     vector_of = dict(zip(unique, encoder.encode_queries(unique), strict=True))
 
     vectors = {}
@@ -169,6 +172,7 @@ def rank_system(out, name, turns_by_split, vectors, items, item_of_track, track_
         form["valid_mrr"] = turns.mrr(scores("valid", form), turns_by_split["valid"], seed)
     forms.sort(key=lambda form: -form["valid_mrr"])
     chosen = forms[0]
+
     for split, turn_list in turns_by_split.items():
         turns.write_predictions(out, split, name, scores(split, chosen), turn_list, track_ids, seed)
     for form in forms:  # the choice is made; only now the test targets are looked at

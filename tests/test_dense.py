@@ -187,7 +187,7 @@ def test_only_encoders_that_want_an_instruction_get_it(name, instruction, prefix
     assert dense.query_prefix(name, instruction) == prefix
 
 
-def test_the_instruction_stands_before_queries_and_counts_in_their_length(bert):
+def test_the_instruction_comes_before_queries_and_counts_in_their_length(bert):
     plain = dense.load_encoder(str(bert), "", "mean", 0, "cpu")
     told = dense.load_encoder(str(bert), "play rainy ", "mean", 8, "cpu")
     assert (plain.query_tokens, plain.max_tokens, told.query_tokens) == (40, 40, 8)

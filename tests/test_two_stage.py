@@ -206,13 +206,13 @@ def test_a_killed_run_ends_in_the_same_bytes(monkeypatch, data_dir, model_folder
     monkeypatch.setattr(two_stage, "answer_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, data_dir, model_folder, "--batch-size", 5, "--no-resume")
-    part = path.with_name("two_stage.jsonl.part")
-    with open(part, "a") as f:
+    journal = path.with_name("two_stage.jsonl.part")
+    with open(journal, "a") as f:
         f.write('{"dialogue_id": "te')  # the line that was being written
     assert answered == [5, 5, 5] and not path.exists()
     run(monkeypatch, data_dir, model_folder, "--batch-size", 4)
     assert answered == [5, 5, 5, 4, 2]
-    assert path.read_bytes() == whole and not part.exists()
+    assert path.read_bytes() == whole and not journal.exists()
     with pytest.raises(SystemExit, match=r"another argument: temperature \(was 1.0, is 0.5\)"):
         run(monkeypatch, data_dir, model_folder, "--temperature", 0.5)
 
