@@ -1,0 +1,305 @@
+"""What dense.py and clap.py share: forms of the query, ranking by cosine, fine-tuning by InfoNCE.
+
+A query and a track are each encoded as a vector; their cosine is the track's score. Nothing after
+the query of turn t is used for turn t.
+"""
+
+import argparse
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import data, runs, turns
+from common.process import resolve_device
+from steps.train.checkpoints import list_checkpoints, write_whole
+
+# "+" and "mean": of vectors; tracks: those played before; joined: one text, newest first
+HISTORIES = ("last query", "last query + last track", "mean of queries",
+             "mean of queries and tracks", "queries joined", "turns joined")
+SECOND_SHARE = 0.25  # of the examples of fine-tuning, those with the second form of the query
+TEMPERATURE = 0.05
+NO_EFFECT = (*runs.PLACE, "skip_tuning", "tune")  # flags that change no system
+TUNING = ("steps", "lr", "batch_size", "eval_every", "limit")  # flags that change no zero-shot one
+
+
+# ---------------------------------------------------------------- flags and records
+
+def parse_flags(parser, steps, lr, eval_every):
+    """Add the flags that both scripts have, with these defaults; parse and check all flags."""
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
+    add("--steps", type=int, default=steps, help=f"of fine-tuning (default {steps})")
+    add("--lr", type=float, default=lr, help=f"peak learning rate (default {lr:g})")
+    add("--batch-size", type=int, default=32, help="turns per step of fine-tuning (default 32)")
+    add("--eval-every", type=int, default=eval_every,
+        help=f"steps between validations; a killed run goes on from there (default {eval_every})")
+    add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
+    add("--device", type=resolve_device, default="auto",
+        help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--seed", type=int, default=0,
+        help="of the batches and of the order of equal scores (default 0)")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with what is half done (default); --no-resume starts afresh")
+    args = parser.parse_args()
+    for name, least in (("steps", 1), ("batch_size", 2), ("eval_every", 1), ("query_tokens", 0),
+                        ("workers", 1)):
+        value = getattr(args, name, least)
+        if value < least:
+            raise SystemExit(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+    return args
+
+
+def begin_system(args, name, work_dir, reads=(), where=""):
+    """Open the run record of a system. Returns the run, or None if it is already done.
+
+    work_dir: what an older fine-tuning has left there is removed, unless this run continues it.
+    reads: files besides catalogue and dialogues. where: the folder of a trial's output, with "/".
+    """
+    tuned = name.endswith("-tuned")
+    splits = ("train", "valid", "test") if tuned else ("valid", "test")
+    reads = [*data.catalogue_files(args.data_dir), *reads, *turns.dialogue_files(*splits)]
+    writes = [*turns.prediction_files(name), f"results/{name}_forms.csv"]
+    if tuned:
+        folder = name.replace("-tuned", "_model")
+        writes += [f"{folder}/{file}"
+                   for file in ("model.safetensors", "config.json", "tokenizer.json")]
+    run, state = runs.begin_run(
+        args.data_dir, f"trial_{name}" if where else name, args, reads,
+        [where + file for file in writes], args.resume, record=False,
+        ignore=NO_EFFECT if tuned else (*NO_EFFECT, *TUNING))
+    if state == "done":
+        print(f"{name}: already done, nothing changed")
+        return None
+    if tuned and state == "new":
+        shutil.rmtree(work_dir, ignore_errors=True)
+    runs.record_run(run)  # only now: a run that goes on must not meet what an older one has left
+    return run
+
+
+# ---------------------------------------------------------------- queries
+
+def join_newest(said, fits):
+    """As many texts (newest first) in one as fit. The first always stays."""
+    text = said[0]
+    for older in said[1:]:
+        if not fits(f"{text} | {older}"):
+            break
+        text += f" | {older}"
+    return text
+
+
+def query_inputs(turn, history, texts, fits):
+    """The texts and the catalogue rows whose mean vector is the query of a turn: two lists.
+
+    history: one of HISTORIES; they use the turn's own query and the turns before.
+    texts: the tracks as text, list of (N,) strings.
+    fits: function of a text, whether it is short enough.
+    """
+    if history == "last query":
+        return [turn.query], []
+    if history == "last query + last track":
+        return [turn.query], turn.played[-1:]
+    queries = [turn.query] + [past["query"] for past in reversed(turn.past)]  # newest first
+    if history == "mean of queries":
+        return queries, []
+    if history == "mean of queries and tracks":
+        return queries, turn.played
+    if history == "queries joined":
+        return [join_newest(queries, fits)], []
+
+    # "turns joined": before each older query, since newest is first, the track that it got
+    said = [turn.query]
+    played = list(turn.played)
+    for past in reversed(turn.past):
+        if past["music"]:
+            said.append(texts[played.pop()])
+        said.append(past["query"])
+    return [join_newest([text for text in said if text], fits)], []
+
+
+def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
+    """Query vectors of the turns in each form: {history: (n, D) float32, length 1}.
+
+    items: the different items' vectors, length 1, NaN if there is none, (M, D) float32.
+    item_of_track: the row in `items` of each track, (N,) int.
+    encoder: has encode_queries (m texts -> (m, D) float32, length 1) and fits.
+    texts: see query_inputs.
+    """
+    inputs = {history: [query_inputs(turn, history, texts, encoder.fits) for turn in turn_list]
+              for history in histories}
+
+    # each text is encoded once
+    unique = list({text: None for form in inputs.values() for said, _ in form for text in said})
+    vector_of = dict(zip(unique, encoder.encode_queries(unique), strict=True))
+
+    vectors = {}
+    for history, form in inputs.items():
+        means = [np.nanmean([*(vector_of[text] for text in said), *items[item_of_track[rows]]], 0)
+                 for said, rows in form]
+        vectors[history] = np.stack(means) / np.linalg.norm(means, axis=1, keepdims=True)
+    return vectors
+
+
+# ---------------------------------------------------------------- ranking
+
+def score_turns(queries, items, item_of_track, size=64):
+    """Yield the cosines of all tracks for each query: (N,) float32, -2 where there is no vector.
+
+    queries: (n, D); items, item_of_track: see embed_turns. Tracks with the same item tie exactly.
+    """
+    for first in range(0, len(queries), size):  # (64, M) at once, not (n, M)
+        for scores in np.nan_to_num(queries[first:first + size] @ items.T, nan=-2.0):
+            yield scores[item_of_track]
+
+
+def rank_system(out, name, turns_by_split, vectors, items, item_of_track, track_ids, seed):
+    """Choose the form on valid, write the predictions and results/<name>_forms.csv in `out`.
+
+    turns_by_split: {split: list of Turn}. vectors: {split: what embed_turns returns for them}.
+    Returns: the chosen form, a dict history, valid_mrr, test_mrr.
+    """
+    def scores(split, form):
+        return score_turns(vectors[split][form["history"]], items, item_of_track)
+
+    forms = [{"history": history} for history in vectors["valid"]]
+    for form in forms:
+        form["valid_mrr"] = turns.mrr(scores("valid", form), turns_by_split["valid"], seed)
+    forms.sort(key=lambda form: -form["valid_mrr"])
+    chosen = forms[0]
+
+    for split, turn_list in turns_by_split.items():
+        turns.write_predictions(out, split, name, scores(split, chosen), turn_list, track_ids, seed)
+    for form in forms:  # the choice is made; only now the test targets are looked at
+        form["test_mrr"] = turns.mrr(scores("test", form), turns_by_split["test"], seed)
+        print(f"{name}: {form['history']:27} MRR valid {form['valid_mrr']:.4f}  "
+              f"test {form['test_mrr']:.4f}")
+    data.write_csv(out / "results" / f"{name}_forms.csv", chosen, [form.values() for form in forms])
+    print(f"Chosen on valid: {chosen['history']}. Wrote predictions/{name}.jsonl, "
+          f"predictions_valid/{name}.jsonl and results/{name}_forms.csv in {out}")
+    return chosen
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+def info_nce(queries, items, hits, temperature=TEMPERATURE):
+    """Cross-entropy of each query's own item, the one of its row, against the batch's others.
+
+    queries, items: (B, D), length 1.
+    hits: whether item j is a hit of query i, (B, B) bool. A hit that is not the query's own item
+        is no negative, so it is left out of the sum.
+    Returns: mean over the batch, nats.
+    """
+    logits = queries @ items.T / temperature  # (B, B)
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(hits & ~own, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def load_examples(data_dir, row_of, usable, limit=0):
+    """The turns of the training dialogues that have a usable target, with these targets only.
+
+    usable: whether a track can be encoded, (N,) bool. limit: dialogues read; 0 = all.
+    Returns: list of Turn. Raises SystemExit: there are none.
+    """
+    path = data_dir / "dialogues_train.jsonl"
+    examples = []
+    for turn in turns.collect_turns(data.load_dialogues(path, row_of)[:limit or None], row_of):
+        targets = [row for row in turn.targets if usable[row]]
+        if targets:
+            examples.append(turn._replace(targets=targets))
+    if not examples:
+        raise SystemExit(f"{path}: no turn has a target that can be encoded, so there is nothing "
+                         f"to learn from. Make the file again with: python 03_synthesize.py "
+                         f"--data-dir {data_dir}; or leave the fine-tuning out")
+    return examples
+
+
+def draw_batch(step, examples, histories, texts, item_of_track, fits, size, seed):
+    """The examples of a step, drawn by seed and step alone.
+
+    examples: list of Turn. histories: two forms; SECOND_SHARE of the examples have the second.
+    Returns: (B query texts, B rows of targets, hits (B, B) bool, see info_nce).
+    """
+    rng = np.random.default_rng([seed, step])
+    drawn = rng.choice(len(examples), min(size, len(examples)), replace=False)
+    chosen = [examples[i] for i in drawn]
+    queries = []
+    for turn in chosen:
+        history = histories[int(rng.random() < SECOND_SHARE)]
+        queries.append(query_inputs(turn, history, texts, fits)[0][0])
+    rows = [int(rng.choice(turn.targets)) for turn in chosen]
+    hits = [np.isin(item_of_track[rows], item_of_track[turn.targets]) for turn in chosen]
+    return queries, rows, torch.from_numpy(np.stack(hits))
+
+
+def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
+    """Train `model` in place with AdamW, and leave it with the weights of the best valid MRR.
+
+    batch_loss: function of a step (from 0) -> loss with a gradient.
+    valid_mrr: function without arguments -> float.
+    work_dir: folder of best.pt and of checkpoint-<step>.pt, from which a killed run goes on.
+    The learning rate rises over a tenth of the steps, then falls to 0. Gradients are clipped at 1.
+    Returns: the log, a list of dicts step, loss, valid_mrr.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    begin = 0
+    log = []
+    for path in list_checkpoints(work_dir)[-1:]:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        begin, log = saved["step"], saved["log"]
+
+    warm = max(1, steps // 10)
+    bar = tqdm(range(begin, steps), initial=begin, total=steps, desc="tune", unit="step")
+    for step in bar:
+        torch.manual_seed(2**32 * seed + step)  # the step's own dropout, the same when resumed
+        fraction = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+        optimizer.param_groups[0]["lr"] = lr * fraction
+        model.train()
+        loss = batch_loss(step)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"step {step + 1}: the loss is {loss.item()}; try a smaller --lr "
+                             f"(now {lr:g}) with --no-resume")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if (step + 1) % eval_every and step + 1 < steps:
+            continue
+
+        # validate, and save all that a killed run needs
+        model.eval()
+        mrr = valid_mrr()
+        bar.write(f"step {step + 1}: MRR on valid {mrr:.4f}")
+        if mrr > max((row["valid_mrr"] for row in log), default=-1.0):
+            write_whole(work_dir / "best.pt", model.state_dict())
+        log.append({"step": step + 1, "loss": loss.item(), "valid_mrr": mrr})
+        write_whole(work_dir / f"checkpoint-{step + 1}.pt",
+                    {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                     "step": step + 1, "log": log})
+        for old in list_checkpoints(work_dir)[:-1]:
+            old.unlink()
+    model.load_state_dict(torch.load(work_dir / "best.pt", map_location="cpu", weights_only=True))
+    model.eval()
+    return log
+
+
+def save_folder(model, others, work_dir, folder):
+    """A Hugging Face folder of the model and what goes with it, such as its tokenizer.
+
+    It is written in work_dir and gets its name when it is whole.
+    """
+    for saved in (model, *others):
+        saved.save_pretrained(work_dir / "model")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(work_dir / "model", folder)
