@@ -149,7 +149,7 @@ def test_show_prints_a_dialogue(mini):
         other = run("05_infer.py", "show", "--data-dir", str(mini))
         assert (
             other.returncode == 1
-            and "has changed since the model answered" in other.stderr
+            and "has changed since 05_infer.test read it" in other.stderr
             and "Traceback" not in other.stderr
         )
     finally:

@@ -1,6 +1,6 @@
 """How much each modality weighs: the paper's Tables 3 and 4, from stored codes.
 
-The paper ranks by a weighted count of equal codes (section 2.5). Other weights need no model,
+The paper ranks by a weighted count of equal codes (section 2.4). Other weights need no model,
 since the generated codes are stored with the predictions. Ties are drawn as 05_infer.py draws them
 with the same seed, so the default weights give back the ranks of talkplay-overlap. With other
 weights other tracks tie, and without a modality (Table 4) the draws differ too. The luck of ties
