@@ -53,6 +53,7 @@ def small(tmp_path):
     data.write_jsonl(tmp_path / "playlists.jsonl", [{"playlist_id": f"p{i}", "title": "x", "modified_at": None, "split": split,
                      "track_ids": [f"t{(5 * i + j) % 30}" for j in range(8)]} for i, split in enumerate(["train"] * 6 + ["valid", "test"])])
     data.save_npy(tmp_path / "codes.npy", make_codes(30))
+    data.write_text(tmp_path / "codebooks" / "info.json", f'{{"k": {K}}}\n')
     for split, n in (("train", 12), ("valid", 4), ("test", 4)):
         data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", make_dialogues(n, 30, split))
     return tmp_path
