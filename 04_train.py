@@ -18,6 +18,7 @@ A run that was killed continues from its last checkpoint when the same command i
 import argparse
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -43,8 +44,7 @@ RECIPES = {
     "demo": {"context": 512, "lr": 3e-3, "batch_size": 4, "epochs": 1.0, "warmup": 0.05,
              "weight_decay": 0.01, "drop_tokens": 0.05, "indexing_repeats": 30},
 }
-# parts of a dialogue on which the loss is taken
-LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}
+LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}  # parts learnt
 LOGITS_AT_ONCE = 2**28  # numbers: 1 GiB of float32
 VALID_BATCH = 8         # sequences of a forward pass in validation
 IGNORED = ("data_dir", "resume", "device", "workers", "save_every", "tensorboard",
@@ -156,12 +156,11 @@ def validate(model, packed, device):
 # ---------------------------------------------------------------- the loop
 
 def make_optimizer(model, lr, weight_decay):
-    """AdamW. Matrices and embeddings decay, norms do not."""
+    """AdamW with betas 0.9, 0.95. Matrices and embeddings decay, norms do not."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
               {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr,
-                             betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr, (0.9, 0.95), fused=True)
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -201,7 +200,8 @@ def fit(model, train, valid, folder, device, *, batch_size, epochs, lr, warmup, 
         if step:
             print(f"continuing from step {step}")
         if board_folder:
-            board = checkpoints.open_tensorboard(board_folder, step)
+            from torch.utils.tensorboard import SummaryWriter
+            board = SummaryWriter(board_folder, purge_step=step + 1)
     begun = time.time() - progress["seconds"]
     labels_seen = 0
     bar = tqdm(total=steps, initial=step, disable=rank != 0, desc="train", mininterval=1)
@@ -355,7 +355,8 @@ def main():
     dialogue_tokenizer = tokens.make_dialogue_tokenizer(tokenizer)
     if rank == 0:  # all input is good: from here on the run is on record
         runs.record_run(run)
-        checkpoints.open_part(folder, state)
+        if state == "new":
+            shutil.rmtree(part, ignore_errors=True)
 
     # dialogues -> sequences
     train += indexing_examples(tracks, codes_of, args.indexing_repeats, standalone_answers(train),
@@ -377,20 +378,19 @@ def main():
     if args.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = distribute(LossModel(lm).train(), device, args.fsdp, args.compile)
-    losses = fit(
-        model, train, valid, part, device, batch_size=args.batch_size,
-        epochs=args.epochs, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
-        micro_batch=args.micro_batch, grad_clip=args.grad_clip, eval_every=args.eval_every,
-        save_every=args.save_every, seed=args.seed,
-        board_folder=folder / "runs" / "tensorboard" if args.tensorboard else None)
+    losses = fit(model, train, valid, part, device, batch_size=args.batch_size,
+                 epochs=args.epochs, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
+                 micro_batch=args.micro_batch, grad_clip=args.grad_clip, seed=args.seed,
+                 eval_every=args.eval_every, save_every=args.save_every,
+                 board_folder=folder / "runs" / "tensorboard" if args.tensorboard else None)
     tokenizer.model_max_length = args.context  # 05_infer.py keeps its prompts within it
-    checkpoints.save_model(part, lm, tokenizer)
+    checkpoints.save_model(part / "model", lm, tokenizer)
     if rank == 0:
         recipe = {name: getattr(args, name) for name in RECIPES[args.recipe]}
         n_tokens = len(train.segments.ids)
         checkpoints.publish(folder, args.base_model, recipe, args.seed, n_tokens, losses)
         runs.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)
-        checkpoints.remove_leftovers(folder)
+        shutil.rmtree(part)  # last: a run that is killed before this loses nothing
         print(f"wrote {folder / 'model'}; next: python 05_infer.py predict --data-dir {folder}")
     end_process()
 

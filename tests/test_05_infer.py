@@ -309,7 +309,7 @@ def test_chat(trained):
 
 @pytest.mark.parametrize("break_it, message", [
     (lambda d: shutil.rmtree(d / "model"), "holds no model; make it with: python 04_train.py"),
-    (lambda d: (d / "codebooks").mkdir() or (d / "codebooks" / "info.json").write_text('{"k": 16}'), "trained with K = 8 .* K = 16"),
+    (lambda d: (d / "codebooks").mkdir(exist_ok=True) or (d / "codebooks" / "info.json").write_text('{"k": 16}'), "trained with K = 8 .* K = 16"),
     (lambda d: (d / "model" / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
     (lambda d: np.save(d / "codes.npy", make_codes(30, seed=9)), "codes.npy has changed since 04_train read it"),
 ])

@@ -117,16 +117,6 @@ def truncate_log(path, step):
         data.write_jsonl(path, [row for row in rows if row["step"] <= step])
 
 
-def open_tensorboard(folder, step):
-    """A SummaryWriter without what an earlier try wrote after `step`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SystemExit("--tensorboard needs the package tensorboard: pip install tensorboard "
-                         "(or leave the flag out)") from None
-    return SummaryWriter(folder, purge_step=step + 1)
-
-
 def append_log(path, row, board=None):
     """Add a line to log.jsonl, and its numbers to TensorBoard."""
     with open(path, "a") as f:
@@ -158,16 +148,6 @@ def plot_loss(folder):
 
 # ---------------------------------------------------------------- the folder model/
 
-def open_part(data_dir, state):
-    """Make model.part/, in which a run works. A resumed run keeps what is there."""
-    part, final = data_dir / "model.part", data_dir / "model"
-    if state == "new" and part.exists():
-        shutil.rmtree(part)
-    if state == "resume" and not part.exists() and (final / "tokens").exists():
-        os.replace(final, part)  # killed when the model was whole, but not yet on record
-    part.mkdir(exist_ok=True)
-
-
 def save_model(folder, model, tokenizer):
     """The model as an ordinary Hugging Face folder. All processes call it, the first one writes."""
     merge_lora(model)
@@ -181,14 +161,15 @@ def save_model(folder, model, tokenizer):
 
 
 def publish(data_dir, base_model, recipe, seed, n_tokens, losses):
-    """Add loss.png and README.md to model.part/, which is then whole and becomes model/."""
-    part, final = data_dir / "model.part", data_dir / "model"
-    plot_loss(part)
+    """Make model.part/model/ whole with log.jsonl, loss.png and README.md; it becomes model/."""
+    new, final = data_dir / "model.part" / "model", data_dir / "model"
+    shutil.copy(data_dir / "model.part" / "log.jsonl", new)
+    plot_loss(new)
 
     def listed(values, form=""):
         return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
-    data.write_text(part / "README.md", f"""\
+    data.write_text(new / "README.md", f"""\
 # TalkPlay, fine-tuned from `{base_model}`
 
 Music recommendation as token generation: the assistant's message begins with the music tokens of a
@@ -201,12 +182,4 @@ track, which are looked up in the catalogue that they were made for.
 """)
     if final.exists():
         shutil.rmtree(final)
-    os.replace(part, final)
-
-
-def remove_leftovers(data_dir):
-    """Delete checkpoints and tokens: when the run is on record, so that a kill loses nothing."""
-    final = data_dir / "model"
-    for leftover in (*final.glob("*.pt"), *final.glob("*.tmp")):
-        leftover.unlink()
-    shutil.rmtree(final / "tokens")
+    os.replace(new, final)
