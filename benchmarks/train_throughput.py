@@ -1,12 +1,14 @@
-"""Training speed: 04_train.py's step against transformers' Trainer, with padding and with packing, in one run.
+"""Training speed: 04_train.py's step against transformers' Trainer, padded and packed.
 
-    pip install accelerate                                          (the Trainer needs it; nothing else here does)
-    python benchmarks/train_throughput.py                           (tiny Llama on two cores: a minute)
-    python benchmarks/train_throughput.py --size 1b --context 1024 --batch-size 16 --compile     (one GPU; random weights)
+    pip install accelerate                       (the Trainer needs it; nothing else here does)
+    python benchmarks/train_throughput.py        (tiny Llama on two cores: a minute)
+    python benchmarks/train_throughput.py --size 1b --context 1024 --batch-size 16 --compile
+                                                 (one GPU; random weights)
 
-Same model, same dialogues (data/demo), same optimiser, precision and tokens a step, as nearly as each allows. The
-three take turns, --rounds times; the first steps of each round are not counted. Prints real tokens (no padding) a
-second, the ratios, the peak memory and, for the 1B on a GPU, the share of --peak-tflops (MFU) at 7.82 GFLOP a token.
+Same model, dialogues, optimiser, precision and tokens per step, as nearly as each allows. The three
+take turns, --rounds times; the first steps of each round are not counted. Prints real tokens (no
+padding) per second, the ratios, the peak memory and, for the 1B on a GPU, the share of
+--peak-tflops (MFU) at 7.82 GFLOP per token.
 """
 
 import argparse
@@ -21,27 +23,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from transformers import (DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments,
-                          default_data_collator)
+import transformers
 
 from common import tokens
 from common.process import resolve_device
 from steps.train import packing
+from steps.train.base_models import load_base
+from steps.train.indexing_examples import indexing_examples, standalone_answers
+from steps.train.parallel import accumulate
 
 train = importlib.import_module("04_train")
-GFLOP_A_TOKEN = {"1b": 7.82}  # forward and backward at context 1024: 6 x 1,235.7M + attention
-WARM = 3                      # steps of each round that are not counted
-LLAMA_1B = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
-                head_dim=64, rms_norm_eps=1e-5, max_position_embeddings=131072, tie_word_embeddings=True,
-                rope_parameters=dict(rope_type="llama3", rope_theta=5e5, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                     original_max_position_embeddings=8192))
+GFLOP_PER_TOKEN = 7.82  # the 1B, forward and backward at context 1024: 6 x 1,235.7M + attention
+WARM = 3                # steps of each round that are not counted
+LLAMA_1B = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0,
+                        "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 8192}}
 
 
 class Clock:
     """Real tokens and time of each step, the first WARM left out."""
 
     def __init__(self, device):
-        self.device, self.counts, self.times = device, [], []
+        self.device = device
+        self.counts = []
+        self.times = []
 
     def step(self):
         if "cuda" in self.device:
@@ -52,109 +61,128 @@ class Clock:
         return sum(self.counts[WARM:len(self.times)]) / (self.times[-1] - self.times[WARM - 1])
 
 
-def ours(make_model, packed, args, recipe):
-    model, clock = train.LossModel(make_model()), Clock(args.device)
+def run_ours(lm, packed, recipe, args):
+    """--steps steps of 04_train.py: a Clock."""
+    model, clock = train.LossModel(lm), Clock(args.device)
     if args.compile:
         model.compile()
-    optimizer = train.make_optimizer(model, recipe)
-    order = np.random.default_rng(0).permutation(len(packed.bins))
-    labels_of = packed.count_labels()
+    optimizer = train.make_optimizer(model, recipe["lr"], recipe["weight_decay"])
+    order = np.random.default_rng(0).permutation(len(packed.sequences))
+    labels_per_sequence = packed.count_labels()
+    lengths = packed.segments.lengths()
     for step in range(args.steps + WARM):
         chosen = order[step * args.batch_size:(step + 1) * args.batch_size]
-        n_labels = int(labels_of[chosen].sum())
-        batch = packed.batch(chosen, args.device)
-        train.accumulate(model, [(*batch[:3], True)], n_labels, 1, args.device)
+        ids, positions, labels, _ = packed.batch(chosen, args.device)
+        n_labels = int(labels_per_sequence[chosen].sum())
+        accumulate(model, [(ids, positions, labels, True)], n_labels, args.device)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        clock.counts.append(int(sum(packed.pieces.lengths()[packed.bins[b]].sum() for b in chosen)))
+        clock.counts.append(sum(int(lengths[packed.sequences[i]].sum()) for i in chosen))
         clock.step()
     return clock
 
 
-def trainer(make_model, packed, args, recipe, flatten):
-    """transformers' Trainer on the same pieces; each step has about as many tokens as ours."""
-    starts, clock = packed.pieces.starts, Clock(args.device)
-    pieces = [{"input_ids": packed.pieces.ids[a:b].tolist()} for a, b in zip(starts[:-1], starts[1:])]
-    per_step = max(1, round(args.batch_size * args.context / np.mean(packed.pieces.lengths())))
-    pack = DataCollatorWithFlattening(return_position_ids=True)
+def run_trainer(lm, packed, recipe, args, flatten):
+    """The same by transformers' Trainer; each step has about as many tokens. Returns a Clock."""
+    starts, clock = packed.segments.starts, Clock(args.device)
+    segments = [{"input_ids": ids.tolist()} for ids in np.split(packed.segments.ids, starts[1:-1])]
+    per_step = max(1, round(args.batch_size * args.context / np.diff(starts).mean()))
+    pack = transformers.DataCollatorWithFlattening(return_position_ids=True)
 
     def collate(rows):
-        clock.counts.append(sum(len(row["input_ids"]) for row in rows))
+        lengths = [len(row["input_ids"]) for row in rows]
+        clock.counts.append(sum(lengths))
         if flatten:
             return pack(rows)
-        longest = max(len(row["input_ids"]) for row in rows)
-        return default_data_collator([{
-            "input_ids": row["input_ids"] + [packed.pad] * (longest - len(row["input_ids"])),
-            "attention_mask": [1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])),
-            "labels": row["input_ids"] + [-100] * (longest - len(row["input_ids"]))} for row in rows])
+        padding = [max(lengths) - length for length in lengths]
+        return transformers.default_data_collator([
+            {"input_ids": row["input_ids"] + [packed.pad] * n,
+             "attention_mask": [1] * len(row["input_ids"]) + [0] * n,
+             "labels": row["input_ids"] + [-100] * n}
+            for row, n in zip(rows, padding, strict=True)])
 
-    class Tick(TrainerCallback):
+    class Tick(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
             clock.step()
 
-    model = make_model()
-    model.config.use_cache = False  # with a cache, packed dialogues would see each other
+    lm.config.use_cache = False  # with a cache, packed dialogues would see each other
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder, max_steps=args.steps + WARM, per_device_train_batch_size=per_step, learning_rate=recipe["lr"],
-            weight_decay=recipe["weight_decay"], max_grad_norm=1.0, optim="adamw_torch_fused", bf16="cuda" in args.device,
-            use_cpu="cuda" not in args.device, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            torch_compile=args.compile, remove_unused_columns=False, dataloader_num_workers=0)
-        Trainer(model, arguments, data_collator=collate, train_dataset=pieces, callbacks=[Tick()]).train()
+        arguments = transformers.TrainingArguments(
+            output_dir=folder, max_steps=args.steps + WARM, per_device_train_batch_size=per_step,
+            learning_rate=recipe["lr"], weight_decay=recipe["weight_decay"], max_grad_norm=1.0,
+            optim="adamw_torch_fused", bf16="cuda" in args.device,
+            use_cpu="cuda" not in args.device, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, torch_compile=args.compile,
+            remove_unused_columns=False, dataloader_num_workers=0)
+        transformers.Trainer(lm, arguments, data_collator=collate, train_dataset=segments,
+                             callbacks=[Tick()]).train()
     return clock
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    parser.add_argument("--size", choices=("tiny", "1b"), default="tiny", help="tiny (the demo's, default), or Llama-3.2-1B's shape, random weights")
-    parser.add_argument("--context", type=int, default=512, help="tokens a packed sequence (default 512)")
-    parser.add_argument("--batch-size", type=int, default=4, help="packed sequences a step (default 4)")
-    parser.add_argument("--steps", type=int, default=20, help="counted steps a round (default 20)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way (default 3)")
-    parser.add_argument("--indexing-repeats", type=int, default=None, help="as in 04_train.py (default: the recipe's); 0 = dialogues only")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bf16 (default 989: H100, H200)")
-    parser.add_argument("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data/demo"), help="folder (default data/demo)")
+    add("--size", choices=("tiny", "1b"), default="tiny", help="tiny (default) or 1b (Llama-3.2's)")
+    add("--context", type=int, default=512, help="tokens per packed sequence (default 512)")
+    add("--batch-size", type=int, default=4, help="packed sequences per step (default 4)")
+    add("--steps", type=int, default=20, help="counted steps per round (default 20)")
+    add("--rounds", type=int, default=3, help="rounds of each way (default 3)")
+    add("--indexing-repeats", type=int, help="default: the recipe's; 0 = dialogues only")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--peak-tflops", type=float, default=989, help="of the GPU (default 989: H100, H200)")
+    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     torch.set_flush_denormal(True)
+    recipe = train.RECIPES["demo" if args.size == "tiny" else "paper"]
+    repeats = args.indexing_repeats
+    if repeats is None:
+        repeats = recipe["indexing_repeats"]
 
-    k, tracks, codes_of, dialogues, _ = train.load_data(args.data_dir, 0)
-    _, tokenizer = train.load_base("tiny", dialogues, 0)
+    k, tracks, codes_of, dialogues, _ = train.load_data(args.data_dir)
+    lm, tokenizer = load_base("tiny", dialogues)
+    train.expand_vocabulary(lm, tokenizer, k)
+    config = lm.config
+    if args.size == "1b":
+        config = transformers.LlamaConfig(vocab_size=128256 + len(tokens.MODALITIES) * k + 2,
+                                          **LLAMA_1B)
+    dialogues += indexing_examples(tracks, codes_of, repeats, standalone_answers(dialogues))
+    segments, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues,
+                                        codes_of, args.context)
+    packed = packing.Packed(segments, packing.pack(segments.lengths(), args.context),
+                            args.context, tokenizer.pad_token_id)
 
-    def make_model():
-        tiny = train.tiny_llama(tokenizer)
-        model = tiny if args.size == "tiny" else LlamaForCausalLM(LlamaConfig(vocab_size=128256, **LLAMA_1B))
-        model.resize_token_embeddings(max(model.config.vocab_size, len(tokenizer)) if args.size == "tiny" else 128256 + 5 * k + 2,
-                                      mean_resizing=False)
-        return model.to(args.device).train()
-
-    tokens.add_music_tokens(tokenizer, k)
-    recipe = train.RECIPES["tiny" if args.size == "tiny" else "paper"]
-    dialogues += packing.indexing_examples(tracks, codes_of, recipe["indexing_repeats"] if args.indexing_repeats is None else args.indexing_repeats, packing.answers_by_track(dialogues))
-    pieces, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues, codes_of, args.context)
-    packed = packing.Packed(pieces, packing.pack(pieces.lengths(), args.context), args.context, tokenizer.pad_token_id)
-    systems = {"04_train.py": lambda: ours(make_model, packed, args, recipe),
-               "Trainer, padded": lambda: trainer(make_model, packed, args, recipe, flatten=False),
-               "Trainer, packed": lambda: trainer(make_model, packed, args, recipe, flatten=True)}
-    speeds, memory = {name: [] for name in systems}, {}
+    speeds, memory = {}, {}
     for _ in range(args.rounds):
-        for name, run in systems.items():
+        for name in ("04_train.py", "Trainer, padded", "Trainer, packed"):
             if "cuda" in args.device:
                 torch.cuda.reset_peak_memory_stats()
-            speeds[name].append(run().tokens_per_second())
+            lm = transformers.LlamaForCausalLM(config).to(args.device).train()
+            if name == "04_train.py":
+                clock = run_ours(lm, packed, recipe, args)
+            else:
+                clock = run_trainer(lm, packed, recipe, args, flatten=name.endswith("packed"))
+            del lm
+            speeds.setdefault(name, []).append(clock.tokens_per_second())
             if "cuda" in args.device:
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
                 torch.cuda.empty_cache()
-    first = speeds["04_train.py"]
-    for name, found in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(first, found))
-        line = f"{name:16}  {statistics.median(found):9,.0f} real tokens/s ({min(found):,.0f} to {max(found):,.0f});  04_train.py / this: {ratio:.2f}"
+
+    for name, measured in speeds.items():
+        median = statistics.median(measured)
+        ratio = statistics.median(ours / other for ours, other
+                                  in zip(speeds["04_train.py"], measured, strict=True))
+        line = (f"{name:16}  {median:9,.0f} real tokens/s ({min(measured):,.0f} to "
+                f"{max(measured):,.0f});  04_train.py / this: {ratio:.2f}")
         if name in memory:
             line += f";  peak {memory[name]:.1f} GiB"
-            if args.size in GFLOP_A_TOKEN:
-                line += f";  MFU {statistics.median(found) * GFLOP_A_TOKEN[args.size] / args.peak_tflops / 1e3:.1%}"
+        if name in memory and args.size == "1b":
+            line += f";  MFU {median * GFLOP_PER_TOKEN / args.peak_tflops / 1e3:.1%}"
         print(line)
 
 

@@ -91,6 +91,7 @@ def small(tmp_path):
         ],
     )
     data.save_npy(tmp_path / "codes.npy", make_codes(30))
+    data.write_text(tmp_path / "codebooks" / "info.json", f'{{"k": {K}}}\n')
     for split, n in (("train", 12), ("valid", 4), ("test", 4)):
         data.write_jsonl(tmp_path / f"dialogues_{split}.jsonl", make_dialogues(n, 30, split))
     return tmp_path

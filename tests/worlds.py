@@ -1,8 +1,8 @@
-"""Run by test_04_train.py in a process of its own: the gradients of one step, for several numbers of processes.
+"""Run by test_04_train.py in a process of its own: the gradients of one step, split in many ways.
 
     python tests/worlds.py FOLDER      writes FOLDER/<processes>x<micro-batch>[-fsdp].pt
 
-Processes are forked, not started by torchrun: eight times the time to import torch is saved.
+Processes are forked, not started by torchrun: that saves importing torch eight times.
 """
 
 import importlib
@@ -20,37 +20,45 @@ from conftest import K, make_codes, make_dialogues
 
 from common import tokens
 from common.tokens import MUSIC, RESPONSE
-from steps.train.base_models import tiny_llama, tiny_tokenizer
 from steps.train import packing
+from steps.train.base_models import tiny_llama, tiny_tokenizer
+from steps.train.parallel import accumulate, distribute, micro_batches
 
 train = importlib.import_module("04_train")
-WORLDS = ((1, 48, False), (1, 5, False), (2, 24, False), (8, 6, False), (2, 5, False), (2, 24, True))
+WORLDS = ((1, 48, False), (1, 5, False), (2, 24, False), (8, 6, False), (2, 5, False),
+          (2, 24, True))  # processes, micro-batch, FSDP
 SEQUENCES, CONTEXT = 48, 160
 
 
-def gradients(rank, world, micro, fsdp, folder):
+def gradients(rank, world, micro_batch, fsdp, folder):
+    name = f"{world}x{micro_batch}{'-fsdp' * fsdp}"
     if world > 1:
-        dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store{world}x{micro}{fsdp}")
+        dist.init_process_group("gloo", rank=rank, world_size=world,
+                                init_method=f"file://{folder}/store-{name}")
     dialogues = make_dialogues(200, 30)
     tokenizer = tiny_tokenizer([turn["query"] for d in dialogues for turn in d["turns"]], 400)
     lm = tiny_llama(tokenizer)
     train.expand_vocabulary(lm, tokenizer, K)
-    pieces, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues, {f"t{i}": c for i, c in enumerate(make_codes(30))}, CONTEXT)
-    packed = packing.Packed(pieces, packing.pack(pieces.lengths(), CONTEXT)[:SEQUENCES], CONTEXT, 0)
-    assert len(packed.bins) == SEQUENCES
-    learnt = (MUSIC, RESPONSE)  # so that sequences have very different numbers of labels
-    model = train.distribute(train.LossModel(lm), world, "cpu", fsdp)
-    mine = np.arange(SEQUENCES)[rank::world]
-    batches = [(*packed.batch(mine[s:s + micro], "cpu", learnt)[:3], True) for s in range(0, len(mine), micro)]
-    loss = train.accumulate(model, batches, int(packed.count_labels(learnt).sum()), world, "cpu")
-    found = {name: p.grad.full_tensor() if fsdp else p.grad for name, p in lm.named_parameters()}
+    codes_of = {f"t{i}": codes for i, codes in enumerate(make_codes(30))}
+    segments, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues,
+                                        codes_of, CONTEXT)
+    sequences = packing.pack(segments.lengths(), CONTEXT)[:SEQUENCES]
+    assert len(sequences) == SEQUENCES
+    # with these parts alone, sequences have very different numbers of labels
+    packed = packing.Packed(segments, sequences, CONTEXT, 0, learnt=(MUSIC, RESPONSE))
+    model = distribute(train.LossModel(lm), "cpu", fsdp)
+    batches = micro_batches(packed, np.arange(SEQUENCES), micro_batch, "cpu")
+    loss = accumulate(model, batches, int(packed.count_labels().sum()), "cpu")
+    result = {name: weight.grad.full_tensor() if fsdp else weight.grad
+              for name, weight in lm.named_parameters()}
     if rank == 0:
-        torch.save({"loss": loss, "gradients": found}, Path(folder) / f"{world}x{micro}{'-fsdp' * fsdp}.pt")
+        torch.save({"loss": loss, "gradients": result}, Path(folder) / f"{name}.pt")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    for world, micro, fsdp in WORLDS:
-        mp.start_processes(gradients, (world, micro, fsdp, sys.argv[1]), nprocs=world, start_method="fork")
+    for world, micro_batch, fsdp in WORLDS:
+        mp.start_processes(gradients, (world, micro_batch, fsdp, sys.argv[1]), nprocs=world,
+                           start_method="fork")

@@ -1,35 +1,46 @@
-"""What a training run leaves on disk: checkpoints, the log, the loss curve, the model card (part of 04_train.py)."""
+"""What a training run leaves on disk: checkpoints, the log, the loss curve, the model card.
+
+With FSDP each process holds a part of the model. So all processes call the functions that save
+weights, and the first one writes.
+"""
 
 import json
 import os
 import pickle
+import shutil
 
 import torch
-from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict,
-                                                     set_state_dict)
+from torch.distributed.checkpoint import state_dict
 
 from common import data, runs
+from common.process import current_process
+from steps.train.lora import merge_lora
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # with FSDP, parts are put together
+# puts FSDP's parts together
+WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+MADE_BY = "python 04_train.py"
+KEEP = 2  # checkpoints
 
 
 # ---------------------------------------------------------------- checkpoints
 
-def save_checkpoint(folder, model, optimizer, step, facts, keep, rank=0):
-    """folder/checkpoint-<step>.pt, whole or not at all; then all but the last `keep` go.
+def save_checkpoint(folder, model, optimizer, step, progress):
+    """folder/checkpoint-<step>.pt, whole or not at all; then all but the last KEEP are deleted.
 
-    All ranks call it, since each may hold a part of the model; rank 0 writes.
-    facts: numbers and strings to remember. The schedule and the place in the data follow from the step.
+    progress: numbers and strings to remember. The schedule and the place in the data follow from
+        the step.
     """
-    states = get_state_dict(model, optimizer, options=WHOLE)
-    if rank:
+    weights, moments = state_dict.get_state_dict(model, optimizer, options=WHOLE)
+    rank, _ = current_process()
+    if rank != 0:
         return
-    path = folder / f"checkpoint-{step}.pt"
-    write_whole(path, {"model": states[0], "optimizer": states[1], "step": step, "facts": facts, "rng": torch.get_rng_state()})
-    for old in list_checkpoints(folder)[:-keep]:
+    write_whole(folder / f"checkpoint-{step}.pt", {
+        "model": weights, "optimizer": moments, "step": step, "progress": progress,
+        "rng": torch.get_rng_state()})
+    for old in list_checkpoints(folder)[:-KEEP]:
         old.unlink()
     for old in folder.glob("best-*.pt"):
-        if old.stem != f"best-{facts['best_step']}":
+        if old.stem != f"best-{progress['best_step']}":
             old.unlink()
 
 
@@ -43,12 +54,13 @@ def write_whole(path, content):
         with open(temporary, "wb") as f:
             torch.save(content, f)
             f.flush()
-            os.fsync(f.fileno())  # on the disk before it takes the name: a power cut leaves no empty checkpoint
+            os.fsync(f.fileno())  # before the rename: a power cut leaves no empty checkpoint
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = list_checkpoints(path.parent)
-        raise SystemExit(f"{path} cannot be written ({str(error).splitlines()[0]}); is the disk full? The last checkpoint, "
-                         f"{kept[-1] if kept else 'none yet'}, is whole. Make room and give the same command again")
+        last = (["none yet"] + list_checkpoints(path.parent))[-1]
+        raise SystemExit(
+            f"{path} cannot be written ({str(error).splitlines()[0]}); is the disk full? The last "
+            f"checkpoint, {last}, is whole. Make room and give the same command again") from None
     os.replace(temporary, path)
 
 
@@ -58,56 +70,51 @@ def list_checkpoints(folder):
 
 
 def load_checkpoint(folder, model, optimizer):
-    """Take up the last checkpoint of a folder, if there is one. Returns (step, facts), (0, {}) without one."""
+    """Put the last checkpoint of a folder into model and optimizer.
+
+    Returns: (step, progress); (0, None) where there is no checkpoint.
+    Raises SystemExit: the file is not a checkpoint of this model.
+    """
     paths = list_checkpoints(folder)
     if not paths:
-        return 0, {}
+        return 0, None
     try:
         saved = torch.load(paths[-1], map_location="cpu", weights_only=True, mmap=True)
-        set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"],
-                       options=WHOLE)
+        state_dict.set_state_dict(model, optimizer, model_state_dict=saved["model"],
+                       optim_state_dict=saved["optimizer"], options=WHOLE)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{paths[-1]}: not a checkpoint of this run ({str(error).splitlines()[0]}). "
-                         f"Delete it to go on from the one before, or start afresh with --no-resume")
+        raise SystemExit(
+            f"{paths[-1]}: not a checkpoint of this run ({str(error).splitlines()[0]}). Delete it "
+            f"to go on from the one before, or start afresh with --no-resume") from None
     torch.set_rng_state(saved["rng"])
-    return saved["step"], saved["facts"]
+    return saved["step"], saved["progress"]
 
 
-def whole_weights(model):
-    """All weights of a model on the CPU, wherever its parts are; all ranks call it."""
-    return get_model_state_dict(model, options=WHOLE)
-
-
-def save_best(folder, model, step, rank=0):
-    """folder/best-<step>.pt: the weights of the moment; all ranks call it, rank 0 writes."""
-    weights = whole_weights(model)
+def save_best(folder, model, step):
+    """folder/best-<step>.pt: the weights at this step."""
+    weights = state_dict.get_model_state_dict(model, options=WHOLE)
+    rank, _ = current_process()
     if rank == 0:
         write_whole(folder / f"best-{step}.pt", weights)
 
 
 def load_best(folder, model, step):
-    set_model_state_dict(model, torch.load(folder / f"best-{step}.pt", map_location="cpu", weights_only=True, mmap=True), options=WHOLE)
+    """Put the weights that save_best wrote into the model."""
+    path = folder / f"best-{step}.pt"
+    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state_dict.set_model_state_dict(model, weights, options=WHOLE)
 
 
 # ---------------------------------------------------------------- the log
 
 def truncate_log(path, step):
-    """Forget the lines of log.jsonl that lie after the checkpoint."""
+    """Remove the lines of log.jsonl that come after the checkpoint at `step`."""
     if path.is_file():
         data.keep_whole_lines(path)
-        kept = [row for _, row in data.read_jsonl(path, "python 04_train.py") if row["step"] <= step]
-        data.write_jsonl(path, kept)
-
-
-def open_tensorboard(folder, step):
-    """A SummaryWriter that forgets what lies after `step`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SystemExit("--tensorboard needs the package tensorboard: pip install tensorboard")
-    return SummaryWriter(folder, purge_step=step + 1)
+        rows = [row for _, row in data.read_jsonl(path, MADE_BY)]
+        data.write_jsonl(path, [row for row in rows if row["step"] <= step])
 
 
 def append_log(path, row, board=None):
@@ -119,30 +126,60 @@ def append_log(path, row, board=None):
             board.add_scalar(name, row[name], row["step"])
 
 
-def plot_loss(log_path, png_path):
+def plot_loss(folder):
+    """loss.png, a picture of the losses in log.jsonl."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for _, row in data.read_jsonl(log_path, "python 04_train.py")]
-    valid = [r for r in rows if "valid_all" in r]
+    rows = [row for _, row in data.read_jsonl(folder / "log.jsonl", MADE_BY)]
+    valid = [row for row in rows if "valid_all" in row]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="0.7", lw=0.8, label="train")
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="0.7", lw=0.8,
+              label="train")
     for name, color in (("text", "#0072b2"), ("music", "#d55e00")):
-        axes.plot([r["step"] for r in valid], [r[f"valid_{name}"] for r in valid], "o-", ms=3, color=color,
-                  label=f"validation, {name} tokens")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats a token)")
+        axes.plot([row["step"] for row in valid], [row[f"valid_{name}"] for row in valid], "o-",
+                  ms=3, color=color, label=f"validation, {name} tokens")
+    axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
     axes.legend(frameon=False)
-    figure.savefig(png_path, dpi=120)
+    figure.savefig(folder / "loss.png", dpi=120)
     plt.close(figure)
 
 
-def model_card(args, recipe, n_tokens, losses):
-    lines = [f"# TalkPlay, fine-tuned from `{args.base_model}`", "",
-             "Music recommendation as token generation: the assistant's message begins with five music tokens, which are "
-             "looked up in the catalogue they were made for.", "",
-             f"- training dialogues: `{args.data_dir}/dialogues_train.jsonl`, {n_tokens:,} tokens an epoch",
-             f"- recipe: {', '.join(f'{k} {v:g}' for k, v in recipe.items())}, seed {args.seed}",
-             f"- validation loss (nats a token): {', '.join(f'{k} {v:.3f}' for k, v in losses.items())}",
-             f"- versions: {', '.join(f'{k} {v}' for k, v in runs.package_versions().items())}"]
-    return "\n".join(lines) + "\n"
+# ---------------------------------------------------------------- the folder model/
+
+def save_model(folder, model, tokenizer):
+    """The model as an ordinary Hugging Face folder. All processes call it, the first one writes."""
+    merge_lora(model)
+    weights = state_dict.get_model_state_dict(model, options=WHOLE)
+    rank, _ = current_process()
+    if rank == 0:
+        if model.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+
+def publish(data_dir, base_model, recipe, seed, n_tokens, losses):
+    """Make model.part/model/ whole with log.jsonl, loss.png and README.md; it becomes model/."""
+    new, final = data_dir / "model.part" / "model", data_dir / "model"
+    shutil.copy(data_dir / "model.part" / "log.jsonl", new)
+    plot_loss(new)
+
+    def listed(values, form=""):
+        return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+
+    data.write_text(new / "README.md", f"""\
+# TalkPlay, fine-tuned from `{base_model}`
+
+Music recommendation as token generation: the assistant's message begins with the music tokens of a
+track, which are looked up in the catalogue that they were made for.
+
+- training dialogues: `{data_dir}/dialogues_train.jsonl`, {n_tokens:,} tokens per epoch
+- recipe: {listed(recipe, "g")}, seed {seed}
+- validation loss (nats per token): {listed(losses, ".3f")}
+- versions: {listed(runs.package_versions())}
+""")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(new, final)

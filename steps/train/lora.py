@@ -1,44 +1,48 @@
-"""LoRA (Hu et al. 2022): fine-tune a model of 1B parameters on one 16 GB card (part of 04_train.py).
+"""LoRA (Hu et al. 2022): fine-tune a model of 1B parameters on one 16 GB card.
 
-The layers' matrices are frozen in bfloat16, and each learns a correction B A of low rank. The embedding,
-which holds the new music tokens and is the output layer too, is trained whole in float32: a LoRA that leaves it out
-never learns a music token. At the end the corrections are added to the matrices, so the saved folder is
-an ordinary model.
+The matrices of the layers are frozen in bfloat16, and each learns a correction B A of low rank. The
+embedding is trained whole in float32: it holds the new music tokens and is the output layer too, so
+without it the model would never learn a music token. At the end the corrections are added to the
+matrices, and the saved folder is an ordinary model.
 """
 
 import torch
 from torch import nn
 
+SCALE = 2  # alpha / rank
+
 
 class LoraLinear(nn.Module):
-    """y = W x + (alpha / rank) B A x, with W frozen; B starts at zero, so y starts as W x."""
+    """y = W x + SCALE B A x, with W frozen. B starts at zero, so y starts as W x."""
 
-    def __init__(self, linear, rank, alpha):
+    def __init__(self, linear, rank):
         super().__init__()
-        self.linear, self.scale = linear, alpha / rank
+        self.linear = linear
         device = linear.weight.device
-        self.a = nn.Parameter(torch.randn(rank, linear.in_features, device=device) / linear.in_features ** 0.5)
+        self.a = nn.Parameter(torch.randn(rank, linear.in_features, device=device)
+                              / linear.in_features ** 0.5)
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
 
     def forward(self, x):
         low = (x.to(self.a.dtype) @ self.a.T) @ self.b.T
-        return self.linear(x) + (self.scale * low).to(x.dtype)
+        return self.linear(x) + (SCALE * low).to(x.dtype)
 
 
-def add_lora(model, rank, alpha=None, frozen_dtype=torch.float32):
-    """Freeze the layers of a causal LM, in `frozen_dtype`, and give each of their matrices a LoRA, in place.
+def add_lora(model, rank, frozen_dtype=torch.float32):
+    """Freeze the layers of a causal LM and give each of their matrices a LoRA, in place.
 
-    Embedding, output layer and LoRA stay trainable in float32. alpha: default 2 x rank.
+    Embedding, output layer and LoRA stay trainable in float32; frozen_dtype is that of the rest.
     """
-    embeddings = {id(p) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) for p in layer.parameters()}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    trainable = {id(parameter) for layer in ends for parameter in layer.parameters()}
     for parameter in model.parameters():
-        if id(parameter) not in embeddings:
+        if id(parameter) not in trainable:
             parameter.requires_grad = False
             parameter.data = parameter.data.to(frozen_dtype)
     for module in list(model.base_model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                setattr(module, name, LoraLinear(child, rank, alpha or 2 * rank))
+                setattr(module, name, LoraLinear(child, rank))
 
 
 def merge_lora(model):
@@ -46,8 +50,8 @@ def merge_lora(model):
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoraLinear):
-                child.linear.weight.data = child.linear.weight.data.float() + child.scale * child.b.data @ child.a.data
+                weight = child.linear.weight
+                weight.data = weight.data.float() + SCALE * child.b.data @ child.a.data
                 setattr(module, name, child.linear)
     model.float()
-    for parameter in model.parameters():
-        parameter.requires_grad = True
+    model.requires_grad_(True)
