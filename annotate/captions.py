@@ -99,7 +99,11 @@ def draw_tags(caption, vocabulary, longest=4):
 
 def find_captioner(name):
     """The sampling rate, in Hz, of an audio language model. Raises SystemExit: transformers has none of this name or in this folder."""
-    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoFeatureExtractor
+    from transformers import (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoFeatureExtractor,
+    )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "audio_config"):

@@ -23,7 +23,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ and encoders/ lie beside annotate/
 from annotate.shared import annotate, make_parser
-from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, KEY_PROFILES, LIBROSA_RATE, key_strengths, librosa, read_audio
+from steps.extract_embeddings.librosa_features import (
+    AUDIO_SECONDS,
+    KEY_PROFILES,
+    LIBROSA_RATE,
+    key_strengths,
+    librosa,
+    read_audio,
+)
 
 NAME = "tempo_key"
 HOP = 128          # samples between two frames for the tempo: 5.8 ms
