@@ -1,5 +1,4 @@
-"""encoders/: NV-Embed, MusicFM and CLAP with random weights, against computations that share no
-code with them."""
+"""NV-Embed, MusicFM and CLAP with random weights, against computations that share no code."""
 
 import importlib
 import json
@@ -26,8 +25,8 @@ PREFIX = "Instruct: Find the track\nQuery: "
 
 
 def tone(hertz, seconds, rate):
-    return (0.3
-            * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * hertz * t)).astype(np.float32)
 
 
 def read_failures(folder):
@@ -38,33 +37,29 @@ def read_failures(folder):
 
 OF_TRANSFORMERS_4 = {  # what it wrote into every config.json
     "add_cross_attention": False, "bad_words_ids": None, "begin_suppress_tokens": None,
-                     "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None, "decoder_start_token_id": None, "do_sample": False,
-                     "early_stopping": False,
+    "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None, "do_sample": False, "early_stopping": False,
     "finetuning_task": None, "forced_eos_token_id": None,
-                     "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False,
-    "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "length_penalty": 1.0,
-                     "max_length": 20, "num_beams": 1,
-    "output_attentions": False, "output_hidden_states": False, "pad_token_id": None, "prefix": None,
-                     "problem_type": None,
-    "pruned_heads": {}, "return_dict": True, "sep_token_id": None, "task_specific_params": None,
-                     "temperature": 1.0,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False, "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "length_penalty": 1.0, "max_length": 20,
+    "num_beams": 1, "output_attentions": False, "output_hidden_states": False,
+    "pad_token_id": None, "prefix": None, "problem_type": None, "pruned_heads": {},
+    "return_dict": True, "sep_token_id": None, "task_specific_params": None, "temperature": 1.0,
     "tf_legacy_loss": False, "tie_encoder_decoder": False, "tie_word_embeddings": False,
-                     "tokenizer_class": None, "top_k": 50,
-    "torchscript": False, "typical_p": 1.0, "use_bfloat16": False, "use_cache": True}
+    "tokenizer_class": None, "top_k": 50, "torchscript": False, "typical_p": 1.0,
+    "use_bfloat16": False, "use_cache": True}
 
 
 def nv_folder(folder, seed=0, layers=2, **text_config):
-    """A small NV-Embed as its publisher lays one out: config.json of transformers 4, two
-    safetensors, tokenizer, code."""
+    """A small NV-Embed as published: config.json of transformers 4, two safetensors, tokenizer,
+    code."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.train_from_iterator(TEXTS + [PREFIX],
-                                  trainers.BpeTrainer(vocab_size=150,
-                                                      special_tokens=["<unk>", "<s>", "</s>"]))
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "</s>"])
+    tokenizer.train_from_iterator(TEXTS + [PREFIX], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     # left padding, no EOS: what the loader has to mend
     (folder / "tokenizer_config.json").write_text(json.dumps({
@@ -114,8 +109,10 @@ def nv(tmp_path_factory):
 
 
 def by_hand(w, ids, heads=4, kv_heads=2, latent_heads=2, eps=1e-5):
-    """NV-Embed's token vectors (T, D) of one text without padding, in float64 numpy. w: its weights
-    by their published names."""
+    """NV-Embed's token vectors (T, D) of one text without padding, in float64 numpy.
+
+    w: its weights by their published names.
+    """
     w = {key: value.double().numpy() for key, value in w.items()}
 
     def linear(x, name):
@@ -159,7 +156,7 @@ def by_hand(w, ids, heads=4, kv_heads=2, latent_heads=2, eps=1e-5):
     k, v = np.split(linear(norm(w["latent_attention_model.latents"], at + "0.norm_context"),
                            at + "0.fn.to_kv"), 2, 1)
     heard = [attend(*of_head)
-             for of_head in zip(*(np.split(part, latent_heads, 1) for part in (q, k, v)))]
+             for of_head in zip(*(np.split(x, latent_heads, 1) for x in (q, k, v)), strict=True)]
     x = x + linear(np.concatenate(heard, 1), at + "0.fn.to_out")
     value, gate = np.split(linear(norm(x, at + "1.norm"), at + "1.fn.net.0"), 2, 1)
     gelu = gate * 0.5 * (1 + torch.erf(torch.from_numpy(gate) / 2**0.5).numpy())
@@ -187,7 +184,7 @@ def test_nv_embed_equals_a_computation_by_hand(nv):
 def test_the_instruction_is_read_but_not_pooled(nv):
     _, (tokenizer, model, max_tokens) = nv
     got = text.embed_texts(TEXTS, tokenizer, model, max_tokens, batch_size=3, prefix=PREFIX)[0]
-    for words, vector in zip(TEXTS, got):
+    for words, vector in zip(TEXTS, got, strict=True):
         ids = tokenizer(PREFIX + words, add_special_tokens=False).input_ids
         own = len(tokenizer(words, add_special_tokens=False).input_ids)
         vectors = by_hand(model.state_dict(), [1, *ids, 2])
