@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from baselines import dense
 from benchmarks import encoders as encoder_costs
 from common import data
-from steps.extract_embeddings import clap, librosa_features, musicfm, nv_embed, text
+from steps.extract_embeddings import (
+    audio_workers,
+    clap,
+    librosa_features,
+    musicfm,
+    nv_embed,
+    text,
+)
+from steps.extract_embeddings.audio_encoders import AudioEncoder
 
 extract = importlib.import_module("01_extract_embeddings")
 TEXTS = ["rainy piano", "club", "slow choir at night by the sea, piano and rain", "neon tide",
@@ -64,40 +72,37 @@ def nv_folder(folder, seed=0, layers=2, **text_config):
     # left padding, no EOS: what the loader has to mend
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
-        "unk_token": "<unk>", "padding_side": "left",
-        "add_bos_token": True, "add_eos_token": False, "model_max_length": 10**30}))
+        "unk_token": "<unk>", "padding_side": "left", "add_bos_token": True,
+        "add_eos_token": False, "model_max_length": 10**30}))
     text_config = {
         "_name_or_path": "nvidia/NV-Embed-v2", "architectures": ["MistralModel"],
-        "model_type": "bidir_mistral", "hidden_size": 16,
-        "intermediate_size": 24, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 150,
-        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "sliding_window": 3, "hidden_act": "silu",
+        "model_type": "bidir_mistral", "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 150, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "sliding_window": 3, "hidden_act": "silu",
         "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
         **OF_TRANSFORMERS_4} | text_config
+    latent_config = {"model_type": "latent_attention", "num_latents_value": 7,
+                     "num_cross_heads": 2, "cross_dim_head": 6, "latent_dim": 16,
+                     "hidden_dim": 16, "output_normalize": True}
     (folder / "config.json").write_text(json.dumps({
         "architectures": ["NVEmbedModel"], "model_type": "nvembed", "hidden_size": 4096,
-        "add_eos": True, "padding_side": "right",
-        "mask_type": "b", "is_mask_instruction": True, "torch_dtype": "float32",
-        "transformers_version": "4.42.4",
+        "add_eos": True, "padding_side": "right", "mask_type": "b", "is_mask_instruction": True,
+        "torch_dtype": "float32", "transformers_version": "4.42.4",
         "auto_map": {"AutoConfig": "evil.NVEmbedConfig", "AutoModel": "evil.NVEmbedModel"},
-        "text_config": text_config,
-        "latent_attention_config": {"model_type": "latent_attention", "num_latents_value": 7,
-                                    "num_cross_heads": 2,
-                                    "cross_dim_head": 6, "latent_dim": 16, "hidden_dim": 16,
-                                    "output_normalize": True}}))
+        "text_config": text_config, "latent_attention_config": latent_config}))
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     torch.manual_seed(seed)
-    weights = {key: torch.randn(value.shape) * (0.5 if value.dim() > 1 else 1) for key, value in
-               nv_embed.NVEmbed(
-                   nv_embed.NVEmbedConfig.from_pretrained(folder)).state_dict().items()}
+    model = nv_embed.NVEmbed(nv_embed.NVEmbedConfig.from_pretrained(folder))
+    weights = {key: torch.randn(value.shape) * (0.5 if value.dim() > 1 else 1)
+               for key, value in model.state_dict().items()}
     parts = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(weights.items())[i::2])
              for i in range(2)}
     for name, part in parts.items():
         save_file(part, folder / name, metadata={"format": "pt"})
+    file_of = {key: name for name, part in parts.items() for key in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps(
-        {"metadata": {},
-         "weight_map": {key: name for name, part in parts.items() for key in part}}))
+        {"metadata": {}, "weight_map": file_of}))
     return folder
 
 
@@ -198,8 +203,11 @@ def test_the_instruction_is_read_but_not_pooled(nv):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_token_sees_the_whole_text_and_no_padding(tmp_path, attention):
-    """In one layer, with a sliding window of 3 in config.json: token 0 sees token 9. With and without padding, since
-    transformers makes no mask where there is none, and then leaves the direction to a flag."""
+    """In one layer, with a sliding window of 3 in config.json: token 0 sees token 9.
+
+    With and without padding: without, transformers makes no mask and leaves the direction to a
+    flag.
+    """
     config = nv_embed.NVEmbedConfig.from_pretrained(nv_folder(tmp_path / "nv", layers=1))
     config.text_config._attn_implementation = attention
     model = nv_embed.NVEmbed.from_pretrained(tmp_path / "nv", config=config).eval()
@@ -214,17 +222,17 @@ def test_every_token_sees_the_whole_text_and_no_padding(tmp_path, attention):
         padded = torch.cat([torch.cat([one, torch.full((1, 4), 2)], 1), torch.arange(30, 44)[None]])
         mask = torch.ones_like(padded)
         mask[0, 10:] = 0
-        torch.testing.assert_close(model(padded, mask).last_hidden_state[0, :10], a, atol=1e-5,
-                                   rtol=1e-5)
+        got = model(padded, mask).last_hidden_state[0, :10]
+        torch.testing.assert_close(got, a, atol=1e-5, rtol=1e-5)
         padded[0, 9] = 99
-        torch.testing.assert_close(model(padded, mask).last_hidden_state[0, :10], b, atol=1e-5,
-                                   rtol=1e-5)
+        got = model(padded, mask).last_hidden_state[0, :10]
+        torch.testing.assert_close(got, b, atol=1e-5, rtol=1e-5)
 
 
 def test_texts_end_with_eos_and_are_padded_on_the_right(nv):
     tokenizer = nv[1][0]
     ids = tokenizer(["club", "rainy piano"], padding=True)
-    for row, mask in zip(ids.input_ids, ids.attention_mask):
+    for row, mask in zip(ids.input_ids, ids.attention_mask, strict=True):
         n = sum(mask)
         assert mask == [1] * n + [0] * (len(row) - n) and row[0] == 1
         assert row[n - 1:] == [2] * (len(row) - n + 1)
@@ -235,28 +243,26 @@ def test_texts_end_with_eos_and_are_padded_on_the_right(nv):
 def test_nv_embed_has_the_published_shapes():
     """The names as two public ports load them from the published files; 7.85 billion parameters."""
     with torch.device("meta"):
-        model = nv_embed.NVEmbed(
-            nv_embed.NVEmbedConfig(text_config={"model_type": "bidir_mistral"}))
+        config = nv_embed.NVEmbedConfig(text_config={"model_type": "bidir_mistral"})
+        model = nv_embed.NVEmbed(config)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 7_851_016_192
     at = "latent_attention_model.cross_attend_blocks."
     assert {key: shape for key, shape in shapes.items() if ".layers." not in key} == {
         "embedding_model.embed_tokens.weight": (32000, 4096),
-        "embedding_model.norm.weight": (4096,),
-        "latent_attention_model.latents": (512, 4096), at + "0.norm.weight": (4096,),
-        at + "0.norm.bias": (4096,),
+        "embedding_model.norm.weight": (4096,), "latent_attention_model.latents": (512, 4096),
+        at + "0.norm.weight": (4096,), at + "0.norm.bias": (4096,),
         at + "0.norm_context.weight": (4096,), at + "0.norm_context.bias": (4096,),
-        at + "0.fn.to_q.weight": (32768, 4096),
-        at + "0.fn.to_kv.weight": (65536, 4096), at + "0.fn.to_out.weight": (4096, 32768),
-        at + "1.norm.weight": (4096,),
-        at + "1.norm.bias": (4096,), at + "1.fn.net.0.weight": (32768, 4096),
-        at + "1.fn.net.0.bias": (32768,),
+        at + "0.fn.to_q.weight": (32768, 4096), at + "0.fn.to_kv.weight": (65536, 4096),
+        at + "0.fn.to_out.weight": (4096, 32768),
+        at + "1.norm.weight": (4096,), at + "1.norm.bias": (4096,),
+        at + "1.fn.net.0.weight": (32768, 4096), at + "1.fn.net.0.bias": (32768,),
         at + "1.fn.net.2.weight": (4096, 16384), at + "1.fn.net.2.bias": (4096,)}
-    assert {key.removeprefix("embedding_model.layers.31.") for key in shapes
-            if ".layers.31." in key} == {
-*(f"{name}_layernorm.weight" for name in ("input", "post_attention")),
-*(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-                *(f"self_attn.{name}_proj.weight" for name in "qkvo")}
+    last = "embedding_model.layers.31."
+    assert {key.removeprefix(last) for key in shapes if last in key} == {
+        *(f"{name}_layernorm.weight" for name in ("input", "post_attention")),
+        *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+        *(f"self_attn.{name}_proj.weight" for name in "qkvo")}
 
 
 def test_01_takes_the_folder_of_nv_embed(nv, tmp_path):
@@ -272,8 +278,7 @@ def test_01_takes_the_folder_of_nv_embed(nv, tmp_path):
 
 
 def test_the_benchmarks_nv_embed_is_the_whole_one(monkeypatch):
-    """Both native text encoders, in small, read texts by MiniLM's tokenizer; the shape of NV-Embed
-    is the published one."""
+    """Both text encoders, made small, read texts; the benchmark's NV-Embed has the true shape."""
     with torch.device("meta"):
         model = nv_embed.NVEmbed(nv_embed.NVEmbedConfig(text_config=encoder_costs.MISTRAL))
     assert sum(p.numel() for p in model.parameters()) == 7_851_016_192
@@ -281,10 +286,9 @@ def test_the_benchmarks_nv_embed_is_the_whole_one(monkeypatch):
                  num_key_value_heads=2, head_dim=4)
     for name in ("MISTRAL", "QWEN3"):
         monkeypatch.setattr(encoder_costs, name, getattr(encoder_costs, name) | small)
-    monkeypatch.setattr(nv_embed, "LATENT_DEFAULTS",
-                        dict(num_latents_value=4, num_cross_heads=2, cross_dim_head=8,
-                             latent_dim=16,
-                             hidden_dim=16))
+    latent = dict(num_latents_value=4, num_cross_heads=2, cross_dim_head=8, latent_dim=16,
+                  hidden_dim=16)
+    monkeypatch.setattr(nv_embed, "LATENT_DEFAULTS", latent)
     for name, kind in (("qwen3", "Qwen3Model"), ("nv-embed", "NVEmbed")):
         encoder = encoder_costs.make_text_encoder(name, "cpu")
         vectors = text.embed_texts(TEXTS, *encoder)[0]
@@ -308,28 +312,28 @@ def test_nv_embed_refuses_what_does_not_fit(nv, tmp_path):
     first = index["weight_map"]["latent_attention_model.latents"]
     from safetensors.torch import load_file, save_file
     part = load_file(folder / first)
-    save_file({key.replace("latents", "latent"): value for key, value in part.items()},
-              folder / first, metadata={"format": "pt"})
-    index["weight_map"]["latent_attention_model.latent"] = index["weight_map"].pop(
-        "latent_attention_model.latents")
+    part = {key.replace("latents", "latent"): value for key, value in part.items()}
+    save_file(part, folder / first, metadata={"format": "pt"})
+    del index["weight_map"]["latent_attention_model.latents"]
+    index["weight_map"]["latent_attention_model.latent"] = first
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SystemExit,
-                       match="1 missing keys such as .*latents; 1 unexpected keys such as .*latent. Download it again"):
+    with pytest.raises(SystemExit, match="1 missing keys such as .*latents; 1 unexpected keys "
+                                         "such as .*latent. Download it again"):
         text.load_text_encoder(str(folder), "cpu")
     (folder / first).unlink()
     with pytest.raises(SystemExit, match="Accepted: the whole folder of NV-Embed-v2"):
         text.load_text_encoder(str(folder), "cpu")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k,
-                                                    v in config.items() if k != "text_config"}))
+    del config["text_config"]
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match="no text_config. Accepted: minilm"):
         text.resolve_text_encoder(str(folder))
     assert not (folder / "ran").exists()
 
 
 def test_code_that_comes_with_a_model_is_neither_run_nor_asked_for(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new",
-                                                      "auto_map": {"AutoConfig": "evil.Config"}}))
+    config = {"model_type": "new", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
     with pytest.raises(SystemExit, match="--text-encoder .*Accepted: minilm"):
@@ -341,56 +345,59 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_for(tmp_path, mon
                     reason="TALKPLAY_NV_EMBED: the folder of the published NV-Embed-v2")
 def test_the_published_nv_embed_gives_its_cards_scores():
     """The example of the model card: two questions, two answers."""
-    encoder = text.load_text_encoder(text.resolve_text_encoder(os.environ["TALKPLAY_NV_EMBED"]),
-                                     "cpu")
+    folder = os.environ["TALKPLAY_NV_EMBED"]
+    encoder = text.load_text_encoder(text.resolve_text_encoder(folder), "cpu")
     queries = text.embed_texts(
         ["are judo throws allowed in wrestling?",
          "how to become a radiology technician in michigan?"], *encoder,
         prefix="Instruct: Given a question, retrieve passages that answer the question\nQuery: ")[0]
     passages = text.embed_texts([
-        "Since you're reading this, you are probably someone from a judo background or someone who is just wondering how "
-        "judo techniques can be applied under wrestling rules. So without further ado, let's get to the question. Are Judo "
-        "throws allowed in wrestling? Yes, judo throws are allowed in freestyle and folkstyle wrestling. You only need to be "
-        "careful to follow the slam rules when executing judo throws. In wrestling, a slam is lifting and returning an "
-        "opponent to the mat with unnecessary force.",
-        "Below are the basic steps to becoming a radiologic technologist in Michigan:Earn a high school diploma. As with "
-        "most careers in health care, a high school education is the first step to finding entry-level employment. Taking "
-        "classes in math and science, such as anatomy, biology, chemistry, physiology, and physics, can help prepare "
-        "students for their college studies and future careers.Earn an associate degree. Entry-level radiologic positions "
-        "typically require at least an Associate of Applied Science. Before enrolling in one of these degree programs, "
-        "students should make sure it has been properly accredited by the Joint Review Committee on Education in Radiologic "
-        "Technology (JRCERT).Get licensed or certified in the state of Michigan."], *encoder)[0]
+        "Since you're reading this, you are probably someone from a judo background or someone "
+        "who is just wondering how judo techniques can be applied under wrestling rules. So "
+        "without further ado, let's get to the question. Are Judo throws allowed in wrestling? "
+        "Yes, judo throws are allowed in freestyle and folkstyle wrestling. You only need to be "
+        "careful to follow the slam rules when executing judo throws. In wrestling, a slam is "
+        "lifting and returning an opponent to the mat with unnecessary force.",
+        "Below are the basic steps to becoming a radiologic technologist in Michigan:Earn a high "
+        "school diploma. As with most careers in health care, a high school education is the "
+        "first step to finding entry-level employment. Taking classes in math and science, such "
+        "as anatomy, biology, chemistry, physiology, and physics, can help prepare students for "
+        "their college studies and future careers.Earn an associate degree. Entry-level "
+        "radiologic positions typically require at least an Associate of Applied Science. Before "
+        "enrolling in one of these degree programs, students should make sure it has been "
+        "properly accredited by the Joint Review Committee on Education in Radiologic Technology "
+        "(JRCERT).Get licensed or certified in the state of Michigan."], *encoder)[0]
     np.testing.assert_allclose(queries @ passages.T * 100, [[87.43, 0.46], [0.97, 86.04]], atol=0.3)
 
 
 # ---------------------------------------------------------------- other text encoders
 
 def test_last_token_with_padding_on_the_left(nv, tmp_path):
-    """A small Qwen3, as Qwen3-Embedding is one: in a batch with padding as alone, and as its last
-    hidden state says."""
+    """A small Qwen3, as Qwen3-Embedding is one: padding in a batch changes nothing."""
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
     torch.manual_seed(0)
     config = Qwen3Config(vocab_size=150, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                         num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                         max_position_embeddings=64)
     Qwen3Model(config).save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=nv[1][0].backend_tokenizer, eos_token="</s>",
-                            pad_token="</s>",
-                            padding_side="left").save_pretrained(tmp_path)
-    tokenizer, model, max_tokens = text.load_text_encoder(text.resolve_text_encoder(str(tmp_path),
-                                                                                    "last"), "cpu")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=nv[1][0].backend_tokenizer,
+                                        eos_token="</s>", pad_token="</s>", padding_side="left")
+    tokenizer.save_pretrained(tmp_path)
+    name = text.resolve_text_encoder(str(tmp_path), "last")
+    tokenizer, model, max_tokens = text.load_text_encoder(name, "cpu")
     got = text.embed_texts(TEXTS, tokenizer, model, max_tokens, "last", batch_size=5,
                            prefix="Query:")[0]
-    for words, vector in zip(TEXTS, got):
+    for words, vector in zip(TEXTS, got, strict=True):
         with torch.no_grad():
-            hidden = model(torch.tensor([tokenizer("Query:" + words).input_ids])).last_hidden_state[
-                0]
+            ids = torch.tensor([tokenizer("Query:" + words).input_ids])
+            hidden = model(ids).last_hidden_state[0]
         np.testing.assert_allclose(vector, F.normalize(hidden[-1], dim=0), atol=1e-5)
 
 
 # ---------------------------------------------------------------- MusicFM
 
 SMALL = dict(dim=32, channels=4, heads=2, layers=4)
+NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 def small_musicfm(seed=0):
@@ -449,17 +456,14 @@ def test_musicfm_of_the_true_size_hears_a_second():
 
 
 def test_the_mel_spectrogram_equals_librosas():
-    """torchaudio's defaults, which MusicFM has learnt with: HTK mels, no norm, power 2, 10 log10
+    """torchaudio's defaults, with which MusicFM has learnt: HTK mels, no norm, power 2, 10 log10
     from 1e-10 on."""
-    samples = np.random.default_rng(0).normal(size=2
-                                              * musicfm.RATE).astype(np.float32) * np.linspace(0,
-                                                                                               0.3,
-                                                                                               2
-                                                                                               * musicfm.RATE)
-    expected = librosa.power_to_db(librosa.feature.melspectrogram(
+    n = 2 * musicfm.RATE
+    samples = np.random.default_rng(0).normal(size=n).astype(np.float32) * np.linspace(0, 0.3, n)
+    mel = librosa.feature.melspectrogram(
         y=samples, sr=24000, n_fft=2048, hop_length=240, n_mels=128, htk=True, norm=None, power=2.0,
-        pad_mode="reflect"),
-        amin=1e-10, top_db=None)[:, :-1]
+        pad_mode="reflect")
+    expected = librosa.power_to_db(mel, amin=1e-10, top_db=None)[:, :-1]
     got = musicfm.MelSpectrogram()(torch.from_numpy(samples).float()[None])[0]
     assert got.shape == (128, 200)
     np.testing.assert_allclose(got, expected, atol=2e-2)
@@ -472,8 +476,7 @@ def test_subsampling_equals_convolutions_by_hand():
 
     def convolve(x, at, n, stride):
         x = F.conv2d(x, state[f"{at}conv{n}.weight"], state[f"{at}conv{n}.bias"], stride, padding=1)
-        mean, variance, weight, bias = (state[f"{at}bn{n}.{part}"][:, None, None] for part in
-                                        ("running_mean", "running_var", "weight", "bias"))
+        mean, variance, weight, bias = (state[f"{at}bn{n}.{name}"][:, None, None] for name in NORM)
         return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
     x = mel[:, None]
@@ -489,26 +492,28 @@ def test_subsampling_equals_convolutions_by_hand():
 
 
 def test_a_conformer_layer_by_hand():
-    """Gulati et al. 2020 with what MusicFM chose: swish, a kernel of 31, and rotary positions, which turn the input of
-    the queries' and keys' matrices (not, as in Llama, their output)."""
+    """Gulati et al. 2020 with what MusicFM chose: swish, a kernel of 31, and rotary positions.
+
+    These turn the input of the queries' and keys' matrices (not, as in Llama, their output).
+    """
     model, x = small_musicfm().keep_layers(1), torch.randn(40, 32)
-    state = {key.removeprefix("conformer.layers.0."): value for key,
-             value in model.state_dict().items()}
+    state = {key.removeprefix("conformer.layers.0."): value
+             for key, value in model.state_dict().items()}
 
     def linear(x, name):
         return x @ state[name + ".weight"].T + state[name + ".bias"]
 
     def norm(x, name):
-        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True)
-                                                 + 1e-5).sqrt() \
-            * state[name + ".weight"] + state[name + ".bias"]
+        deviation = (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        x = (x - x.mean(-1, keepdim=True)) / deviation
+        return x * state[name + ".weight"] + state[name + ".bias"]
 
     def swish(x):
         return x / (1 + torch.exp(-x))
 
     def feed_forward(x, name):
-        return linear(swish(linear(norm(x, name + "_layer_norm"), name + ".intermediate_dense")),
-                      name + ".output_dense")
+        x = linear(norm(x, name + "_layer_norm"), name + ".intermediate_dense")
+        return linear(swish(x), name + ".output_dense")
 
     def rotate(x):  # (40, 16), of one head: pairs (i, i + 8) are turned by position / 10000^(i / 8)
         angle = torch.arange(40)[:, None] / 10000 ** (torch.arange(8) / 8)
@@ -519,27 +524,25 @@ def test_a_conformer_layer_by_hand():
         expected = x + feed_forward(x, "ffn1") / 2
         y = norm(expected, "self_attn_layer_norm")
         turned = torch.cat([rotate(y[:, :16]), rotate(y[:, 16:])], 1)
-        q, k, v = (linear(z, f"self_attn.linear_{n}").split(16, 1) for z,
-                   n in ((turned, "q"), (turned, "k"), (y, "v")))
+        q, k, v = (linear(z, f"self_attn.linear_{n}").split(16, 1)
+                   for z, n in ((turned, "q"), (turned, "k"), (y, "v")))
         heard = torch.cat([torch.softmax(q[h] @ k[h].T / 4, 1) @ v[h] for h in range(2)], 1)
         expected = expected + linear(heard, "self_attn.linear_out")
-        y = norm(expected,
-                 "conv_module.layer_norm") @ state["conv_module.pointwise_conv1.weight"][:, :, 0].T
+        y = norm(expected, "conv_module.layer_norm")
+        y = y @ state["conv_module.pointwise_conv1.weight"][:, :, 0].T
         y = F.pad(y[:, :32] * torch.sigmoid(y[:, 32:]), (0, 0, 15, 15))
-        y = torch.stack([(y[i:i + 31] * state["conv_module.depthwise_conv.weight"][:, 0].T).sum(0)
-                         for i in range(40)])
-        mean, variance, weight, bias = (state[f"conv_module.batch_norm.{part}"] for part in
-                                        ("running_mean", "running_var", "weight", "bias"))
+        kernel = state["conv_module.depthwise_conv.weight"][:, 0].T  # (31, 32)
+        y = torch.stack([(y[i:i + 31] * kernel).sum(0) for i in range(40)])
+        mean, variance, weight, bias = (state[f"conv_module.batch_norm.{name}"] for name in NORM)
         y = swish((y - mean) / (variance + 1e-5).sqrt() * weight + bias)
         expected = expected + y @ state["conv_module.pointwise_conv2.weight"][:, :, 0].T
         expected = norm(expected + feed_forward(expected, "ffn2") / 2, "final_layer_norm")
-        torch.testing.assert_close(model.conformer(x[None]).last_hidden_state[0], expected,
-                                   atol=1e-4, rtol=1e-4)
+        got = model.conformer(x[None]).last_hidden_state[0]
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_layers_are_the_hidden_states(checkpoint):
-    """What enters each conformer layer, taken by hooks from the whole model, is what the shortened
-    one returns."""
+    """What enters a layer of the whole model, taken by a hook, is the shortened one's output."""
     path, whole = checkpoint
     samples = torch.from_numpy(np.stack([tone(300, 1.0, musicfm.RATE),
                                          tone(700, 1.0, musicfm.RATE)]))
@@ -573,7 +576,7 @@ def test_tracks_are_means_over_all_their_tokens():
     got = musicfm.embed_tracks(tracks, model, batch_size=2)
     assert got.shape == (3, 32) and got.dtype == np.float32
     with torch.no_grad():
-        for vector, windows in zip(got, tracks):
+        for vector, windows in zip(got, tracks, strict=True):
             tokens = torch.cat([model(torch.from_numpy(window)[None])[0] for window in windows])
             np.testing.assert_allclose(vector, tokens.mean(0), atol=1e-5)
 
@@ -591,9 +594,11 @@ def test_windows():
 
 def test_how_much_of_a_file_is_heard(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(440, 65, 8000), 8000)
-    lengths = {seconds: [len(w) / musicfm.RATE for w in librosa_features.read_windows(
-        tmp_path / "a.wav", musicfm.RATE, seconds, musicfm.WINDOW, musicfm.SHORTEST)]
-               for seconds in (30, 0, 45)}
+    lengths = {}
+    for seconds in (30, 0, 45):
+        windows = librosa_features.read_windows(tmp_path / "a.wav", musicfm.RATE, seconds,
+                                                musicfm.WINDOW, musicfm.SHORTEST)
+        lengths[seconds] = [len(window) / musicfm.RATE for window in windows]
     assert lengths == {30: [30], 0: [30, 30, 5], 45: [30, 15]}
 
 
@@ -613,8 +618,7 @@ def songs(tmp_path):
 
 def run_audio(folder, encoder, model, *flags):
     extract.main(["--data-dir", str(folder), "--modalities", "audio", "--audio-encoder", encoder,
-                  "--audio-model", str(model),
-                  "--device", "cpu", "--workers", "1", *flags])
+                  "--audio-model", str(model), "--device", "cpu", "--workers", "1", *flags])
     array, scaling = (np.load(folder / "embeddings" / f"{name}.npy")
                       for name in ("audio", "audio_scaling"))
     assert np.isnan(array).all(1).tolist() == [False] * 3 + [True] * 2
@@ -637,16 +641,17 @@ def test_01_with_musicfm(checkpoint, songs):
 
 
 def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch):
-    # starts faster
-    monkeypatch.setattr(extract, "ProcessPoolExecutor", lambda workers,
-                        *_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(audio_workers, "ProcessPoolExecutor",
+                        lambda workers, *_: ThreadPoolExecutor(workers))  # starts faster
+
+    def encode(sounds):
+        return [[len(samples), np.abs(np.fft.rfft(samples)).argmax()] for samples in sounds]
     results = []
     for chunk in (2, 256):
         folder = tmp_path / str(chunk)
         folder.mkdir()
-        encoder = extract.AudioEncoder(partial(librosa_features.read_audio, rate=8000),
-                                       lambda heard: [[
-len(samples), np.abs(np.fft.rfft(samples)).argmax()] for samples in heard], 2, (1, 1), chunk)
+        read = partial(librosa_features.read_audio, rate=8000)
+        encoder = AudioEncoder(read, encode, 2, (1, 1), chunk)
         extract.write_audio(folder, data.load_tracks(songs), songs, encoder, 2)
         results.append([(folder / name).read_bytes()
                         for name in ("audio.npy", "audio_scaling.npy", "audio_failed.jsonl")])
@@ -654,8 +659,8 @@ len(samples), np.abs(np.fft.rfft(samples)).argmax()] for samples in heard], 2, (
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["musicfm"],
-     "--audio-model None: musicfm takes the file pretrained_msd.pt or pretrained_fma.pt.*hf download"),
+    (["musicfm"], "--audio-model None: musicfm takes the file pretrained_msd.pt or "
+                  "pretrained_fma.pt.*hf download"),
     (["musicfm", "--audio-model", "tracks.jsonl"], "its name must say which"),
     (["clap"], "--audio-model None: a model is needed. Accepted: the folder of a CLAP model"),
     (["clap", "--audio-model", "nobody/no-such-clap"],
@@ -683,16 +688,17 @@ def test_a_file_that_is_no_checkpoint(tmp_path, checkpoint):
 
 def test_01_with_clap(songs, tmp_path):
     """Rows of length 1, the very ones of baselines/clap.py; nothing is standardised."""
-    from baselines.clap import random_clap, read_windows
+    from baselines.clap import random_clap
     model, tokenizer, extractor = random_clap(["a b"], 0, "cpu")
     for thing in (model, tokenizer, extractor):
         thing.save_pretrained(tmp_path / "small_clap")
     array, scaling = run_audio(songs, "clap", tmp_path / "small_clap")
     assert array.shape == (5, 16) and np.array_equal(scaling, [[0] * 16, [1] * 16])
     np.testing.assert_allclose(np.linalg.norm(array[:3], axis=1), 1, atol=1e-6)
-    expected = [clap.mean_of_windows(clap.embed_windows(model,
-                                                        read_windows(songs / name, extractor)))
-                for name in ("0.wav", "1.flac", "2.mp3")]
+    expected = []
+    for name in ("0.wav", "1.flac", "2.mp3"):
+        mels = clap.mel_windows(songs / name, extractor)
+        expected.append(clap.mean_of_windows(clap.embed_windows(model, mels)))
     np.testing.assert_allclose(array[:3], expected, atol=1e-5)
 
 
