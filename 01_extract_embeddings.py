@@ -48,19 +48,8 @@ from tqdm import tqdm
 from common import data, runs
 from common.process import agree, current_process, end_process, resolve_device, start_process
 from common.tokens import MODALITIES
-from steps.extract_embeddings.audio_encoders import (
-    AUDIO_ENCODERS,
-    check_audio_encoder,
-    load_audio_encoder,
-)
+from steps.extract_embeddings import audio_encoders, chunks
 from steps.extract_embeddings.audio_workers import embed_audio_files
-from steps.extract_embeddings.chunks import (
-    check_one_machine,
-    fill_in_chunks,
-    forget_progress,
-    is_finished,
-    mark_finished,
-)
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS
 from steps.extract_embeddings.scaling import column_scaling, present_rows, write_scaled
 from steps.extract_embeddings.sentences import NEAR, Sentences, copies_for, cut_playlists
@@ -86,10 +75,7 @@ def track_text(track, modality):
 
 
 def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
-    """Write embeddings/<modality>.npy of a text modality.
-
-    encoder: what load_text_encoder returns.
-    """
+    """Write embeddings/<modality>.npy of a text modality. encoder: from load_text_encoder."""
     tokenizer, model, max_tokens = encoder
 
     def encode(rows):
@@ -98,7 +84,7 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
         return vectors, [tracks[rows.start + i]["track_id"] for i in cut]
 
     shape = (len(tracks), model.config.hidden_size)
-    path, cut = fill_in_chunks(folder, modality, shape, TEXT_CHUNK, encode)
+    path, cut = chunks.fill_in_chunks(folder, modality, shape, TEXT_CHUNK, encode)
     if current_process()[0] == 0:
         os.replace(path, folder / f"{modality}.npy")
         print(f"{modality}: {len(cut)} texts were longer than {max_tokens} tokens and cut there")
@@ -124,9 +110,8 @@ def write_audio(folder, tracks, data_dir, encoder, workers):
     raw_path.unlink()
 
     without = sum(not track["audio_path"] for track in tracks)
-    reasons = dict(Counter(row["reason"] for row in failed)) or ""
     print(f"audio: {without} tracks have no audio_path; {len(failed)} files could not be used "
-          f"{reasons}")
+          f"{dict(Counter(row['reason'] for row in failed)) or ''}")
 
 
 # ---------------------------------------------------------------- playlists
@@ -186,36 +171,29 @@ def write_playlist(folder, playlists, n_tracks, dim, epochs, seed, workers, shar
           f"{sum(map(len, playlists))} tracks")
     vectors = item2vec(playlists, n_tracks, dim, epochs, seed, workers, share)
     data.save_npy(folder / "playlist.npy", vectors)
-    mark_finished(folder, "playlist", n_tracks)
+    chunks.mark_finished(folder, "playlist", n_tracks)
 
 
 # ---------------------------------------------------------------- main
 
 def check_not_brought(data_dir, chosen):
-    """Raises SystemExit: embeddings that came with the data would be replaced.
-
-    They are recognised by the hashes that 00_prepare_data.py has left.
-    """
-    left = (runs.read_run(data_dir, "00_prepare_data") or {}).get("outputs", {})
-    brought = []
-    for modality in chosen:
-        file = f"embeddings/{modality}.npy"
-        if (data_dir / file).is_file() and left.get(file) == runs.file_hash(data_dir / file):
-            brought.append(modality)
+    """Raises SystemExit: embeddings that 00_prepare_data.py brought along would be replaced."""
+    outputs = (runs.read_run(data_dir, "00_prepare_data") or {}).get("outputs", {})
+    files = {m: f"embeddings/{m}.npy" for m in chosen if f"embeddings/{m}.npy" in outputs}
+    brought = [m for m, file in files.items() if (data_dir / file).is_file()
+               and runs.file_hash(data_dir / file) == outputs[file]]
     if brought:
         others = " ".join(m for m in chosen if m not in brought)
-        mend = f"Leave 01 out: python 02_quantize.py --data-dir {data_dir}"
-        if others:
-            mend += f"; or make only the others: --modalities {others}"
-        raise SystemExit(f"{data_dir}/embeddings: {', '.join(brought)} came with the data. {mend}; "
-                         f"or replace them: --no-resume")
+        only = f"; or make only the others: --modalities {others}" if others else ""
+        raise SystemExit(f"{data_dir}/embeddings: {', '.join(brought)} came with the data. Leave "
+                         f"01 out: python 02_quantize.py --data-dir {data_dir}{only}; or replace "
+                         f"them: --no-resume")
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
     add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES),
         help="which to make (default all); to choose others than last time, add --no-resume: it "
              "replaces only the chosen ones")
@@ -224,7 +202,7 @@ def parse_args(argv=None):
         help="text vector: the mean of the token vectors (default; also for NV-Embed), the first "
              "or the last; the model's card says which")
     add("--batch-size", type=int, default=64, help="texts per batch (default 64)")
-    add("--audio-encoder", choices=AUDIO_ENCODERS, default="librosa",
+    add("--audio-encoder", choices=audio_encoders.AUDIO_ENCODERS, default="librosa",
         help="default librosa; the others need --audio-model")
     add("--audio-model", default=None, help="for musicfm: the file pretrained_msd.pt or "
         "pretrained_fma.pt; for clap: a folder or a Hugging Face id")
@@ -232,10 +210,8 @@ def parse_args(argv=None):
     add("--audio-seconds", type=float, default=AUDIO_SECONDS,
         help="how much of a track is heard, from its middle (default 30; 0 = all). musicfm hears "
              "windows of up to 30 s, clap of 10 s; their mean counts")
-    add("--audio-batch-size", type=int, default=4,
-        help="windows per batch of musicfm and clap (default 4)")
-    add("--playlist-dim", type=int, default=128,
-        help="dimensions of item2vec (default 128, as in the paper)")
+    add("--audio-batch-size", type=int, default=4, help="windows per batch (default 4)")
+    add("--playlist-dim", type=int, default=128, help="dimensions of item2vec (default 128)")
     add("--epochs", type=int, default=40, help="passes of item2vec over the playlists (default 40, "
         "the best of 5 to 40 on the demo's validation playlists)")
     add("--item2vec-workers", type=int, default=1, help="threads of item2vec (default 1; more are "
@@ -275,13 +251,13 @@ def start_run(run, state, folder, chosen):
     folder.mkdir(exist_ok=True)
     if state == "new":
         for modality in chosen:
-            forget_progress(folder, modality)
+            chunks.forget_progress(folder, modality)
     runs.record_run(run)
 
 
 def unfinished(folder, chosen, n_tracks):
     """Those of the chosen modalities that no earlier, killed try has finished."""
-    left = [m for m in chosen if not is_finished(folder, m, n_tracks)]
+    left = [m for m in chosen if not chunks.is_finished(folder, m, n_tracks)]
     for modality in chosen:
         if modality not in left:
             print(f"{modality}: finished by an earlier try")
@@ -297,12 +273,12 @@ def finish_run(run, folder, chosen, n_tracks):
               f"{n_tracks - present} do not")
     runs.finish_run(run)
     for modality in chosen:
-        forget_progress(folder, modality)
+        chunks.forget_progress(folder, modality)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    check_one_machine()
+    chunks.check_one_machine()
     rank, world, device = start_process(args.device)
     folder = args.data_dir / "embeddings"
     chosen = [m for m in MODALITIES if m in args.modalities]
@@ -316,7 +292,7 @@ def main(argv=None):
     if set(chosen) & set(TEXT_MODALITIES):
         text_encoder = resolve_text_encoder(args.text_encoder, args.pooling)
     if "audio" in chosen:
-        check_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
+        audio_encoders.check_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
 
     reads = data.catalogue_files(args.data_dir)
     reads += ["playlists.jsonl"] * ("playlist" in chosen)
@@ -339,8 +315,9 @@ def main(argv=None):
     for modality in texts:
         write_texts(folder, modality, tracks, encoder, args.pooling, args.batch_size)
     if "audio" in left:
-        encoder = load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer,
-                                     args.audio_seconds, args.audio_batch_size, device)
+        encoder = audio_encoders.load_audio_encoder(
+            args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
+            args.audio_batch_size, device)
         write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // world, 1))
     if "playlist" in left and rank == 0:
         write_playlist(folder, playlists, len(tracks), args.playlist_dim, args.epochs, args.seed,

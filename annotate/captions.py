@@ -15,8 +15,7 @@ Run on random weights only (tests/test_annotate.py), not yet on a published chec
 captions are is not known. Read some before you build on them.
 
 Reads   tracks.jsonl, annotations/*.jsonl, common/lexicon.json, the tracks' audio files; the model
-Writes  annotations/captions.jsonl: track_id, caption, tags; for a file that could not be used
-        `failed`, the reason
+Writes  annotations/captions.jsonl: track_id, caption, tags, or `failed`, why a file cannot be used
 
 Demo        none: its tracks have captions, and the model is too large
 Full scale  python annotate/captions.py --data-dir data/mpd --device cuda --workers 16
@@ -125,10 +124,7 @@ def is_negated(before):
 # ---------------------------------------------------------------- the model
 
 def resolve_captioner(name):
-    """The sampling rate, in Hz, of an audio language model.
-
-    Raises SystemExit: transformers has none of this name or in this folder.
-    """
+    """The sampling rate (Hz) of an audio language model. Raises SystemExit: it is none."""
     import transformers
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -145,10 +141,7 @@ def resolve_captioner(name):
 
 
 def load_captioner(name, device):
-    """(model, processor) of a folder or Hugging Face id.
-
-    Raises SystemExit: it cannot be loaded, or cannot be asked.
-    """
+    """(model, processor) of a folder or id. Raises SystemExit: it cannot be loaded, or asked."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoProcessor, GenerationConfig
     from transformers.utils import logging

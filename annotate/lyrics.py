@@ -23,7 +23,7 @@ to 93 MB of memory until its track is done (the scores of each token), so for mi
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
 Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
-        for a file that could not be used `failed`, the reason
+        or `failed`, why a file cannot be used
 
 Demo        none: the demo's audio has no singing
 Full scale  python annotate/lyrics.py --data-dir data/mpd --device cuda
@@ -166,10 +166,7 @@ def mean_logprob(result, model):
 
 
 def hear(samples, model, processor, limits=LIMITS, language=None):
-    """(T,) samples at 16 kHz -> (lines, language code or None, {"sung": ..., "unsure": ...}).
-
-    The last one has the numbers of windows.
-    """
+    """(T,) samples at 16 kHz -> (lines, language or None, counts of sung and unsure windows)."""
     mel = processor.feature_extractor(samples, sampling_rate=RATE, truncation=False, padding=False,
                                       return_tensors="pt").input_features
     mel = mel.to(model.device, model.dtype)
@@ -201,10 +198,7 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
 
 
 def describe(group, model, processor, limits, language, seed):
-    """The annotations of a group of one track: list of one dict.
-
-    group: [(track_id, (T,) samples at 16 kHz)].
-    """
+    """The annotations, in a list, of a group of one track: [(track_id, (T,) samples at 16 kHz)]."""
     import torch
     [(track_id, samples)] = group
     # A seed per track: a run that was cut draws the same as one that was not.

@@ -9,6 +9,7 @@ group in work, and a half-written line is made again.
 import argparse
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -24,8 +25,7 @@ def make_parser(description, seconds):
     """The flags of every annotator. seconds: the default of --seconds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=description)
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its "
         f"middle (default {seconds:g}; 0 = all)")
     add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
@@ -41,9 +41,8 @@ def make_parser(description, seconds):
 
 def check_args(args):
     """Raises SystemExit: a flag has a value that it cannot have."""
-    numbers = args.shard.split("/")
-    whole = len(numbers) == 2 and all(n.isdecimal() for n in numbers)
-    if not whole or not 1 <= int(numbers[0]) <= int(numbers[1]):
+    match = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise SystemExit(f"--shard {args.shard}: expected is which part of how many, such as 1/8 "
                          f"or 8/8")
     if not (args.seconds == 0 or args.seconds >= 1):
@@ -66,8 +65,7 @@ def choose_tracks(tracks, fields, shard, overwrite, limit):
 def make_rows(tracks, results, describe, fields, overwrite):
     """Annotations of a group of tracks: list of dicts.
 
-    results: for each track, what try_read returns.
-    describe: function of a list of (track_id, what was read) -> list of dicts.
+    results: what try_read returns, per track. describe: list of (track_id, sound) -> list of dicts.
     A field that the catalogue knows is left out, unless `overwrite`. If a file could not be used,
     the fields are null and `failed` is the reason.
     """
@@ -111,10 +109,9 @@ def read_journal(part):
 def annotate(name, fields, args, read, load, group):
     """Annotate the tracks that lack one of `fields`: write annotations/<name>.jsonl.
 
-    With --shard 1/8 the file is <name>-1of8.jsonl.
+    With --shard 1/8 the file is <name>-1of8.jsonl. group: tracks that are described together.
     read: function of a path, called in workers; a ValueError says why the file cannot be used.
     load: loads a model and returns `describe` (see make_rows).
-    group: tracks that are described together.
     """
     check_args(args)
     if args.shard != "1/1":

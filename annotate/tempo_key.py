@@ -10,8 +10,8 @@ Key: the mean chroma (of the constant-Q transform) is correlated with the profil
 How well both do, and against which other choices: python benchmarks/tempo_key.py
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files
-Writes  annotations/tempo_key.jsonl: track_id, tempo in BPM, key; for a file that could not be used
-        `failed`, the reason
+Writes  annotations/tempo_key.jsonl: track_id, tempo in BPM, key, or `failed`, why a file cannot be
+        used
 
 Demo        python annotate/tempo_key.py --data-dir data/try --overwrite --limit 50
             (after cp -r data/demo data/try: the demo's tracks have both, and this replaces them)
@@ -27,14 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 from annotate.shared import annotate, make_parser
-from steps.extract_embeddings.librosa_features import (
-    AUDIO_SECONDS,
-    KEY_PROFILES,
-    LIBROSA_RATE,
-    key_strengths,
-    librosa,
-    read_audio,
-)
+from steps.extract_embeddings import librosa_features as features
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, LIBROSA_RATE, librosa
 
 NAME = "tempo_key"
 HOP = 128    # samples between two frames for the tempo: 5.8 ms
@@ -56,18 +50,18 @@ def estimate_tempo(samples, rate, hop=HOP, start_bpm=120.0):
     return float(tempo[0])
 
 
-def estimate_key(samples, rate, chroma=librosa.feature.chroma_cqt, profiles=KEY_PROFILES):
+def estimate_key(samples, rate, chroma=librosa.feature.chroma_cqt, profiles=features.KEY_PROFILES):
     """Key of (T,) samples at `rate` Hz, such as "G# minor"; None if no note sounds.
 
     chroma: a chroma function of librosa. profiles: of C major and C minor, (2, 12).
     """
     mean = chroma(y=samples, sr=rate).mean(1)  # (12,)
-    return KEYS[int(key_strengths(mean, profiles).argmax())] if mean.any() else None
+    return KEYS[int(features.key_strengths(mean, profiles).argmax())] if mean.any() else None
 
 
 def read_tempo_key(path, seconds):
     """{"tempo": BPM, "key": "G# minor"} of an audio file. Raises ValueError as read_audio does."""
-    samples = read_audio(path, LIBROSA_RATE, seconds)
+    samples = features.read_audio(path, LIBROSA_RATE, seconds)
     tempo = estimate_tempo(samples, LIBROSA_RATE)
     return {"tempo": tempo and round(tempo, 1), "key": estimate_key(samples, LIBROSA_RATE)}
 

@@ -23,18 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from annotate.tempo_key import HOP, estimate_key, estimate_tempo
 from common import data
-from steps.extract_embeddings.librosa_features import (
-    KEY_PROFILES,
-    LIBROSA_RATE,
-    librosa,
-    read_audio,
-)
+from steps.extract_embeddings import librosa_features as features
 
 TEMPERLEY = np.array([  # Temperley 1999, "What's key for key?": profiles as in KEY_PROFILES
     [5.0, 2.0, 3.5, 2.0, 4.5, 4.0, 2.0, 4.5, 2.0, 3.5, 1.5, 4.0],
     [5.0, 2.0, 3.5, 4.5, 2.0, 4.0, 2.0, 4.5, 3.5, 2.0, 1.5, 4.0]])
 TEMPO_CHOICES = [(HOP, 120), (512, 120), (HOP, 100), (HOP, 140)]  # hop in samples, prior in BPM
-PROFILES = {"Krumhansl": KEY_PROFILES, "Temperley": TEMPERLEY}
+PROFILES = {"Krumhansl": features.KEY_PROFILES, "Temperley": TEMPERLEY}
 CHROMAS = ("chroma_cqt", "chroma_cens", "chroma_stft")
 KEY_CHOICES = [(chroma, profiles) for profiles in PROFILES for chroma in CHROMAS]
 
@@ -74,24 +69,24 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--labels", type=Path, default=None, help="a CSV file (default: the tracks of --data-dir)")
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
     add("--seconds", type=float, default=30.0,
         help="how much of a clip is heard, from its middle (default 30; 0 = all)")
     add("--limit", type=int, default=200, help="clips of --data-dir (default 200; 0 = all)")
     args = parser.parse_args()
+    rate = features.LIBROSA_RATE
     clips = read_labels(args.labels) if args.labels else read_catalogue(args.data_dir, args.limit)
     tempi = {choice: [] for choice in TEMPO_CHOICES}  # verdicts
     keys = {choice: [] for choice in KEY_CHOICES}     # pairs (estimate, truth) of (tonic, mode)
     for path, truths, label in tqdm(list(clips)):
-        samples = read_audio(path, LIBROSA_RATE, args.seconds)
+        samples = features.read_audio(path, rate, args.seconds)
         key = split_key(label)
         for hop, prior in TEMPO_CHOICES if truths else ():
-            tempo = estimate_tempo(samples, LIBROSA_RATE, hop, prior)
+            tempo = estimate_tempo(samples, rate, hop, prior)
             tempi[hop, prior].append(judge_tempo(tempo, truths))
         for chroma, profiles in KEY_CHOICES if key else ():
-            function = getattr(librosa.feature, chroma)
-            estimate = estimate_key(samples, LIBROSA_RATE, function, PROFILES[profiles])
+            function = getattr(features.librosa.feature, chroma)
+            estimate = estimate_key(samples, rate, function, PROFILES[profiles])
             keys[chroma, profiles].append((tuple(estimate.split()), key))
 
     for (hop, prior), verdicts in tempi.items():

@@ -317,15 +317,15 @@ def test_chunks_resume_in_the_same_bytes(tmp_path):
 
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    whole, notes = extract.fill_in_chunks(tmp_path / "whole", "audio", (14, 3), 4, encode)
+    whole, notes = chunks.fill_in_chunks(tmp_path / "whole", "audio", (14, 3), 4, encode)
     assert notes == [0, 4, 8, 12]
     with pytest.raises(KeyboardInterrupt):
-        extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4,
+        chunks.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4,
                                lambda part: encode(part, fail_at=8))
     with open(tmp_path / "killed" / "audio.progress.jsonl", "a") as f:
         f.write('{"first": 8, "stop": 12, "no')
     calls.clear()
-    resumed, notes = extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
+    resumed, notes = chunks.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
     assert calls == [8, 12] and notes == [0, 4, 8, 12]
     assert resumed.read_bytes() == whole.read_bytes() and np.array_equal(np.load(resumed), rows)
 
@@ -363,7 +363,7 @@ def test_any_character_may_stand_in_a_note(tmp_path):
                 raise KeyboardInterrupt
             return np.zeros((2, 1), np.float32), [note]
         try:
-            notes = extract.fill_in_chunks(tmp_path, "audio", (6, 1), 2, encode)[1]
+            notes = chunks.fill_in_chunks(tmp_path, "audio", (6, 1), 2, encode)[1]
         except KeyboardInterrupt:
             pass
     assert notes == [note] * 3
@@ -527,7 +527,7 @@ def test_a_kill_before_old_chunks_are_deleted(tmp_path, monkeypatch):
     """They are of other arguments: a run on record would take them for its own."""
     def killed(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(extract, "forget_progress", killed)
+    monkeypatch.setattr(chunks, "forget_progress", killed)
     with pytest.raises(KeyboardInterrupt):
         run(make_data(tmp_path), "--modalities", "playlist", "--seed", "1", "--no-resume")
     assert not (tmp_path / "runs").exists()

@@ -37,11 +37,7 @@ def check_audio_encoder(name, model, layer):
 
 
 def load_audio_encoder(name, model, layer, seconds, batch_size, device):
-    """The AudioEncoder of a name in AUDIO_ENCODERS.
-
-    model, layer, device: for musicfm and clap. seconds: how much of a track is heard; 0 = all.
-    batch_size: windows per batch.
-    """
+    """The AudioEncoder of a name in AUDIO_ENCODERS. seconds: of a track that are heard; 0 = all."""
     if name == "librosa":
         read = partial(read_features, seconds=seconds)
         return AudioEncoder(read, np.stack, sum(BLOCKS), BLOCKS, 256)

@@ -43,6 +43,7 @@ def finished_chunks(folder, modality):
 
 
 def forget_progress(folder, modality):
+    """Delete the journals."""
     for path in journals(folder, modality):
         path.unlink()
 

@@ -13,10 +13,7 @@ DOWNLOAD = "hf download laion/larger_clap_music --local-dir larger_clap_music"
 
 
 def resolve_clap(name, flag="--clap-model"):
-    """The folder or Hugging Face id of a CLAP model that the user gave by `flag`.
-
-    Raises SystemExit: it is no CLAP model.
-    """
+    """The folder or id of a CLAP model, given by `flag`. Raises SystemExit: it is no CLAP model."""
     from transformers import ClapConfig
     try:
         if not name:
@@ -30,10 +27,7 @@ def resolve_clap(name, flag="--clap-model"):
 
 
 def load_clap(name, device, flag="--clap-model"):
-    """(model, tokenizer, feature extractor) from a folder or Hugging Face id.
-
-    Raises SystemExit: as resolve_clap does, or files are missing.
-    """
+    """(model, tokenizer, feature extractor). Raises SystemExit: files are missing, or no CLAP."""
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
     from transformers.utils import logging
     logging.disable_progress_bar()
@@ -75,7 +69,7 @@ def embed_windows(model, mels):
 
 
 def embed_tracks(tracks, model, batch_size):
-    """Tracks -> (n, D) float32, length 1. tracks: what mel_windows returns for each.
+    """What mel_windows returns for each track -> (n, D) float32, length 1.
 
     Windows of several tracks share a batch.
     """

