@@ -81,11 +81,11 @@ def make_rows(tracks, results, describe, fields, overwrite):
     return rows
 
 
-def write_journal(part, tracks, data_dir, read, describe, fields, overwrite, group, workers):
+def write_journal(journal, tracks, data_dir, read, describe, fields, overwrite, group, workers):
     """Append a line for each group of tracks that the journal lacks. Arguments as `annotate`'s."""
-    done = data.keep_whole_lines(part) * group
+    done = data.keep_whole_lines(journal) * group
     with (audio_pool(workers) as pool,
-          open(part, "a", encoding="utf-8", errors="replace") as f,
+          open(journal, "a", encoding="utf-8", errors="replace") as f,
           tqdm(total=len(tracks), initial=done, unit="track") as bar):
         # The files of the next group are read while this group is described.
         ahead = start_reading(pool, read, data_dir, tracks[done:done + group])
@@ -99,9 +99,9 @@ def write_journal(part, tracks, data_dir, read, describe, fields, overwrite, gro
             bar.update(len(rows))
 
 
-def read_journal(part):
+def read_journal(journal):
     """All rows of a journal, one by one."""
-    with open(part, encoding="utf-8", errors="replace") as f:
+    with open(journal, encoding="utf-8", errors="replace") as f:
         for line in f:
             yield from json.loads(line)
 
@@ -117,7 +117,7 @@ def annotate(name, fields, args, read, load, group):
     if args.shard != "1/1":
         name += f"-{args.shard.replace('/', 'of')}"
     path = args.data_dir / "annotations" / f"{name}.jsonl"
-    part = path.with_name(path.name + ".part")
+    journal = path.with_name(path.name + ".part")
     if getattr(args, "model", None):  # if it is a folder, other weights there are a change
         weights = sorted(Path(args.model).glob("*.safetensors"))
         args.weights = " ".join(runs.file_hash(file) for file in weights)
@@ -139,25 +139,25 @@ def annotate(name, fields, args, read, load, group):
     # Load the model before anything is deleted: it may be missing.
     describe = load()
     if state == "new":
-        part.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
     runs.record_run(run)
     path.parent.mkdir(exist_ok=True)
-    write_journal(part, chosen, args.data_dir, read, describe, fields, args.overwrite, group,
+    write_journal(journal, chosen, args.data_dir, read, describe, fields, args.overwrite, group,
                   args.workers)
-    finish(run, path, part, fields, args.data_dir)
+    write_annotations(run, path, journal, fields, args.data_dir)
 
 
-def finish(run, path, part, fields, data_dir):
-    """Make the annotation file from the journal, close the run, say what was found."""
-    data.write_jsonl(path, read_journal(part))
+def write_annotations(run, path, journal, fields, data_dir):
+    """Make the annotation file from the journal, close the run, print a summary."""
+    data.write_jsonl(path, read_journal(journal))
     filled = Counter()
     failed = Counter()
-    for row in read_journal(part):
+    for row in read_journal(journal):
         filled.update(field for field in fields if row.get(field))
         if "failed" in row:
             failed[row["failed"]] += 1
     runs.finish_run(run, filled=dict(filled), failed=dict(failed))
-    part.unlink()
+    journal.unlink()
     counts = ", ".join(f"{field} of {filled[field]:,}" for field in fields)
     reasons = f" {dict(failed)}" if failed else ""
     print(f"wrote {path}: {counts} tracks; {failed.total():,} files could not be used{reasons}; "

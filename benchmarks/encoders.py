@@ -138,7 +138,8 @@ def compare_with_peer(data_dir, n, device, batch_size=64, rounds=3):
     name = text.resolve_text_encoder("minilm")
     encoder = text.load_text_encoder(name, device)
     peer = SentenceTransformer(name, device=device)
-    texts = list(dict.fromkeys(t for part in read_texts(data_dir, n).values() for t in part if t))
+    texts = sum(read_texts(data_dir, n).values(), [])
+    texts = list(dict.fromkeys(filter(None, texts)))
 
     def ours():
         return text.embed_texts(texts, *encoder, batch_size=batch_size)[0]

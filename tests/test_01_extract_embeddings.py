@@ -234,7 +234,7 @@ def test_features_hear_tempo_and_key():
         features = librosa_features.librosa_features(clicks(bpm), RATE)
         assert features.shape == (155,) and features.dtype == np.float32
         assert np.isfinite(features).all()
-        # a lag of 43 frames a second
+        # a lag of 43 frames per second
         assert 2 ** features[tempo_column] == pytest.approx(bpm, rel=0.04)
     g = tone([196.0, 246.94, 293.66])
     c = tone([261.63, 329.63, 392.0])

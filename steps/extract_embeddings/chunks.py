@@ -67,21 +67,21 @@ def begin_part(folder, modality, shape, size):
 
     size: rows per chunk. Returns: the first rows of the chunks that are still to do.
     """
-    part = folder / f"{modality}.part.npy"
+    path = folder / f"{modality}.part.npy"
     finished = []
-    if part.is_file():  # chunks of another size are made again
+    if path.is_file():  # chunks of another size are made again
         finished = [chunk for chunk in finished_chunks(folder, modality)
                     if chunk["first"] % size == 0
                     and chunk["stop"] == min(chunk["first"] + size, shape[0])]
     if not finished:
-        np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
     # Write the joined journal before the others go: a kill in between loses nothing.
     joined = folder / f"{modality}.progress.jsonl"
     data.write_jsonl(joined, finished)
-    for path in journals(folder, modality):
-        if path != joined:
-            path.unlink()
+    for journal in journals(folder, modality):
+        if journal != joined:
+            journal.unlink()
     return sorted({*range(0, shape[0], size)} - {chunk["first"] for chunk in finished})
 
 
@@ -97,8 +97,8 @@ def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: row
     todo = agree(lambda: begin_part(folder, modality, shape, size))
     mine = [slice(first, min(first + size, shape[0])) for first in todo[rank::world]]
     n_rows = sum(rows.stop - rows.start for rows in mine)
-    part = folder / f"{modality}.part.npy"
-    array = np.lib.format.open_memmap(part, mode="r+")
+    path = folder / f"{modality}.part.npy"
+    array = np.lib.format.open_memmap(path, mode="r+")
     journal = f"{modality}.progress.{rank}.jsonl" if rank else f"{modality}.progress.jsonl"
     started = [start(rows) for rows in mine[:1]]
 
@@ -114,5 +114,5 @@ def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: row
 
     wait_for_all()
     if rank:  # only the first process reads the journals now: it may soon delete them
-        return part, []
-    return part, [note for chunk in finished_chunks(folder, modality) for note in chunk["notes"]]
+        return path, []
+    return path, [note for chunk in finished_chunks(folder, modality) for note in chunk["notes"]]

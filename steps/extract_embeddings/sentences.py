@@ -14,10 +14,10 @@ NEAR = 5           # with a share below 1: the largest distance of a pair in a s
 
 
 def cut_playlists(playlists):
-    """Playlists as parts of at most SENTENCE tracks, without those that have no pair."""
-    parts = [playlist[first:first + SENTENCE]
-             for playlist in playlists for first in range(0, len(playlist), SENTENCE)]
-    return [part for part in parts if len(part) > 1]
+    """Playlists in pieces of at most SENTENCE tracks; a piece of one track has no pair and goes."""
+    pieces = [playlist[first:first + SENTENCE]
+              for playlist in playlists for first in range(0, len(playlist), SENTENCE)]
+    return [piece for piece in pieces if len(piece) > 1]
 
 
 def copies_for(lengths, share):
