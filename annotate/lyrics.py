@@ -1,28 +1,35 @@
 """Lyrics by ear: Whisper (Radford et al. 2022) on the tracks that have none.
 
-The hearing is transformers' own long-form generation, a track at a time: Whisper hears 30 s and writes text with time stamps,
-and the next window begins at the last stamp (section 4.5 of its paper). The language is told from the middle of a track, since
-intros have no words; --language gives it. What is sung is harder than what is said: expect errors.
+transformers' own long-form generation hears one track at a time. Whisper hears 30 s and writes text
+with time stamps; the next window begins at the last stamp (section 4.5 of its paper). The language
+is that of the middle of the track, since intros have no words; --language sets it. Singing is
+harder than speech: expect errors.
 
 Whisper writes fluent nonsense where nobody sings. The guards, in this order:
-1. transformers': a window with P(no speech) > 0.6 whose tokens have a mean log-probability < -1 has no words. One with such a
-   mean, or whose token ids compress to less than 1 / 1.35, is written again at the temperatures 0.2, 0.4 ... 1.
-2. A window where that never mended it is left out (Whisper would keep the last): its mean is < -1, among the tokens that were
-   allowed and at the temperature at which they were drawn, or its text compresses to less than 1 / 2.4.
-3. Lines that describe sounds ("[Music]") and credits of subtitles ("Thanks for watching") go; of words, and of blocks of up
-   to four lines, that are repeated without end, four are kept.
+1. transformers': a window has no words if P(no speech) > 0.6 and the mean log-probability of its
+   tokens is < -1. It is written again at the temperatures 0.2, 0.4 ... 1 if that mean is < -1, or
+   if its token ids compress to less than 1 / 1.35.
+2. A window that no temperature has mended is left out (Whisper would keep the last try): its mean
+   is < -1, among the tokens that were allowed and at the temperature at which they were drawn, or
+   its text compresses to less than 1 / 2.4.
+3. Lines that describe sounds ("[Music]") and credits of subtitles ("Thanks for watching") are
+   dropped. Endless repetition, of words or of blocks of up to four lines, is cut to four times.
 4. A text of fewer than five different words is none: instrumental, lyrics null.
 
-Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. A track at a time leaves a large GPU
-idle: start several --shard on it. A window of large-v3 takes up to 93 MB of memory until its track is done (the scores of each
-token), so where there are mixes of hours, --seconds 600 hears the middle of them.
+Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. One
+track at a time leaves a large GPU idle: start several --shard on it. A window of large-v3 takes up
+to 93 MB of memory until its track is done (the scores of each token), so for mixes of hours use
+--seconds 600: it hears the middle of them.
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
-Writes  annotations/lyrics.jsonl (track_id, lyrics, language, number of windows `sung` and `unsure`; for a bad file the reason, `failed`)
+Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
+        or `failed`, why a file cannot be used
 
 Demo        none: the demo's audio has no singing
-Full scale  python annotate/lyrics.py --data-dir data/mpd --device cuda (killed, it goes on when given again)
-            Eight GPUs: the same with --shard 1/8 to --shard 8/8. Faster: --model openai/whisper-large-v3-turbo
+Full scale  python annotate/lyrics.py --data-dir data/mpd --device cuda
+            Eight GPUs: the same with --shard 1/8 to --shard 8/8.
+            Faster: --model openai/whisper-large-v3-turbo
+A killed run goes on where it stopped when the same command is given again.
 """
 
 import re
@@ -32,24 +39,30 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ and encoders/ lie beside annotate/
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
+
 from annotate.shared import annotate, make_parser
 from common.process import resolve_device
 from steps.extract_embeddings.librosa_features import read_audio
 
-# torch and transformers are imported where they are used: each audio worker starts this file again, and would load them all.
+# torch and transformers are imported where they are used: each audio worker starts this file again,
+# and would load them all.
 
 NAME = "lyrics"
-RATE = 16_000                       # Hz, of every Whisper
-WINDOW = 3000                       # frames of 10 ms: what Whisper hears at a time
+RATE = 16_000           # Hz, of every Whisper
+WINDOW = 3000           # frames of 10 ms: what Whisper hears at a time
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-LIMITS = {"no_speech_threshold": 0.6, "logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}  # by transformers' names
-MOST_COMPRESSED = 2.4               # bytes of a window's text / bytes of it compressed
-MOST_REPEATS = 4                    # times in a row
+LIMITS = {              # by transformers' names
+    "no_speech_threshold": 0.6, "logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}
+MOST_COMPRESSED = 2.4   # bytes of a window's text / bytes of it compressed
+MOST_REPEATS = 4        # times in a row
 FEWEST_WORDS = 5
-SOUNDS = re.compile(r"\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]", re.IGNORECASE)
-CREDITS = re.compile(r"(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?subscribe|"
-                     r"(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*", re.IGNORECASE)
+SOUNDS = re.compile(
+    r"\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]",
+    re.IGNORECASE)
+CREDITS = re.compile(
+    r"(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?subscribe|"
+    r"(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*", re.IGNORECASE)
 
 
 # ---------------------------------------------------------------- guards: strings
@@ -60,131 +73,174 @@ def compression_ratio(text):
 
 
 def cut_repeats(items, most=MOST_REPEATS, longest=4):
-    """A list of strings without endless repetition: of a block of up to `longest` items that stands more than `most` times in
-    a row, that many are kept. Case and punctuation do not count."""
+    """A list of strings without endless repetition. Case and punctuation do not count.
+
+    A block of up to `longest` items that occurs more than `most` times in a row is kept that often.
+    """
     bare = [re.sub(r"\W+", " ", item.lower()).strip() for item in items]
-    kept, i = [], 0
+    kept = []
+    i = 0
     while i < len(items):
+        keep = step = 1  # unless a block that repeats itself begins here
         for size in range(1, longest + 1):
             times = 1
             while bare[i + times * size:i + (times + 1) * size] == bare[i:i + size]:
                 times += 1
             if times > most:
-                kept += items[i:i + most * size]
-                i += times * size
+                keep = most * size
+                step = times * size
                 break
-        else:
-            kept.append(items[i])
-            i += 1
+        kept += items[i:i + keep]
+        i += step
     return kept
 
 
 def clean_lyrics(lines):
-    """Lines as Whisper wrote them -> lyrics, lines parted by "\\n", or None where there are none (guards 3 and 4)."""
+    """Lines as Whisper wrote them -> lyrics (str), or None if there are none (guards 3 and 4)."""
     lines = [" ".join(cut_repeats(SOUNDS.sub(" ", line).split())) for line in lines]
-    lines = [line for line in lines if re.search(r"[^\W\d_]", line) and not CREDITS.fullmatch(line)]
+    lines = [line for line in lines
+             if re.search(r"[^\W\d_]", line) and not CREDITS.fullmatch(line)]
     text = "\n".join(cut_repeats(lines))
-    words = re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+", text.lower())  # Chinese and Japanese have no spaces
+    # Chinese and Japanese have no spaces: each character counts as a word.
+    words = re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+", text.lower())
     return text if len(set(words)) >= FEWEST_WORDS else None
 
 
 # ---------------------------------------------------------------- the model
 
 def languages_of(model):
-    """Codes of the languages that a Whisper can be told, such as "en"; none where it knows English only."""
-    multilingual = getattr(model.generation_config, "is_multilingual", True)
-    return sorted(token[2:-2] for token in getattr(model.generation_config, "lang_to_id", ()) if multilingual)
+    """Codes of the languages that a Whisper can be told, such as "en"; [] if it is English only."""
+    config = model.generation_config
+    if not getattr(config, "is_multilingual", True):
+        return []
+    return sorted(token[2:-2] for token in getattr(config, "lang_to_id", ()))
 
 
 def load_whisper(name, device, language=None):
-    """(model, processor) of a folder or Hugging Face id. Raises SystemExit: none is there, or it does not know the language."""
+    """(model, processor) of a folder or Hugging Face id.
+
+    Raises SystemExit: there is no Whisper, or it does not know the language.
+    """
     import torch
     from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
     from transformers.utils import logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of what is asked for here
+    dtype = torch.float16 if "cuda" in device else torch.float32
     try:
         if AutoConfig.from_pretrained(name).model_type != "whisper":
             raise ValueError("not a Whisper model.")
         processor = WhisperProcessor.from_pretrained(name)
-        model = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float16 if "cuda" in device else torch.float32)
+        model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
         if not hasattr(model.generation_config, "no_timestamps_token_id"):
-            raise ValueError("its generation_config.json is too old: it has no no_timestamps_token_id.")
+            raise ValueError("its generation_config.json is too old: it has no "
+                             "no_timestamps_token_id.")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Accepted: the whole folder of a Whisper, or its Hugging Face id. "
-                         f"Get one with: hf download openai/whisper-large-v3 --local-dir whisper-large-v3")
+        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Accepted: the whole folder "
+                         f"of a Whisper, or its Hugging Face id. Get one with: hf download "
+                         f"openai/whisper-large-v3 --local-dir whisper-large-v3") from None
     if language and language not in languages_of(model):
-        raise SystemExit(f"--language {language}: the model knows {', '.join(languages_of(model)) or 'English only'}")
+        raise SystemExit(f"--language {language}: the model knows "
+                         f"{', '.join(languages_of(model)) or 'English only'}")
     return model.to(device).eval(), processor
 
 
-def tell_language(mel, model, processor):
+def detect_language(mel, model, processor):
     """The language, such as "en", of the 30 s in the middle of a log-mel (1, mels, frames)."""
     from torch.nn.functional import pad
     middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
-    number = model.detect_language(input_features=pad(middle, (0, WINDOW - middle.shape[-1]))).item()
-    return processor.tokenizer.convert_ids_to_tokens(number)[2:-2]
+    middle = pad(middle, (0, WINDOW - middle.shape[-1]))
+    token = model.detect_language(input_features=middle).item()
+    return processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
 
 
 def mean_logprob(result, model):
-    """Nats a token of a window's text, the end token included. result: of a window, as generate returns it."""
-    scores = [score[None] for score in result["scores"]]                                  # (1, V) of each token
-    return model.compute_transition_scores(result["sequences"][None], scores, normalize_logits=True).mean().item()
+    """Mean log-probability (nats) of a window's tokens, the end token included.
+
+    result: of one window, as generate returns it.
+    """
+    scores = [score[None] for score in result["scores"]]  # (1, V) for each token
+    logprobs = model.compute_transition_scores(result["sequences"][None], scores,
+                                               normalize_logits=True)
+    return logprobs.mean().item()
 
 
 def hear(samples, model, processor, limits=LIMITS, language=None):
-    """(T,) samples at 16 kHz -> (lines, language code or None, numbers of windows: {"sung": ..., "unsure": ...})."""
-    mel = processor.feature_extractor(samples, sampling_rate=RATE, truncation=False, padding=False, return_tensors="pt").input_features
-    mel, settings = mel.to(model.device, model.dtype), {}
+    """(T,) samples at 16 kHz -> (lines, language or None, counts of sung and unsure windows)."""
+    mel = processor.feature_extractor(samples, sampling_rate=RATE, truncation=False, padding=False,
+                                      return_tensors="pt").input_features
+    mel = mel.to(model.device, model.dtype)
+    settings = {}
     if languages_of(model):
-        language = language or tell_language(mel, model, processor)
+        language = language or detect_language(mel, model, processor)
         settings = {"language": f"<|{language}|>", "task": "transcribe"}
-    # One track a call: where it hears several, transformers 5.23 mixes up which of them was silent once some are written again.
-    heard = model.generate(mel, return_timestamps=True, return_segments=True, condition_on_prev_tokens=False, num_beams=1, top_k=0,
-                           top_p=1.0, temperature=TEMPERATURES, **limits, **settings)  # top_k=0: all tokens can be drawn
-    lines, windows = [], {"sung": 0, "unsure": 0}
-    for _, segments in groupby(heard["segments"][0], key=lambda segment: id(segment["result"])):  # those of a window share it
+
+    # One track per call: with several, transformers 5.23 mixes up which of them was silent once
+    # some are written again. top_k=0: all tokens can be drawn.
+    output = model.generate(mel, return_timestamps=True, return_segments=True,
+                            condition_on_prev_tokens=False, num_beams=1, top_k=0, top_p=1.0,
+                            temperature=TEMPERATURES, **limits, **settings)
+
+    lines = []
+    windows = {"sung": 0, "unsure": 0}
+    # The segments of a window share its result.
+    for _, segments in groupby(output["segments"][0], key=lambda segment: id(segment["result"])):
         segments = list(segments)
-        new = [processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip() for segment in segments]
+        new = [processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip()
+               for segment in segments]
         sure = mean_logprob(segments[0]["result"], model) >= limits["logprob_threshold"]
-        sung = sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED
-        windows["sung" if sung else "unsure"] += 1
-        lines += new if sung else []
+        if sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED:
+            windows["sung"] += 1
+            lines += new
+        else:
+            windows["unsure"] += 1
     return lines, language, windows
 
 
-def describe(found, model, processor, limits, language, seed):
-    """The annotations of a group of one track, as a list; found: [(track_id, (T,) samples at 16 kHz)]."""
+def describe(group, model, processor, limits, language, seed):
+    """The annotations, in a list, of a group of one track: [(track_id, (T,) samples at 16 kHz)]."""
     import torch
-    (track_id, samples), = found
-    torch.manual_seed(zlib.crc32(f"{seed} {track_id}".encode()))  # a run that was cut draws the same as one that was not
+    [(track_id, samples)] = group
+    # A seed per track: a run that was cut draws the same as one that was not.
+    torch.manual_seed(zlib.crc32(f"{seed} {track_id}".encode()))
     lines, language, windows = hear(samples, model, processor, limits, language)
     return [{"lyrics": clean_lyrics(lines), "language": language} | windows]
 
 
+# ---------------------------------------------------------------- main
+
 def parse_args(argv=None):
     parser = make_parser(__doc__.splitlines()[0], 0)
     add = parser.add_argument
-    add("--model", default="openai/whisper-large-v3", help="a Whisper: Hugging Face id or folder (default openai/whisper-large-v3)")
-    add("--language", default=None, help='code of the language of all tracks, such as "en" (default: told for each track)')
-    for (name, value), what in zip(LIMITS.items(), (
-            "P(no speech) above which an unsure window has no words", "mean log-probability of its tokens below which a window is unsure",
-            "compression of its token ids above which a window is written again")):
-        add(f"--{name.replace('_', '-')}", type=float, default=value, help=f"{what} (default {value:g})")
-    add("--device", type=resolve_device, default="auto", help="auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of what is drawn at a temperature above 0 (default 0)")
+    add("--model", default="openai/whisper-large-v3",
+        help="a Whisper: Hugging Face id or folder (default openai/whisper-large-v3)")
+    add("--language", default=None,
+        help='code of the language of all tracks, such as "en" (default: detected per track)')
+    add("--no-speech-threshold", type=float, default=LIMITS["no_speech_threshold"],
+        help="P(no speech) above which an unsure window has no words (default 0.6)")
+    add("--logprob-threshold", type=float, default=LIMITS["logprob_threshold"],
+        help="mean log-probability of its tokens below which a window is unsure (default -1)")
+    add("--compression-ratio-threshold", type=float,
+        default=LIMITS["compression_ratio_threshold"],
+        help="compression of its token ids above which a window is written again (default 1.35)")
+    add("--device", type=resolve_device, default="auto",
+        help="auto (default: cuda if there is one), cpu, cuda, ...")
+    add("--seed", type=int, default=0,
+        help="seed of what is drawn at a temperature above 0 (default 0)")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    limits = {name: getattr(args, name) for name in LIMITS}
 
     def load():
         model, processor = load_whisper(args.model, args.device, args.language)
-        return partial(describe, model=model, processor=processor, limits={name: getattr(args, name) for name in LIMITS},
+        return partial(describe, model=model, processor=processor, limits=limits,
                        language=args.language, seed=args.seed)
 
-    annotate(NAME, ("lyrics",), args, partial(read_audio, rate=RATE, seconds=args.seconds), load, group=1)
+    read = partial(read_audio, rate=RATE, seconds=args.seconds)
+    annotate(NAME, ("lyrics",), args, read, load, group=1)
 
 
 if __name__ == "__main__":

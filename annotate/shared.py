@@ -1,141 +1,164 @@
-"""What the annotators share: flags, which tracks they hear, reading in worker processes, the journal, the file.
+"""What the annotators share: flags, the choice of tracks, reading in workers, the journal.
 
-An annotator is a script with two functions: one that reads an audio file, in a worker process, and one that makes
-annotations of a list of what was read. `annotate` does the rest. The journal, `annotations/<name>.jsonl.part`, has a line
-for each group of tracks: a killed run loses the group in work and nothing else, and a half-written line is done again.
+An annotator is a script with two functions: one reads an audio file, in a worker process; the other
+describes a group of tracks by what was read. `annotate` does the rest. The journal,
+`annotations/<name>.jsonl.part`, has one line per group of tracks. So a killed run loses only the
+group in work, and a half-written line is made again.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
+import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common import data, runs
-from steps.extract_embeddings.audio_workers import start_worker, try_read
+from steps.extract_embeddings.audio_workers import audio_pool, start_reading
 
-ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field of another's
+ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field that another one fills
 
 
 def make_parser(description, seconds):
     """The flags of every annotator. seconds: the default of --seconds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=description)
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its middle (default {seconds:g}; 0 = all)")
+    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
+    add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its "
+        f"middle (default {seconds:g}; 0 = all)")
     add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
-    add("--shard", default="1/1", help="only each n-th track, for several GPUs or machines: 1/8 to 8/8, a file for each (default 1/1)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that read audio (default: as many as cores)")
+    add("--shard", default="1/1", help="only each n-th track, for several GPUs or machines: 1/8 to "
+        "8/8, one file each (default 1/1)")
+    add("--workers", type=int, default=os.cpu_count(),
+        help="processes that read audio (default: as many as cores)")
     add("--limit", type=int, default=0, help="tracks, for a trial; 0 = all (default)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with a run that was cut (default); "
-        "--no-resume starts afresh")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with a run that was cut (default); --no-resume starts afresh")
     return parser
 
 
 def check_args(args):
-    """Raises SystemExit: a flag of make_parser's has a value that it cannot have."""
-    numbers = args.shard.split("/")
-    if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]):
-        raise SystemExit(f"--shard {args.shard}: expected is which part of how many, such as 1/8 or 8/8")
+    """Raises SystemExit: a flag has a value that it cannot have."""
+    match = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise SystemExit(f"--shard {args.shard}: expected is which part of how many, such as 1/8 "
+                         f"or 8/8")
     if not (args.seconds == 0 or args.seconds >= 1):
-        raise SystemExit(f"--seconds {args.seconds:g}: 0 (the whole file) or a number from 1 on is expected")
+        raise SystemExit(f"--seconds {args.seconds:g}: 0 (the whole file) or a number from 1 on is "
+                         f"expected")
     for name, least in (("workers", 1), ("limit", 0), ("batch_size", 1)):
         if getattr(args, name, least) < least:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from {least} on is expected")
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from "
+                             f"{least} on is expected")
 
 
 def choose_tracks(tracks, fields, shard, overwrite, limit):
-    """The tracks of a shard ("1/8") that have audio and lack one of the fields; all that have audio with `overwrite`."""
-    part, parts = map(int, shard.split("/"))
-    chosen = [track for track in tracks[part - 1::parts]
-              if track["audio_path"] and (overwrite or not all(track[field] for field in fields))]
+    """The tracks of a shard ("1/8") that have audio and lack a field; with `overwrite`, all."""
+    number, shards = map(int, shard.split("/"))
+    chosen = [track for track in tracks[number - 1::shards] if track["audio_path"]
+              and (overwrite or not all(track[field] for field in fields))]
     return chosen[:limit or None]
 
 
-def make_rows(tracks, found, describe, fields, overwrite):
+def make_rows(tracks, results, describe, fields, overwrite):
     """Annotations of a group of tracks: list of dicts.
 
-    found: for each track, what try_read returns. describe: function of a list of (track_id, what was read) -> list of dicts.
-    What the catalogue knows is left as it is, unless `overwrite`; a file of no use has the fields null and the reason.
+    results: what try_read returns, per track. describe: list of (track_id, sound) -> list of dicts.
+    A field that the catalogue knows is left out, unless `overwrite`. If a file could not be used,
+    the fields are null and `failed` is the reason.
     """
-    readable = [(track["track_id"], sound) for track, (sound, _) in zip(tracks, found) if sound is not None]
-    described = dict(zip([track_id for track_id, _ in readable], describe(readable) if readable else []))
+    readable = [(track["track_id"], sound)
+                for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
+    described = iter(describe(readable) if readable else [])
     rows = []
-    for track, (_, reason) in zip(tracks, found):
-        row = described.get(track["track_id"], {"failed": reason})
+    for track, (sound, reason) in zip(tracks, results, strict=True):
+        values = {"failed": reason} if sound is None else next(described)
         known = {field for field in fields if track[field] and not overwrite}
-        rows.append({"track_id": track["track_id"]} | {field: None for field in fields if field not in known}
-                    | {field: value for field, value in row.items() if field not in known})
+        row = {"track_id": track["track_id"]} | dict.fromkeys(fields) | values
+        rows.append({field: value for field, value in row.items() if field not in known})
     return rows
 
 
-def write_journal(part, tracks, data_dir, read, describe, fields, overwrite, group, workers):
-    """Append a line for each group of tracks that the journal does not have. Arguments as `annotate`'s."""
-    done = data.keep_whole_lines(part) * group
-
-    def start_reading(first):
-        paths = [str(Path(data_dir) / track["audio_path"]) for track in tracks[first:first + group]]
-        return pool.map(try_read, [read] * len(paths), paths)
-
-    # spawn, not fork: a forked process may hang in a library that was running threads
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool, \
-            open(part, "a", encoding="utf-8", errors="replace") as f, tqdm(total=len(tracks), initial=done, unit="track") as bar:
-        ahead = start_reading(done)  # the files of the next group are read while this one is described
+def write_journal(journal, tracks, data_dir, read, describe, fields, overwrite, group, workers):
+    """Append a line for each group of tracks that the journal lacks. Arguments as `annotate`'s."""
+    done = data.keep_whole_lines(journal) * group
+    with (audio_pool(workers) as pool,
+          open(journal, "a", encoding="utf-8", errors="replace") as f,
+          tqdm(total=len(tracks), initial=done, unit="track") as bar):
+        # The files of the next group are read while this group is described.
+        ahead = start_reading(pool, read, data_dir, tracks[done:done + group])
         for first in range(done, len(tracks), group):
-            found, ahead = list(ahead), start_reading(first + group)
-            rows = make_rows(tracks[first:first + group], found, describe, fields, overwrite)
+            last = first + group
+            results = list(ahead)
+            ahead = start_reading(pool, read, data_dir, tracks[last:last + group])
+            rows = make_rows(tracks[first:last], results, describe, fields, overwrite)
             f.write(json.dumps(rows, ensure_ascii=False) + "\n")
             f.flush()
             bar.update(len(rows))
 
 
-def read_journal(part):
+def read_journal(journal):
     """All rows of a journal, one by one."""
-    with open(part, encoding="utf-8", errors="replace") as f:
+    with open(journal, encoding="utf-8", errors="replace") as f:
         for line in f:
             yield from json.loads(line)
 
 
 def annotate(name, fields, args, read, load, group):
-    """Annotate the tracks that lack one of `fields`; write annotations/<name>.jsonl (with --shard <name>-1of8.jsonl).
+    """Annotate the tracks that lack one of `fields`: write annotations/<name>.jsonl.
 
-    read: function of a path, called in worker processes; a ValueError says why the file is of no use. load: loads a model
-    and returns describe, which see make_rows. group: tracks that are described together.
+    With --shard 1/8 the file is <name>-1of8.jsonl. group: tracks that are described together.
+    read: function of a path, called in workers; a ValueError says why the file cannot be used.
+    load: loads a model and returns `describe` (see make_rows).
     """
     check_args(args)
-    name += "" if args.shard == "1/1" else f"-{args.shard.replace('/', 'of')}"
-    output = f"annotations/{name}.jsonl"
-    path = args.data_dir / output
-    part = path.with_name(path.name + ".part")
-    if getattr(args, "model", None):
-        args.weights = " ".join(runs.file_hash(path) for path in sorted(Path(args.model).glob("*.safetensors")))  # of a folder
-    others = sorted(found.name for found in path.parent.glob("*.jsonl") if not found.name.startswith(ANNOTATORS))
-    run, state = runs.begin_run(args.data_dir, name, args, ["tracks.jsonl", *(f"annotations/{other}" for other in others)], [output],
+    if args.shard != "1/1":
+        name += f"-{args.shard.replace('/', 'of')}"
+    path = args.data_dir / "annotations" / f"{name}.jsonl"
+    journal = path.with_name(path.name + ".part")
+    if getattr(args, "model", None):  # if it is a folder, other weights there are a change
+        weights = sorted(Path(args.model).glob("*.safetensors"))
+        args.weights = " ".join(runs.file_hash(file) for file in weights)
+    reads = data.catalogue_files(args.data_dir, leave_out=ANNOTATORS)
+    run, state = runs.begin_run(args.data_dir, name, args, reads, [f"annotations/{path.name}"],
                                 args.resume, record=False)
     if state == "done":
         print(f"{name}: already done, nothing changed")
         return
-    tracks = data.load_tracks(args.data_dir, leave_out=path.name)  # what an earlier run wrote there would pass for known
+
+    # What an earlier run wrote to this file must not pass for known.
+    tracks = data.load_tracks(args.data_dir, leave_out=path.name)
     chosen = choose_tracks(tracks, fields, args.shard, args.overwrite, args.limit)
-    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; {sum(not track['audio_path'] for track in tracks):,} have no "
-          f"audio_path, {sum(all(track[field] for field in fields) for track in tracks):,} have {' and '.join(fields)} already")
+    silent = sum(not track["audio_path"] for track in tracks)
+    known = sum(all(track[field] for field in fields) for track in tracks)
+    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; {silent:,} have no "
+          f"audio_path, {known:,} have {' and '.join(fields)} already")
+
+    # Load the model before anything is deleted: it may be missing.
     describe = load()
-    if state == "new":  # only now: what the run needs is there
-        part.unlink(missing_ok=True)
+    if state == "new":
+        journal.unlink(missing_ok=True)
     runs.record_run(run)
     path.parent.mkdir(exist_ok=True)
-    write_journal(part, chosen, args.data_dir, read, describe, fields, args.overwrite, group, args.workers)
-    data.write_jsonl(path, read_journal(part))
+    write_journal(journal, chosen, args.data_dir, read, describe, fields, args.overwrite, group,
+                  args.workers)
+    write_annotations(run, path, journal, fields, args.data_dir)
 
-    filled, failed = Counter(), Counter()
-    for row in read_journal(part):
+
+def write_annotations(run, path, journal, fields, data_dir):
+    """Make the annotation file from the journal, close the run, print a summary."""
+    data.write_jsonl(path, read_journal(journal))
+    filled = Counter()
+    failed = Counter()
+    for row in read_journal(journal):
         filled.update(field for field in fields if row.get(field))
-        failed.update([row["failed"]] if "failed" in row else [])
+        if "failed" in row:
+            failed[row["failed"]] += 1
     runs.finish_run(run, filled=dict(filled), failed=dict(failed))
-    part.unlink()
-    print(f"wrote {path}: {', '.join(f'{field} of {filled[field]:,}' for field in fields)} tracks; {sum(failed.values()):,} files could "
-          f"not be used{f' {dict(failed)}' if failed else ''}; next: python 01_extract_embeddings.py --data-dir {args.data_dir}")
+    journal.unlink()
+    counts = ", ".join(f"{field} of {filled[field]:,}" for field in fields)
+    reasons = f" {dict(failed)}" if failed else ""
+    print(f"wrote {path}: {counts} tracks; {failed.total():,} files could not be used{reasons}; "
+          f"next: python 01_extract_embeddings.py --data-dir {data_dir}")

@@ -1,14 +1,16 @@
-"""item2vec on playlists in the shape of the Million Playlist Dataset: tokens a second, memory, hours for the whole set.
+"""item2vec on playlists like the Million Playlist Dataset's: tokens per second, memory, hours.
 
-    python benchmarks/item2vec.py --scale 0.01                   a hundredth of the playlists
-    python benchmarks/item2vec.py --scale 0.01 --share 0.1       a tenth of their pairs
-    python benchmarks/item2vec.py                                all of them: 1 million playlists, 66 million tokens, 2.2 million tracks
+    python benchmarks/item2vec.py --scale 0.01               a hundredth of the playlists
+    python benchmarks/item2vec.py --scale 0.01 --share 0.1   a tenth of their pairs
+    python benchmarks/item2vec.py                            all of them: 1 million playlists, 66
+                                                             million tokens, 2.2 million tracks
 
-The playlists are invented: 5 to 250 tracks, 66 in the mean, drawn from 2.26 million with a long tail (Zipf). They are
-written to a file, then read and trained on as 01_extract_embeddings.py does, one epoch. Playlists are as long at every
-scale, so a token has as many neighbours, and time grows with the tokens; memory with the tokens while reading and with
-the tracks while training. Both are extrapolated so. At a small scale fewer tracks occur, and more of their vectors stay
-in the processor's cache: the whole set is slower than extrapolated.
+The playlists are invented: 5 to 250 tracks, 66 on average, drawn from 2.26 million with a long tail
+(Zipf). They are written to a file, then read and trained on as 01_extract_embeddings.py does, for
+one epoch. Playlists are as long at every scale, so time grows with the tokens. Memory grows with
+the tokens while reading, and with the tracks while training. Both are extrapolated so. At a small
+scale fewer tracks occur, and more of their vectors stay in the processor's cache: the whole set is
+slower than extrapolated.
 """
 
 import argparse
@@ -20,26 +22,28 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 import numpy as np
 
 from common.runs import peak_memory_gib
 
 extract = importlib.import_module("01_extract_embeddings")
-PLAYLISTS, TRACKS = 1_000_000, 2_260_000
+PLAYLISTS = 1_000_000
+TRACKS = 2_260_000
 TOKENS = 66_000_000
 
 
 def write_playlists(path, n, rng):
-    """n playlists into playlists.jsonl, all of them for training; returns the numbers of the tracks that occur."""
-    popularity = 1 / (np.arange(TRACKS) + 100.0)
-    popularity = np.cumsum(popularity / popularity.sum())
+    """Write n training playlists; returns the numbers of the tracks that occur."""
+    popularity = np.cumsum(1 / (np.arange(TRACKS) + 100.0))
+    popularity /= popularity[-1]
     occur = np.zeros(TRACKS, bool)
     with open(path, "w") as f:
         for i in range(n):
             length = int(np.clip(rng.lognormal(np.log(51), 0.82), 5, 250))
-            rows = np.unique(np.searchsorted(popularity, rng.random(length)).clip(max=TRACKS - 1))
+            rows = np.searchsorted(popularity, rng.random(length)).clip(max=TRACKS - 1)
+            rows = np.unique(rows)
             occur[rows] = True
             ids = [f"spotify{row:015d}" for row in rng.permutation(rows).tolist()]
             f.write(json.dumps({"playlist_id": str(i), "split": "train", "track_ids": ids}) + "\n")
@@ -47,32 +51,47 @@ def write_playlists(path, n, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the million playlists (default 1)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, 01's --item2vec-workers (default: cores)")
-    parser.add_argument("--share", type=float, default=None, help="of the pairs, 01's --item2vec-share (default: all)")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs that the hours are given for (default 10; one is run)")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--scale", type=float, default=1.0, help="share of the million playlists (default 1)")
+    add("--workers", type=int, default=os.cpu_count(),
+        help="threads, 01's --item2vec-workers (default: cores)")
+    add("--share", type=float, default=None,
+        help="share of the pairs, 01's --item2vec-share (default: all)")
+    add("--epochs", type=int, default=10,
+        help="epochs that the hours are given for (default 10; one is run)")
     args = parser.parse_args()
-    extract.item2vec([[0, 1]], 2, epochs=1)  # what gensim loads when it is first used is not counted below
+
+    extract.item2vec([[0, 1]], 2, epochs=1)  # gensim loads things at its first use
     with tempfile.TemporaryDirectory() as folder:
-        occur = write_playlists(Path(folder) / "playlists.jsonl", int(PLAYLISTS * args.scale), np.random.default_rng(0))
-        tracks, before = [{"track_id": f"spotify{row:015d}"} for row in occur.tolist()], peak_memory_gib()
-        begin = time.perf_counter()
+        occur = write_playlists(Path(folder) / "playlists.jsonl", int(PLAYLISTS * args.scale),
+                                np.random.default_rng(0))
+        tracks = [{"track_id": f"spotify{row:015d}"} for row in occur.tolist()]
+        before = peak_memory_gib()
+        start = time.perf_counter()
         training = extract.training_rows(folder, tracks)
-        reading, after_reading = time.perf_counter() - begin, peak_memory_gib()
+        reading = time.perf_counter() - start
+    after_reading = peak_memory_gib()
     lengths = np.array([len(rows) for rows in training])
-    tokens, share = lengths.sum(), lengths.sum() / TOKENS
-    print(f"{len(training):,} playlists, {tokens:,} tokens (mean {lengths.mean():.1f}, most {lengths.max()}), {len(tracks):,} tracks; "
-          f"a token has {(lengths * (lengths - 1)).sum() / tokens:.0f} neighbours in the mean; {args.workers} threads, "
-          f"{args.share or 'all'} of the pairs")
-    begin = time.perf_counter()
+    tokens = lengths.sum()
+    neighbours = (lengths * (lengths - 1)).sum() / tokens
+    print(f"{len(training):,} playlists, {tokens:,} tokens (mean {lengths.mean():.1f}, most "
+          f"{lengths.max()}), {len(tracks):,} tracks; {neighbours:.0f} neighbours per token; "
+          f"{args.workers} threads, {args.share or 'all'} of the pairs")
+
+    start = time.perf_counter()
     extract.item2vec(training, len(tracks), epochs=1, workers=args.workers, share=args.share)
-    seconds, peak = time.perf_counter() - begin, peak_memory_gib()
-    print(f"reading: {reading:.1f} s; one epoch, with the vocabulary: {seconds:.1f} s, {tokens / seconds:,.0f} tokens a second")
-    print(f"memory: {before:.2f} GiB before, {after_reading:.2f} while reading, {peak:.2f} while training")
-    whole = before + (after_reading - before) / share + (peak - after_reading) * TRACKS / len(tracks)
-    print(f"the whole set, extrapolated: {TOKENS / tokens * seconds * args.epochs / 3600:.1f} hours for {args.epochs} epochs, "
-          f"{whole:.1f} GiB at most")
+    seconds = time.perf_counter() - start
+    peak = peak_memory_gib()
+    hours = TOKENS / tokens * seconds * args.epochs / 3600
+    whole = (before + (after_reading - before) * TOKENS / tokens
+             + (peak - after_reading) * TRACKS / len(tracks))
+    print(f"reading: {reading:.1f} s; one epoch, with the vocabulary: {seconds:.1f} s, "
+          f"{tokens / seconds:,.0f} tokens per second")
+    print(f"memory: {before:.2f} GiB before, {after_reading:.2f} while reading, {peak:.2f} while "
+          f"training")
+    print(f"the whole set, extrapolated: {hours:.1f} hours for {args.epochs} epochs, {whole:.1f} "
+          f"GiB at most")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 K = 8
+# Real data for a few tests, which are skipped without it: the folder that TALKPLAY_REAL names, or
+# shared/real beside the repository.
+REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 
 
 def make_tracks(n, seed=0):

@@ -1,4 +1,4 @@
-"""01_extract_embeddings.py: encoders against independent results, missing modalities, several processes, kill and resume."""
+"""01_extract_embeddings.py: encoders against independent results, several processes, resume."""
 
 import copy
 import importlib
@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from common import data
-from steps.extract_embeddings import chunks, item2vec, librosa_features, text
+from steps.extract_embeddings import chunks, librosa_features, scaling, sentences, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -26,13 +26,15 @@ RATE = 22050
 
 
 def track(i, **fields):
-    return {"track_id": f"t{i}", "title": f"Song {i}", "artist": f"Band {i % 3}", "tags": [f"tag{i % 4}", "calm"]} | fields
+    return {"track_id": f"t{i}", "title": f"Song {i}", "artist": f"Band {i % 3}",
+            "tags": [f"tag{i % 4}", "calm"]} | fields
 
 
 def make_data(folder, n=10, playlists=((0, 1, 2), (2, 3, 4), (5, 6)), **fields):
     data.write_jsonl(folder / "tracks.jsonl", [track(i, **fields) for i in range(n)])
     data.write_jsonl(folder / "playlists.jsonl", [
-        {"playlist_id": f"p{i}", "split": "train", "track_ids": [f"t{row}" for row in rows]} for i, rows in enumerate(playlists)])
+        {"playlist_id": f"p{i}", "split": "train", "track_ids": [f"t{row}" for row in rows]}
+        for i, rows in enumerate(playlists)])
     return folder
 
 
@@ -50,7 +52,8 @@ def tone(hertz, seconds=2.0, rate=RATE):
 
 
 def clicks(bpm, seconds=12.0, rate=RATE):
-    samples, noise = np.zeros(int(seconds * rate), np.float32), np.random.default_rng(0).normal(size=800).astype(np.float32) / 4
+    samples = np.zeros(int(seconds * rate), np.float32)
+    noise = np.random.default_rng(0).normal(size=800).astype(np.float32) / 4
     for start in np.arange(0, len(samples) - 800, 60 / bpm * rate).astype(int):
         samples[start:start + 800] = noise
     return samples
@@ -64,7 +67,8 @@ def minilm():
 
 
 def test_what_the_text_encoder_reads():
-    song = track(1, title="Dust", artist="The Reeds", album="Low Sun", release_date="1998-04-01", tags=["folk", "sad"], lyrics="la la")
+    song = track(1, title="Dust", artist="The Reeds", album="Low Sun", release_date="1998-04-01",
+                 tags=["folk", "sad"], lyrics="la la")
     assert extract.track_text(song, "semantic") == "folk, sad"
     assert extract.track_text(song, "metadata") == "Dust by The Reeds from Low Sun (1998)"
     assert extract.track_text(song, "lyrics") == "la la"
@@ -73,12 +77,15 @@ def test_what_the_text_encoder_reads():
 
 
 def test_minilm_equals_sentence_transformers(minilm):
-    """Golden: sentence-transformers on the same folder, which pools, cuts at 256 tokens and normalises by itself."""
+    """Golden: sentence-transformers on the same folder; it pools, cuts and normalises by itself."""
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    texts = ["rainy, piano", "Dust by The Reeds from Low Sun (1998)", "river " * 400, "x", "river " * 90, "rainy, piano"]
+    texts = ["rainy, piano", "Dust by The Reeds from Low Sun (1998)", "river " * 400, "x",
+             "river " * 90, "rainy, piano"]
     tokenizer, model, max_tokens = minilm
-    got, cut = extract.embed_texts(texts[:2] + [None] + texts[2:], tokenizer, model, max_tokens, batch_size=2)
-    expected = SentenceTransformer(extract.resolve_text_encoder("minilm"), device="cpu").encode(texts, normalize_embeddings=True)
+    got, cut = extract.embed_texts(texts[:2] + [None] + texts[2:], tokenizer, model, max_tokens,
+                                   batch_size=2)
+    peer = SentenceTransformer(extract.resolve_text_encoder("minilm"), device="cpu")
+    expected = peer.encode(texts, normalize_embeddings=True)
     assert max_tokens == 256 and cut == [3]
     assert got.shape == (7, 384) and got.dtype == np.float32 and np.isnan(got[2]).all()
     np.testing.assert_allclose(np.delete(got, 2, 0), expected, atol=1e-5)
@@ -97,16 +104,21 @@ def test_pooling_by_hand_with_padding_on_either_side():
     hidden = torch.tensor([[[3., 4.], [0., 2.], [9., 9.]], [[9., 9.], [5., 0.], [0., 5.]]])
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])  # the 9s are padding
     half = 0.5**0.5
-    for pooling, expected in (("mean", [[1.5 / 11.25**0.5, 3 / 11.25**0.5], [half, half]]), ("cls", [[0.6, 0.8], [1, 0]]),
+    for pooling, expected in (("mean", [[1.5 / 11.25**0.5, 3 / 11.25**0.5], [half, half]]),
+                              ("cls", [[0.6, 0.8], [1, 0]]),
                               ("last", [[0, 1], [0, 1]])):
-        np.testing.assert_allclose(text.pool(hidden, mask, pooling), expected, atol=1e-6, err_msg=pooling)
+        np.testing.assert_allclose(text.pool(hidden, mask, pooling), expected, atol=1e-6,
+                                   err_msg=pooling)
 
 
 def test_tracks_without_text_are_nan(tmp_path):
-    data.write_jsonl(tmp_path / "tracks.jsonl", [track(0), track(1, tags=[]), track(2, lyrics="one two"), track(3, tags=["calm", "tag0"])])
+    data.write_jsonl(tmp_path / "tracks.jsonl",
+                     [track(0), track(1, tags=[]), track(2, lyrics="one two"),
+                      track(3, tags=["calm", "tag0"])])
     run(tmp_path, "--modalities", "semantic", "lyrics", "metadata", "--device", "cpu")
     missing = {m: np.isnan(load(tmp_path, m)).all(1).tolist() for m in extract.TEXT_MODALITIES}
-    assert missing == {"semantic": [False, True, False, False], "lyrics": [True, True, False, True], "metadata": [False] * 4}
+    assert missing == {"semantic": [False, True, False, False], "lyrics": [True, True, False, True],
+                       "metadata": [False] * 4}
     np.testing.assert_allclose(np.linalg.norm(load(tmp_path, "metadata"), axis=1), 1, atol=1e-6)
 
 
@@ -114,10 +126,12 @@ def test_tracks_without_text_are_nan(tmp_path):
 
 def test_item2vec_puts_tracks_that_share_playlists_together():
     rng = np.random.default_rng(0)
-    playlists = [rng.permutation(20)[:8] + 20 * (i % 2) for i in range(200)] + [[40]]  # tracks 0-19 and 20-39 never meet
+    # tracks 0-19 and 20-39 never meet
+    playlists = [rng.permutation(20)[:8] + 20 * (i % 2) for i in range(200)] + [[40]]
     vectors = extract.item2vec([list(map(int, p)) for p in playlists], 42, dim=16, epochs=5)
     assert vectors.shape == (42, 16) and vectors.dtype == np.float32
-    assert np.isnan(vectors[40:]).all() and not np.isnan(vectors[:40]).any()  # 40: alone in its playlist, 41: in none
+    # 40: alone in its playlist, 41: in none
+    assert np.isnan(vectors[40:]).all() and not np.isnan(vectors[:40]).any()
     cosine = vectors[:40] @ vectors[:40].T
     inside = [cosine[i, j] for i in range(40) for j in range(40) if i != j and i // 20 == j // 20]
     between = cosine[:20, 20:]
@@ -125,7 +139,8 @@ def test_item2vec_puts_tracks_that_share_playlists_together():
 
 
 def test_item2vec_window_covers_the_playlist(monkeypatch):
-    """What gensim is asked for; with its defaults it would draw a smaller window for each word, and drop words beyond 10,000."""
+    """What gensim is asked for: its defaults would draw smaller windows, and drop words beyond
+    10,000."""
     import gensim.models
     asked, read = {}, []
 
@@ -147,29 +162,34 @@ def test_item2vec_window_covers_the_playlist(monkeypatch):
     with pytest.raises(Stop):
         extract.item2vec([list(range(10_500)), [1, 2, 3], [7]], 10_500)
     assert read == [[10_000, 500, 3]] * 2 and asked["total_examples"] == 3
-    assert (asked["window"], asked["shrink_windows"], asked["sg"], asked["negative"], asked["min_count"]) == (10_000, False, 1, 5, 1)
-    assert (asked["vector_size"], asked["workers"]) == (128, 1)
+    expected = dict(window=10_000, shrink_windows=False, sg=1, negative=5, min_count=1,
+                    vector_size=128, workers=1)
+    assert {name: asked[name] for name in expected} == expected
 
 
 def test_a_share_of_the_pairs_is_the_same_share_of_each_playlist():
-    """5,000 epochs of playlists of 2, 5, 9 and 40 tracks; a pair is learnt if gensim's window of NEAR sees it."""
-    parts = [np.arange(n) + 100 * i for i, n in enumerate((2, 5, 9, 40))]
-    sentences = item2vec.Sentences(parts, list(range(400)), item2vec.copies_for(np.array([2, 5, 9, 40]), 0.1))
+    """5,000 epochs of four playlists; a pair is learnt if gensim's window of NEAR sees it."""
+    lengths = np.array([2, 5, 9, 40])
+    parts = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
+    copies = sentences.copies_for(lengths, 0.1)
+    epoch = sentences.Sentences(parts, list(range(400)), copies)
     counts = np.zeros((400, 400))
     for _ in range(5000):
-        for sentence in sentences:
-            for gap in range(1, item2vec.NEAR + 1):
+        for sentence in epoch:
+            for gap in range(1, sentences.NEAR + 1):
                 np.add.at(counts, (sentence[gap:], sentence[:-gap]), 1)
     counts = (counts + counts.T) / 5000
     for part in parts:
         pairs = counts[np.ix_(part, part)][~np.eye(len(part), dtype=bool)]
-        assert pairs.mean() == pytest.approx(0.1, rel=0.1) and pairs.min() > 0.07 and pairs.max() < 0.13
+        assert pairs.mean() == pytest.approx(0.1, rel=0.1) and pairs.min() > 0.07
+        assert pairs.max() < 0.13
     assert counts.sum() == pytest.approx(sum(counts[np.ix_(part, part)].sum() for part in parts))
 
 
 def test_item2vec_learns_from_a_share_of_the_pairs_too():
     rng = np.random.default_rng(0)
-    playlists = [rng.permutation(20)[:12] + 20 * (i % 2) for i in range(200)]  # tracks 0-19 and 20-39 never meet
+    # tracks 0-19 and 20-39 never meet
+    playlists = [rng.permutation(20)[:12] + 20 * (i % 2) for i in range(200)]
     vectors = extract.item2vec(playlists, 40, dim=16, epochs=20, share=0.25)
     cosine = vectors @ vectors.T
     inside = [cosine[i, j] for i in range(40) for j in range(40) if i != j and i // 20 == j // 20]
@@ -207,14 +227,20 @@ def test_key_strengths_of_the_profiles_themselves():
 
 
 def test_features_hear_tempo_and_key():
-    """Timbre has 84 columns, then come 12 of chroma, 24 of keys, 1 of mode, 6 of tonnetz, 24 of tempi and the tempo."""
+    """Columns: 84 of timbre, 12 of chroma, 24 of keys, 1 of mode, 6 of tonnetz, 24 of tempi, the
+    tempo ..."""
     tempo_column = 84 + 43 + 24
     for bpm in (90, 140):
         features = librosa_features.librosa_features(clicks(bpm), RATE)
-        assert features.shape == (155,) and features.dtype == np.float32 and np.isfinite(features).all()
-        assert 2 ** features[tempo_column] == pytest.approx(bpm, rel=0.04)  # a lag of 43 frames a second
-    g, c, d = (tone(chord) for chord in ([196.0, 246.94, 293.66], [261.63, 329.63, 392.0], [293.66, 369.99, 440.0]))
-    assert set(librosa_features.librosa_features(g, RATE)[84:96].argsort()[-3:]) == {7, 11, 2}  # G B D
+        assert features.shape == (155,) and features.dtype == np.float32
+        assert np.isfinite(features).all()
+        # a lag of 43 frames per second
+        assert 2 ** features[tempo_column] == pytest.approx(bpm, rel=0.04)
+    g = tone([196.0, 246.94, 293.66])
+    c = tone([261.63, 329.63, 392.0])
+    d = tone([293.66, 369.99, 440.0])
+    chroma = librosa_features.librosa_features(g, RATE)[84:96]
+    assert set(chroma.argsort()[-3:]) == {7, 11, 2}  # G B D
     cadence = librosa_features.librosa_features(np.concatenate([g, c, d, g]), RATE)
     assert cadence[96:120].argmax() == 7 and cadence[120] > 0  # G major
 
@@ -224,14 +250,19 @@ def test_read_audio_takes_the_middle_mono_resampled(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], 1), 44100)
     samples = librosa_features.read_audio(tmp_path / "a.wav", RATE, seconds=2)
     assert samples.dtype == np.float32 and len(samples) == 2 * RATE
-    assert np.abs(np.fft.rfft(samples)).argmax() / 2 == pytest.approx(1000, abs=1)  # Hz: 2 s give bins of 0.5 Hz
+    # Hz: 2 s give bins of 0.5 Hz
+    assert np.abs(np.fft.rfft(samples)).argmax() / 2 == pytest.approx(1000, abs=1)
     assert np.abs(samples).max() == pytest.approx(0.15, abs=0.01)  # the mean of 0.3 and nothing
 
 
 @pytest.mark.parametrize("name, samples, reason", [
-    ("gone.wav", None, "file missing"), ("silent.wav", np.zeros(RATE), "silent"), ("short.wav", tone(440, 0.3), "shorter than 0.5 s"),
-    ("text.wav", b"this is not audio", "unreadable: .*the file"), ("nan.wav", np.full(RATE, np.nan), "not finite"),
-    ("random.wav", np.random.default_rng(0).integers(1, 2**30, RATE, np.int32).view(np.float32) * 1e20, "far too large")])
+    ("gone.wav", None, "file missing"), ("silent.wav", np.zeros(RATE), "silent"),
+    ("short.wav", tone(440, 0.3), "shorter than 0.5 s"),
+    ("text.wav", b"this is not audio", "unreadable: .*the file"),
+    ("nan.wav", np.full(RATE, np.nan), "not finite"),
+    ("random.wav",
+     np.random.default_rng(0).integers(1, 2**30, RATE, np.int32).view(np.float32) * 1e20,
+     "far too large")])
 def test_audio_that_cannot_be_used(tmp_path, name, samples, reason):
     if isinstance(samples, bytes):
         (tmp_path / name).write_bytes(samples)
@@ -245,10 +276,11 @@ def test_blocks_weigh_the_same():
     rng = np.random.default_rng(0)
     raw = (rng.normal(size=(500, 5)) * [1, 10, 100, 1, 0] + 7).astype(np.float32)
     raw[3] = np.nan
-    mean, divisor = extract.scaling_of(raw, (3, 2))
+    mean, divisor = scaling.column_scaling(raw, (3, 2))
     scaled = np.delete((raw - mean) / divisor, 3, 0)
     np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(scaled.var(0), [1 / 3, 1 / 3, 1 / 3, 1 / 2, 0], rtol=1e-4, atol=1e-9)  # the last column never changes
+    # the last column never changes
+    np.testing.assert_allclose(scaled.var(0), [1 / 3, 1 / 3, 1 / 3, 1 / 2, 0], rtol=1e-4, atol=1e-9)
 
 
 def test_audio_from_files_to_embeddings(tmp_path):
@@ -256,13 +288,16 @@ def test_audio_from_files_to_embeddings(tmp_path):
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", tone([220 * 2 ** (i / 12), 330]), RATE)
     paths = ["0.wav", None, "1.wav", "gone.wav", "2.wav", "3.wav"]
-    data.write_jsonl(tmp_path / "tracks.jsonl", [track(i, audio_path=path) for i, path in enumerate(paths)])
+    data.write_jsonl(tmp_path / "tracks.jsonl",
+                     [track(i, audio_path=path) for i, path in enumerate(paths)])
     run(tmp_path, "--modalities", "audio", "--workers", "2")
-    array, (mean, divisor) = load(tmp_path, "audio"), np.load(tmp_path / "embeddings" / "audio_scaling.npy")
+    array = load(tmp_path, "audio")
+    (mean, divisor) = np.load(tmp_path / "embeddings" / "audio_scaling.npy")
     assert np.isnan(array).all(1).tolist() == [False, True, False, True, False, False]
     failed = [row for _, row in data.read_jsonl(tmp_path / "embeddings" / "audio_failed.jsonl", "")]
     assert failed == [{"track_id": "t3", "audio_path": "gone.wav", "reason": "file missing"}]
-    raw = librosa_features.librosa_features(librosa_features.read_audio(tmp_path / "1.wav", RATE), RATE)
+    samples = librosa_features.read_audio(tmp_path / "1.wav", RATE)
+    raw = librosa_features.librosa_features(samples, RATE)
     np.testing.assert_allclose((raw - mean) / divisor, array[2], atol=1e-3)
     np.testing.assert_allclose(np.nanmean(array, 0), 0, atol=1e-3)
 
@@ -270,7 +305,7 @@ def test_audio_from_files_to_embeddings(tmp_path):
 # ---------------------------------------------------------------- kill, resume, refuse
 
 def test_chunks_resume_in_the_same_bytes(tmp_path):
-    """The encoder raises in the third chunk of four; the last line of the journal is cut as a kill would."""
+    """The encoder raises in the third chunk of four; the last line of the journal is cut."""
     rows = np.random.default_rng(0).normal(size=(14, 3)).astype(np.float32)
     calls = []
 
@@ -282,22 +317,24 @@ def test_chunks_resume_in_the_same_bytes(tmp_path):
 
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    whole, notes = extract.fill_in_chunks(tmp_path / "whole", "audio", (14, 3), 4, encode)
+    whole, notes = chunks.fill_in_chunks(tmp_path / "whole", "audio", (14, 3), 4, encode)
     assert notes == [0, 4, 8, 12]
     with pytest.raises(KeyboardInterrupt):
-        extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, lambda part: encode(part, fail_at=8))
+        chunks.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4,
+                               lambda part: encode(part, fail_at=8))
     with open(tmp_path / "killed" / "audio.progress.jsonl", "a") as f:
         f.write('{"first": 8, "stop": 12, "no')
     calls.clear()
-    resumed, notes = extract.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
+    resumed, notes = chunks.fill_in_chunks(tmp_path / "killed", "audio", (14, 3), 4, encode)
     assert calls == [8, 12] and notes == [0, 4, 8, 12]
     assert resumed.read_bytes() == whole.read_bytes() and np.array_equal(np.load(resumed), rows)
 
 
 def test_ranks_share_the_chunks(tmp_path, monkeypatch):
-    """One process after another: seven chunks, of which a killed run of other processes has left three."""
+    """One process after another: a killed run of other processes has left three of seven chunks."""
     rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    part = np.lib.format.open_memmap(tmp_path / "lyrics.part.npy", mode="w+", dtype=np.float32, shape=rows.shape)
+    part = np.lib.format.open_memmap(tmp_path / "lyrics.part.npy", mode="w+", dtype=np.float32,
+                                     shape=rows.shape)
     for name, starts in (("", [0]), (".1", [15, 3])):
         for first in starts:
             part[first:first + 3] = rows[first:first + 3]
@@ -318,27 +355,28 @@ def test_ranks_share_the_chunks(tmp_path, monkeypatch):
 
 
 def test_any_character_may_stand_in_a_note(tmp_path):
-    """A run that was killed twice: the second start puts the journals into one file, the third reads that."""
+    """A run that was killed twice: the second start joins the journals, the third reads that."""
     note = {"audio_path": "a\u2028b\x85c.wav"}
     for stop in (2, 4, None):
-        def encode(rows):
+        def encode(rows, stop=stop):
             if rows.start == stop:
                 raise KeyboardInterrupt
             return np.zeros((2, 1), np.float32), [note]
         try:
-            notes = extract.fill_in_chunks(tmp_path, "audio", (6, 1), 2, encode)[1]
+            notes = chunks.fill_in_chunks(tmp_path, "audio", (6, 1), 2, encode)[1]
         except KeyboardInterrupt:
             pass
     assert notes == [note] * 3
 
 
 def test_only_the_first_rank_reads_journals_once_all_is_done(tmp_path, monkeypatch):
-    """It may have deleted them before another process gets to it: here, as soon as rank 1 has said that it is done."""
+    """It may delete them at once: here as soon as rank 1 has said that it is done."""
     monkeypatch.setattr(chunks, "current_process", lambda: (1, 2))
     monkeypatch.setattr(chunks, "agree", lambda make: [0, 2])  # what the first process says
     monkeypatch.setattr(chunks, "wait_for_all", lambda: chunks.forget_progress(tmp_path, "audio"))
-    monkeypatch.setattr(chunks, "progress_of", lambda *_: pytest.fail("rank 1 reads journals"))
-    np.lib.format.open_memmap(tmp_path / "audio.part.npy", mode="w+", dtype=np.float32, shape=(4, 1))
+    monkeypatch.setattr(chunks, "finished_chunks", lambda *_: pytest.fail("rank 1 reads journals"))
+    np.lib.format.open_memmap(tmp_path / "audio.part.npy", mode="w+", dtype=np.float32,
+                              shape=(4, 1))
     path, notes = chunks.fill_in_chunks(tmp_path, "audio", (4, 1), 2,
                                         lambda rows: (np.ones((2, 1), np.float32), ["x"]))
     assert notes == [] and np.load(path).ravel().tolist() == [0, 0, 1, 1]
@@ -359,12 +397,14 @@ def make_data_for_ranks(folder):
     """20 tracks, which are seven chunks of tests/ranks.py."""
     make_data(folder, n=20)
     data.write_jsonl(folder / "tracks.jsonl", [track(i, lyrics=f"line {i}" if i % 3 else None,
-                                                     audio_path=f"{'bad' * (i % 7 == 2)}{i}.wav") for i in range(20)])
+                                                     audio_path=f"{'bad' * (i % 7 == 2)}{i}.wav")
+                                               for i in range(20)])
     return folder
 
 
 def launch(*command):
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280,
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=280,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -380,15 +420,19 @@ def worlds(tmp_path_factory):
 
 
 def test_torchrun_with_two_processes_equals_one(worlds, tmp_path, capsys):
-    """The same bytes in all files and the same report; item2vec by one of them only; then nothing is left to do."""
+    """The same bytes and the same report; only one runs item2vec; then nothing is left to do."""
     files, printed = files_of(worlds / "one"), (worlds / "one" / "1.log").read_text()
-    assert sorted(files) == sorted([*(f"{m}.npy" for m in extract.MODALITIES), "audio_scaling.npy", "audio_failed.jsonl"])
-    assert files["audio_failed.jsonl"].count(b"no good") == 3 and "metadata: 20 texts were longer than 12" in printed
+    assert sorted(files) == sorted([*(f"{m}.npy" for m in extract.MODALITIES), "audio_scaling.npy",
+                                    "audio_failed.jsonl"])
+    assert files["audio_failed.jsonl"].count(b"no good") == 3
+    assert "metadata: 20 texts were longer than 12" in printed
     flags = ("--data-dir", make_data_for_ranks(tmp_path), *ranks.FLAGS)
-    out = launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "tests/ranks.py", *flags)
+    out = launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+                 "tests/ranks.py", *flags)
     assert files_of(tmp_path) == files
-    lines = lambda text: [line for line in text.splitlines() if "GiB" not in line and "wrote" not in line]
-    assert lines(out) == lines(printed) and out.count("item2vec on 3 training playlists") == 1
+    reports = [[line for line in text.splitlines() if "GiB" not in line and "wrote" not in line]
+               for text in (out, printed)]
+    assert reports[0] == reports[1] and out.count("item2vec on 3 training playlists") == 1
     record = json.loads((tmp_path / "runs" / "01_extract_embeddings.json").read_text())
     assert record["state"] == "finished" and len(record["outputs"]) == 7
     extract.main(list(map(str, flags)))
@@ -397,9 +441,10 @@ def test_torchrun_with_two_processes_equals_one(worlds, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["kill-1", "kill-0"])
 def test_kill_of_any_rank_and_resume_with_other_numbers(worlds, name):
-    """Of seven chunks rank 1 makes three and rank 0 four: the kills fall into metadata, and into lyrics."""
+    """Of seven chunks rank 1 makes three and rank 0 four: they die in metadata, and in lyrics."""
     left, world = (worlds / name / "left.txt").read_text().split(), ranks.RUNS[name][1][0]
-    assert "playlist.npy" not in left and {"kill-1": "metadata.part.npy", "kill-0": "lyrics.part.npy"}[name] in left
+    assert "playlist.npy" not in left
+    assert {"kill-1": "metadata.part.npy", "kill-0": "lyrics.part.npy"}[name] in left
     assert "semantic: finished by an earlier try" in (worlds / name / f"{world}.log").read_text()
     assert files_of(worlds / name) == files_of(worlds / "one")
 
@@ -419,12 +464,16 @@ extract.main(sys.argv[1:])
 
 
 def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
-    """SIGKILL in the third of metadata's four chunks (the seventh in all), then the same command again."""
-    flags, calls, embed = ("--modalities", "semantic", "metadata", "--device", "cpu"), [], extract.embed_texts
+    """SIGKILL in the third of metadata's four chunks (the seventh in all), then a second try."""
+    flags = ("--modalities", "semantic", "metadata", "--device", "cpu")
+    calls = []
+    embed = extract.embed_texts
     killed, whole = (make_data(tmp_path / name) for name in ("killed", "whole"))
-    ran = subprocess.run([sys.executable, "-c", KILLED, "--data-dir", str(killed), *flags], cwd=ROOT, timeout=120,
+    ran = subprocess.run([sys.executable, "-c", KILLED, "--data-dir", str(killed), *flags],
+                         cwd=ROOT, timeout=120,
                          env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
-    assert ran.returncode == -signal.SIGKILL and not (killed / "embeddings" / "metadata.npy").exists()
+    assert ran.returncode == -signal.SIGKILL
+    assert not (killed / "embeddings" / "metadata.npy").exists()
     monkeypatch.setattr(extract, "TEXT_CHUNK", 3)
     monkeypatch.setattr(extract, "load_text_encoder", lambda *args: minilm)
     monkeypatch.setattr(extract, "embed_texts", lambda *args: calls.append(1) or embed(*args))
@@ -435,21 +484,21 @@ def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
     for modality in ("semantic", "metadata"):
         first, second = (folder / "embeddings" / f"{modality}.npy" for folder in (killed, whole))
         assert first.read_bytes() == second.read_bytes()
-    assert sorted(p.name for p in (killed / "embeddings").iterdir()) == ["metadata.npy", "semantic.npy"]
+    assert sorted(files_of(killed)) == ["metadata.npy", "semantic.npy"]
 
 
 ORPHAN = """
-import importlib, multiprocessing, os, signal
-from concurrent.futures import ProcessPoolExecutor
-extract = importlib.import_module("01_extract_embeddings")
-with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), extract.start_worker) as pool:
+import os, signal
+from steps.extract_embeddings.audio_workers import audio_pool
+with audio_pool(1) as pool:
     print(pool.submit(os.getpid).result(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_audio_workers_die_with_a_killed_parent():
-    ran = subprocess.run([sys.executable, "-c", ORPHAN], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", ORPHAN], cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL, timeout=60)
     assert ran.returncode == -signal.SIGKILL  # and stdout has ended, which the worker held open too
     for _ in range(50):
         try:
@@ -478,7 +527,7 @@ def test_a_kill_before_old_chunks_are_deleted(tmp_path, monkeypatch):
     """They are of other arguments: a run on record would take them for its own."""
     def killed(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(extract, "forget_progress", killed)
+    monkeypatch.setattr(chunks, "forget_progress", killed)
     with pytest.raises(KeyboardInterrupt):
         run(make_data(tmp_path), "--modalities", "playlist", "--seed", "1", "--no-resume")
     assert not (tmp_path / "runs").exists()
@@ -498,7 +547,8 @@ def test_a_damaged_output_is_made_again(tmp_path):
     (["--item2vec-share", "1.5"], "--item2vec-share 1.5: a number above 0 and below 1"),
     (["--workers", "0"], "--workers 0: a number from 1 on"),
     (["--device", "cuba"], "--device cuba: torch knows no such device. Accepted: auto, cpu"),
-    (["--text-encoder", "nobody/no-such-encoder"], "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
+    (["--text-encoder", "nobody/no-such-encoder"],
+     "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
 ])
 def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -508,23 +558,27 @@ def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
     assert not (tmp_path / "runs").exists() and not (tmp_path / "embeddings").exists()
 
 
-@pytest.mark.parametrize("ending, damage", [("safetensors", None), ("safetensors", 1000), ("tokenizer", None)])
+@pytest.mark.parametrize("ending, damage",
+                         [("safetensors", None), ("safetensors", 1000), ("tokenizer", None)])
 def test_a_text_encoder_that_is_not_whole(tmp_path, ending, damage):
-    """Weights that are missing, or cut; no tokenizer, for which transformers makes one that knows no word."""
+    """Weights missing, or cut; or no tokenizer: transformers makes one that knows no word."""
     shutil.copytree(text.resolve_text_encoder("minilm"), tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         if damage and path.suffix == ".safetensors":
             path.write_bytes(path.read_bytes()[:damage])
-        elif path.suffix == f".{ending}" or ending == "tokenizer" and path.name.startswith(("tokenizer", "vocab", "special_tokens")):
+        elif path.suffix == f".{ending}" or ending == "tokenizer" and path.name.startswith(
+                ("tokenizer", "vocab", "special_tokens")):
             path.unlink()
-    with pytest.raises(SystemExit, match="--text-encoder .*model: .* Its folder is not whole; download it again"):
+    with pytest.raises(SystemExit, match="--text-encoder .*model: .* Its folder is not whole; "
+                                         "download it again"):
         text.load_text_encoder(text.resolve_text_encoder(str(tmp_path / "model")), "cpu")
 
 
 def test_missing_files_name_the_stage_before(tmp_path):
-    with pytest.raises(SystemExit, match="tracks.jsonl is missing; make it with: python 00_prepare_data.py"):
+    made_by = "is missing; make it with: python 00_prepare_data.py"
+    with pytest.raises(SystemExit, match=f"tracks.jsonl {made_by}"):
         run(tmp_path)
     make_data(tmp_path)
     (tmp_path / "playlists.jsonl").unlink()
-    with pytest.raises(SystemExit, match="playlists.jsonl is missing; make it with: python 00_prepare_data.py"):
+    with pytest.raises(SystemExit, match=f"playlists.jsonl {made_by}"):
         run(tmp_path)

@@ -1,9 +1,10 @@
-"""Embeddings made chunk by chunk, by one process or by several that torchrun started, so that a killed run can go on.
+"""Embeddings made chunk by chunk, so that a killed run can go on, by one process or by several.
 
-All processes write <modality>.part.npy through a memory map, each its own chunks, so nothing has to be merged and
-no process holds more than a chunk (and, of audio, the next one). Each keeps a journal, <modality>.progress.jsonl
-(others than the first <modality>.progress.<rank>.jsonl): a line for every chunk that is on disk. The next run, of
-however many processes, shares out the chunks that no journal has.
+All processes that torchrun started write <modality>.part.npy through a memory map, each its own
+chunks: nothing has to be merged, and no process holds more than a chunk (for audio, also the next
+one). Each keeps a journal with a line for every chunk that is on disk: <modality>.progress.jsonl in
+the first process, <modality>.progress.<rank>.jsonl in the others. The next run, of any number of
+processes, shares out the chunks that no journal has.
 """
 
 import json
@@ -15,81 +16,103 @@ from tqdm import tqdm
 from common import data
 from common.process import agree, current_process, wait_for_all
 
+
 def check_one_machine():
     """Raises SystemExit: torchrun has started processes on several machines."""
     world = os.environ.get("WORLD_SIZE", "1")
     if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
-        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they have to be on one machine. "
-                         "Accepted: torchrun --nproc-per-node N, N the number of its GPUs")
+        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they have to "
+                         "be on one machine. Accepted: torchrun --nproc-per-node N, N the number "
+                         "of its GPUs")
 
 
 def journals(folder, modality):
     return sorted(folder.glob(f"{modality}.progress*.jsonl"))
 
 
-def progress_of(folder, modality):
-    """The chunks that are on disk, in row order: dicts {first, stop, notes}, rows first to stop - 1."""
-    done = {}
+def finished_chunks(folder, modality):
+    """The chunks that are on disk, in row order: dicts {first, stop, notes} of rows first:stop."""
+    finished = {}
     for path in journals(folder, modality):
         with open(path, encoding="utf-8", errors="replace") as f:
             for line in f:
-                if line.endswith("\n"):  # the kill may have cut the last line; its chunk is then done again
-                    step = json.loads(line)
-                    done[step["first"]] = step
-    return [done[first] for first in sorted(done)]
+                if line.endswith("\n"):  # else a kill has cut it, and its chunk is made again
+                    chunk = json.loads(line)
+                    finished[chunk["first"]] = chunk
+    return [finished[first] for first in sorted(finished)]
 
 
 def forget_progress(folder, modality):
+    """Delete the journals."""
     for path in journals(folder, modality):
         path.unlink()
 
 
+def mark_finished(folder, modality, n_tracks):
+    """Put a modality that was made at once on record, as one chunk."""
+    chunk = {"first": 0, "stop": n_tracks, "notes": []}
+    data.write_jsonl(folder / f"{modality}.progress.jsonl", [chunk])
+
+
 def is_finished(folder, modality, n_tracks):
     """Whether an earlier, killed try of this run has finished the modality."""
-    whole = (folder / f"{modality}.npy").is_file() and not (folder / f"{modality}.part.npy").is_file()
-    return whole and sum(step["stop"] - step["first"] for step in progress_of(folder, modality)) == n_tracks
+    if (folder / f"{modality}.part.npy").is_file() or not (folder / f"{modality}.npy").is_file():
+        return False
+    chunks = finished_chunks(folder, modality)
+    return sum(chunk["stop"] - chunk["first"] for chunk in chunks) == n_tracks
 
 
-def begin_part(folder, modality, shape, chunk):
-    """Make <modality>.part.npy, unless a killed run has left it, and put all journals into one.
+def begin_part(folder, modality, shape, size):
+    """Make <modality>.part.npy, unless a killed run has left it, and join all journals into one.
 
-    Returns: the first rows of the chunks that are still to do.
+    size: rows per chunk. Returns: the first rows of the chunks that are still to do.
     """
-    part = folder / f"{modality}.part.npy"
-    done = progress_of(folder, modality) if part.is_file() else []
-    done = [step for step in done if step["first"] % chunk == 0 and step["stop"] == min(step["first"] + chunk, shape[0])]
-    if not done:
-        np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-    merged = folder / f"{modality}.progress.jsonl"
-    data.write_jsonl(merged, done)
-    for path in journals(folder, modality):
-        if path != merged:
-            path.unlink()
-    return sorted({*range(0, shape[0], chunk)} - {step["first"] for step in done})
+    path = folder / f"{modality}.part.npy"
+    finished = []
+    if path.is_file():  # chunks of another size are made again
+        finished = [chunk for chunk in finished_chunks(folder, modality)
+                    if chunk["first"] % size == 0
+                    and chunk["stop"] == min(chunk["first"] + size, shape[0])]
+    if not finished:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+
+    # Write the joined journal before the others go: a kill in between loses nothing.
+    joined = folder / f"{modality}.progress.jsonl"
+    data.write_jsonl(joined, finished)
+    for journal in journals(folder, modality):
+        if journal != joined:
+            journal.unlink()
+    return sorted({*range(0, shape[0], size)} - {chunk["first"] for chunk in finished})
 
 
-def fill_in_chunks(folder, modality, shape, chunk, encode, start=lambda rows: rows):
-    """Fill <modality>.part.npy, an (N, D) float32 array of that shape, from where a killed run stopped.
+def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: rows):
+    """Fill <modality>.part.npy, float32, from where a killed run stopped.
 
-    encode: function of start(rows), rows a slice -> ((n, D) float32, list of notes). start: is called a chunk
-    ahead, for work that others may do meanwhile.
-    Returns: the path of the part and, in the first process, the notes of all chunks in row order.
+    shape: (N, D) of the array. size: rows per chunk.
+    encode: function of start(rows), rows a slice -> ((n, D) float32, list of notes).
+    start: called one chunk ahead, for work that others can do meanwhile.
+    Returns: the path of the file and, in the first process, the notes of all chunks in row order.
     """
     rank, world = current_process()
-    todo = agree(lambda: begin_part(folder, modality, shape, chunk))
-    mine = [slice(first, min(first + chunk, shape[0])) for first in todo[rank::world]]
-    part = folder / f"{modality}.part.npy"
-    array = np.lib.format.open_memmap(part, mode="r+")
-    begun = [start(rows) for rows in mine[:1]]
-    with (tqdm(total=sum(rows.stop - rows.start for rows in mine), desc=modality, unit="track", disable=rank > 0) as bar,
-          open(folder / f"{modality}.progress{f'.{rank}' * (rank > 0)}.jsonl", "a") as journal):
+    todo = agree(lambda: begin_part(folder, modality, shape, size))
+    mine = [slice(first, min(first + size, shape[0])) for first in todo[rank::world]]
+    n_rows = sum(rows.stop - rows.start for rows in mine)
+    path = folder / f"{modality}.part.npy"
+    array = np.lib.format.open_memmap(path, mode="r+")
+    journal = f"{modality}.progress.{rank}.jsonl" if rank else f"{modality}.progress.jsonl"
+    started = [start(rows) for rows in mine[:1]]
+
+    with (tqdm(total=n_rows, desc=modality, unit="track", disable=rank > 0) as bar,
+          open(folder / journal, "a", encoding="utf-8") as f):
         for i, rows in enumerate(mine):
-            begun += [start(ahead) for ahead in mine[i + 1:i + 2]]
-            array[rows], notes = encode(begun.pop(0))
-            array.flush()
-            journal.write(json.dumps({"first": rows.start, "stop": rows.stop, "notes": notes}) + "\n")
-            journal.flush()
+            started += [start(ahead) for ahead in mine[i + 1:i + 2]]
+            array[rows], notes = encode(started.pop(0))
+            array.flush()  # the chunk is on disk before the journal says so
+            f.write(json.dumps({"first": rows.start, "stop": rows.stop, "notes": notes}) + "\n")
+            f.flush()
             bar.update(rows.stop - rows.start)
+
     wait_for_all()
-    steps = progress_of(folder, modality) if rank == 0 else []  # which may soon delete the journals
-    return part, [note for step in steps for note in step["notes"]]
+    if rank:  # only the first process reads the journals now: it may soon delete them
+        return path, []
+    return path, [note for chunk in finished_chunks(folder, modality) for note in chunk["notes"]]

@@ -1,7 +1,7 @@
-"""The default audio encoder of 01_extract_embeddings.py: statistics of timbre, harmony and rhythm, by librosa.
+"""Reading audio files, and the default audio encoder: statistics of timbre, harmony and rhythm.
 
-Hand-made features, not learned ones: they run anywhere and can be understood, and say less than MusicFM.
-The reading of audio files for all encoders is here too.
+The features are hand-made, by librosa. They run anywhere and can be understood, but say less than
+the learnt ones of MusicFM and CLAP.
 """
 
 import os
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# librosa compiles numba functions when it is first imported on a machine. None of them is slow here, so
-# unoptimised code will do: 18 s of compiling instead of 29. The lock: numba keeps what it compiled in a folder
-# that two processes must not fill at once, or every later use of it crashes (numba's issue 10128).
+# librosa compiles numba functions when it is first imported on a machine. Unoptimised code will do,
+# since none of them is slow here: 18 s of compiling instead of 29. The lock: numba keeps what it
+# compiled in a folder that two processes must not fill at once, or every later use of it crashes
+# (numba's issue 10128).
 os.environ.setdefault("NUMBA_OPT", "0")
 with FileLock(Path(tempfile.gettempdir()) / f"librosa-first-import-{os.getuid()}.lock"):
     import librosa.feature
@@ -21,22 +22,25 @@ with FileLock(Path(tempfile.gettempdir()) / f"librosa-first-import-{os.getuid()}
 import numpy as np
 import soundfile
 
-AUDIO_SECONDS = 30.0                 # at most this much of a track is listened to, from its middle
+AUDIO_SECONDS = 30.0               # default: at most this much of a track is heard, from its middle
 SHORTEST_SECONDS = 0.5
-LIBROSA_RATE = 22050                 # Hz, for librosa_features
-SILENCE = 1e-4                       # peak amplitude, of 1.0
-LOUDEST = 1e10                       # no sound, but bytes that are none: the power spectrum would overflow
-HOP = 512                            # samples between two frames of the spectrogram
-TEMPI = np.geomspace(50, 220, 24)    # BPM
-KEY_PROFILES = np.array([            # Krumhansl & Kessler 1982: how well each of the 12 notes fits a key
+LIBROSA_RATE = 22050               # Hz, for librosa_features
+SILENCE = 1e-4                     # peak amplitude, where full scale is 1
+LOUDEST = 1e10                     # above this it is no sound: the power spectrum would overflow
+HOP = 512                          # samples between two frames of the spectrogram
+TEMPI = np.geomspace(50, 220, 24)  # BPM
+BLOCKS = (84, 43, 28)              # columns of librosa_features: timbre, harmony, rhythm
+KEY_PROFILES = np.array([          # Krumhansl & Kessler 1982: how well each of 12 notes fits a key
     [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],   # C major
     [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17]])  # C minor
 
 
 def read_audio(path, rate, seconds=AUDIO_SECONDS):
-    """The middle of an audio file, mono: (T,) float32 at `rate` Hz, at most `seconds` s long; 0 = the whole file.
+    """The middle of an audio file, mono: (T,) float32 at `rate` Hz.
 
-    Raises ValueError: the file is missing, unreadable, silent or too short (the message says which).
+    seconds: at most this much is read; 0 = the whole file.
+    Raises ValueError: the file is missing, unreadable, silent or too short (the message says
+    which).
     """
     if not Path(path).is_file():
         raise ValueError("file missing")
@@ -44,9 +48,10 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
         with soundfile.SoundFile(path) as f:
             wanted = min(f.frames, int(seconds * f.samplerate)) if seconds else f.frames
             f.seek((f.frames - wanted) // 2)
-            samples, file_rate = f.read(wanted, dtype="float32", always_2d=True).mean(1), f.samplerate
+            samples = f.read(wanted, dtype="float32", always_2d=True).mean(1)
+            file_rate = f.samplerate
     except soundfile.SoundFileError as error:
-        raise ValueError(f"unreadable: {str(error).replace(str(path), 'the file')}")
+        raise ValueError(f"unreadable: {str(error).replace(str(path), 'the file')}") from None
     if len(samples) < SHORTEST_SECONDS * file_rate:
         raise ValueError(f"shorter than {SHORTEST_SECONDS} s")
     if not np.isfinite(samples).all() or np.abs(samples).max() > LOUDEST:
@@ -57,14 +62,16 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
 
 
 def cut_windows(samples, size, least=None):
-    """(T,) samples -> windows of `size` one after another; a rest counts if it has `least` samples (default size / 2), or is
-    all there is."""
+    """(T,) samples -> list of windows of `size` samples, one after another.
+
+    A shorter rest counts if it has `least` samples (default size / 2), or is all there is.
+    """
     windows = [samples[first:first + size] for first in range(0, len(samples), size)]
     return [window for window in windows if len(window) >= (least or size / 2)] or windows
 
 
 def read_windows(path, rate, seconds, size, least):
-    """The windows of an audio file: list of (T,) float32. See read_audio (and what it raises) and cut_windows."""
+    """The windows of an audio file: list of (T,) float32. Raises ValueError as read_audio does."""
     return cut_windows(read_audio(path, rate, seconds), size, least)
 
 
@@ -74,19 +81,16 @@ def read_features(path, seconds=AUDIO_SECONDS):
 
 
 def librosa_features(samples, rate):
-    """Statistics of timbre (84), harmony (43) and rhythm (28).
+    """Statistics of timbre (84), harmony (43) and rhythm (28): (155,) float32, not standardised.
 
-    samples: (T,) float32 at `rate` Hz. Returns: (155,) float32, not standardised.
-    Timbre: mean and deviation of 20 MFCCs, deviation of their slopes; mean and deviation of spectral
-    contrast (7 bands), centroid, rolloff, flatness, zero crossings and loudness.
-    Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz (6).
-    Rhythm: the tempogram at 24 tempi, log2 of the likeliest tempo, mean and deviation of the onset
-    strength, share of frames with an onset.
+    samples: (T,) float32 at `rate` Hz.
     """
 
     def stats(x):
         return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
 
+    # Timbre: mean and deviation of 20 MFCCs, deviation of their slopes; mean and deviation of
+    # spectral contrast (7 bands), centroid, rolloff, flatness, zero crossings and loudness.
     magnitude = np.abs(librosa.stft(samples, hop_length=HOP))  # (1025, frames)
     thinned = magnitude[:, ::2]  # every second frame is enough for statistics
     mel = librosa.power_to_db(librosa.feature.melspectrogram(S=magnitude**2, sr=rate))
@@ -99,25 +103,34 @@ def librosa_features(samples, rate):
               stats(librosa.feature.zero_crossing_rate(samples, hop_length=4 * HOP)),
               stats(librosa.amplitude_to_db(librosa.feature.rms(S=magnitude)))]
 
+    # Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz
+    # (6).
     chroma = librosa.feature.chroma_stft(S=magnitude**2, sr=rate, tuning=0.0)  # (12, frames)
     keys = key_strengths(chroma.mean(1))
-    harmony = [chroma.mean(1), keys, [keys[:12].max() - keys[12:].max()], librosa.feature.tonnetz(chroma=chroma).mean(1)]
+    harmony = [chroma.mean(1), keys, [keys[:12].max() - keys[12:].max()],
+               librosa.feature.tonnetz(chroma=chroma).mean(1)]
 
+    # Rhythm: the tempogram at 24 tempi, log2 of the likeliest tempo, mean and deviation of the
+    # onset strength, share of frames with an onset.
     onsets = librosa.onset.onset_strength(S=mel, sr=rate)  # (frames,)
-    tempogram = librosa.feature.tempogram(onset_envelope=onsets, sr=rate, hop_length=HOP).mean(1)  # (384 lags,)
+    tempogram = librosa.feature.tempogram(onset_envelope=onsets, sr=rate, hop_length=HOP)
+    tempogram = tempogram.mean(1)  # (384 lags,)
     tempo = librosa.feature.tempo(tg=tempogram[:, None], sr=rate, hop_length=HOP)
     peaks = librosa.util.localmax(onsets) & (onsets > onsets.mean() + onsets.std())
-    rhythm = [np.interp(60 * rate / (HOP * TEMPI), np.arange(len(tempogram)), tempogram), np.log2(tempo),
+    lags = 60 * rate / (HOP * TEMPI)  # (24,) frames per beat
+    rhythm = [np.interp(lags, np.arange(len(tempogram)), tempogram), np.log2(tempo),
               [onsets.mean(), onsets.std(), peaks.mean()]]
     return np.concatenate([*timbre, *harmony, *rhythm]).astype(np.float32)
 
 
 def key_strengths(chroma, profiles=KEY_PROFILES):
-    """Correlation of a chroma vector (12,) with the 24 keys: (24,), C to B major, then C to B minor.
+    """Correlation of a chroma vector with the 24 keys: (24,), C to B major, then C to B minor.
 
-    profiles: (2, 12), of C major and C minor.
+    chroma: the strength of each note from C to B, (12,). profiles: of C major and C minor, (2, 12).
     """
-    profiles = np.concatenate([[np.roll(p, shift) for shift in range(12)] for p in profiles])  # (24, 12)
+    profiles = np.concatenate([[np.roll(profile, shift) for shift in range(12)]
+                               for profile in profiles])  # (24, 12)
     profiles = profiles - profiles.mean(1, keepdims=True)
     centred = chroma - chroma.mean()
-    return profiles @ centred / (np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred) + 1e-9)
+    norms = np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred)
+    return profiles @ centred / (norms + 1e-9)

@@ -1,10 +1,12 @@
-"""MusicFM (Won, Hung & Le 2024; https://github.com/minzwon/musicfm, MIT): 25 vectors of 1024 numbers a second of audio.
+"""MusicFM (Won, Hung & Le 2024; https://github.com/minzwon/musicfm, MIT): audio -> vectors of 1024.
 
-A mel spectrogram of 100 frames a second is thinned by two convolutional blocks to 25 tokens a second, which pass 12
-conformer layers. The embedding of a track is the mean over time of one layer, by default the seventh.
+Two convolutional blocks thin a mel spectrogram of 100 frames per second to 25 tokens per second,
+which pass 12 conformer layers. The embedding of a track is the mean over time of one layer, by
+default the seventh.
 
-The module and parameter names are the published ones, so that pretrained_msd.pt and pretrained_fma.pt load as they are.
-Not yet verified against them: the weights could not be had where this was written.
+Modules and parameters have the published names, so that pretrained_msd.pt and pretrained_fma.pt
+load as they are. Not yet verified against them: the weights could not be had where this was
+written.
 """
 
 import pickle
@@ -16,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Wav2Vec2ConformerConfig
-from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
+    Wav2Vec2ConformerEncoder,
+)
 
 from steps.extract_embeddings.librosa_features import librosa  # imported there under a lock
 
@@ -26,24 +30,29 @@ SHORTEST = RATE         # samples: a rest shorter than this is left out
 FFT, HOP, MELS = 2048, 240, 128
 LAYERS, DIM = 12, 1024
 # Mean and deviation of the log mel spectrograms (dB) of the audio that a checkpoint has learnt from
-STATISTICS = {"msd": (6.768444971712967, 18.417922652295623), "fma": (3.0710578151459664, 20.999089814337626)}
+STATISTICS = {"msd": (6.768444971712967, 18.417922652295623),
+              "fma": (3.0710578151459664, 20.999089814337626)}
+DOWNLOAD = "hf download minzwon/MusicFM pretrained_msd.pt --local-dir musicfm"
 
 
 class MelSpectrogram(nn.Module):
-    """(B, T) samples -> (B, 128, T // 240) in dB. HTK's mel scale; its two tables lie in the checkpoint."""
+    """(B, T) samples -> (B, 128, T // 240) in dB, on HTK's mel scale."""
 
     def __init__(self):
-        super().__init__()
-        filters = librosa.filters.mel(sr=RATE, n_fft=FFT, n_mels=MELS, htk=True, norm=None).T  # (1025, 128)
+        super().__init__()  # the checkpoint has both tables too
+        filters = librosa.filters.mel(sr=RATE, n_fft=FFT, n_mels=MELS, htk=True, norm=None)
         self.mel_stft = nn.Module()
-        self.mel_stft.spectrogram, self.mel_stft.mel_scale = nn.Module(), nn.Module()
+        self.mel_stft.spectrogram = nn.Module()
         self.mel_stft.spectrogram.register_buffer("window", torch.hann_window(FFT))
-        self.mel_stft.mel_scale.register_buffer("fb", torch.tensor(filters))
+        self.mel_stft.mel_scale = nn.Module()
+        self.mel_stft.mel_scale.register_buffer("fb", torch.tensor(filters.T))  # (1025, 128)
 
     def forward(self, samples):
         window = self.mel_stft.spectrogram.window
-        spectrum = torch.stft(samples, FFT, HOP, window=window, pad_mode="reflect", return_complex=True)  # (B, 1025, frames)
-        power = (spectrum.abs() ** 2).transpose(1, 2) @ self.mel_stft.mel_scale.fb  # (B, frames, 128)
+        spectrum = torch.stft(samples, FFT, HOP, window=window, pad_mode="reflect",
+                              return_complex=True)  # (B, 1025, frames)
+        power = spectrum.abs() ** 2
+        power = power.transpose(1, 2) @ self.mel_stft.mel_scale.fb  # (B, frames, 128)
         return 10 * power.clamp(min=1e-10).log10().transpose(1, 2)[..., :-1]
 
 
@@ -58,7 +67,8 @@ class ResidualBlock(nn.Module):
         self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(channels) for _ in range(3))
 
     def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.bn3(self.conv3(x)))
+        straight = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(straight + self.bn3(self.conv3(x)))
 
 
 class Subsampling(nn.Module):
@@ -75,26 +85,29 @@ class Subsampling(nn.Module):
 
 
 class MusicFM(nn.Module):
-    """All that a checkpoint has. The quantizer, `linear` and `cls_token` serve its training only."""
+    """All that a checkpoint has. The quantizer, `linear` and `cls_token` are for training only."""
 
     def __init__(self, statistics, dim=DIM, channels=512, heads=16, layers=LAYERS):
         super().__init__()
         self.statistics = statistics
         self.preprocessor_melspec_2048 = MelSpectrogram()
         self.quantizer_melspec_2048_0 = nn.Module()
-        self.quantizer_melspec_2048_0.register_buffer("random_projection", torch.zeros(4 * MELS, 16))
+        self.quantizer_melspec_2048_0.register_buffer("random_projection",
+                                                      torch.zeros(4 * MELS, 16))
         self.quantizer_melspec_2048_0.register_buffer("codebook", torch.zeros(4096, 16))
         self.conv = Subsampling(channels, dim)
-        # The settings of facebook/wav2vec2-conformer-rope-large-960h-ft, from which MusicFM is built
+        # The settings of facebook/wav2vec2-conformer-rope-large-960h-ft, from which MusicFM is
+        # built
         self.conformer = Wav2Vec2ConformerEncoder(Wav2Vec2ConformerConfig(
-            hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * dim, hidden_act="swish",
-            position_embeddings_type="rotary", layerdrop=0.0, attn_implementation="sdpa"))
+            hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=4 * dim, hidden_act="swish", position_embeddings_type="rotary",
+            layerdrop=0.0, attn_implementation="sdpa"))
         self.linear = nn.Linear(dim, 4096)
         self.cls_token = nn.Parameter(torch.zeros(dim))
 
     def keep_layers(self, layer):
-        """Make forward return the hidden state `layer`: 0 is what enters the conformer, 12 what leaves it, normed."""
-        if layer < len(self.conformer.layers):  # the layers from there on change nothing, and the last norm is not wanted
+        """Make forward return a hidden state: 0 is what enters the conformer, 12 what leaves it."""
+        if layer < len(self.conformer.layers):  # the last norm belongs to the last layer
             self.conformer.layers = self.conformer.layers[:layer]
             self.conformer.layer_norm = nn.Identity()
         return self
@@ -102,20 +115,23 @@ class MusicFM(nn.Module):
     def forward(self, samples):
         """(B, T) float32 at 24 kHz, all T real -> (B, tokens, dim)."""
         mean, deviation = self.statistics
-        return self.conformer(self.conv((self.preprocessor_melspec_2048(samples) - mean) / deviation)).last_hidden_state
+        mel = (self.preprocessor_melspec_2048(samples) - mean) / deviation  # (B, 128, frames)
+        return self.conformer(self.conv(mel)).last_hidden_state
 
 
 def resolve_musicfm(path):
-    """The path of a checkpoint, known to exist and to be one whose statistics are known."""
+    """The path of a checkpoint. Raises SystemExit: it is missing, or its statistics are unknown."""
     if not path or not Path(path).is_file() or not statistics_of(path):
-        raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or pretrained_fma.pt; its name must say "
-                         f"which (msd, fma). Get it with: hf download minzwon/MusicFM pretrained_msd.pt --local-dir musicfm")
+        raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or "
+                         f"pretrained_fma.pt; its name must say which (msd, fma). Get it with: "
+                         f"{DOWNLOAD}")
     return path
 
 
 def statistics_of(path):
     """(mean, deviation) of a checkpoint by the name of its file, or None."""
-    return next((statistics for name, statistics in STATISTICS.items() if name in Path(path).name.lower()), None)
+    name = Path(path).name.lower()
+    return next((pair for audio, pair in STATISTICS.items() if audio in name), None)
 
 
 def load_musicfm(path, layer, device):
@@ -124,29 +140,36 @@ def load_musicfm(path, layer, device):
         model = MusicFM(statistics_of(path))
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        model.load_state_dict({key.removeprefix("model."): value for key, value in saved.items()}, strict=True, assign=True)
+        weights = {key.removeprefix("model."): value for key, value in saved.items()}
+        model.load_state_dict(weights, strict=True, assign=True)
     except (RuntimeError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"--audio-model {path}: not a checkpoint of MusicFM ({' '.join(str(error).split())[:200]}). Get one "
-                         f"with: hf download minzwon/MusicFM pretrained_msd.pt --local-dir musicfm")
+        raise SystemExit(f"--audio-model {path}: not a checkpoint of MusicFM "
+                         f"({' '.join(str(error).split())[:200]}). Get one with: "
+                         f"{DOWNLOAD}") from None
     return model.keep_layers(layer).to(device).eval()
 
 
 def embed_tracks(tracks, model, batch_size):
-    """Tracks, each a list of windows (T,) float32 at 24 kHz -> (n, dim) float32, the mean over all tokens of a track.
+    """Tracks -> the mean over all tokens of each track, (n, dim) float32.
 
-    Windows of one length share a batch, whichever track they are of: MusicFM takes no padding.
+    tracks: a list of windows, (T,) float32 at 24 kHz, for each track. Windows of the same length
+    share a batch, whichever track they are from: MusicFM takes no padding.
     """
-    windows = [(i, window) for i, found in enumerate(tracks) for window in found]
-    windows.sort(key=lambda pair: -len(pair[1]))
-    total, tokens, device = 0, np.zeros((len(tracks), 1)), model.cls_token.device
-    for _, same in groupby(windows, key=lambda pair: len(pair[1])):
-        same = list(same)
-        for first in range(0, len(same), batch_size):
-            rows, samples = zip(*same[first:first + batch_size])
+    device = model.cls_token.device
+    windows = [(row, window) for row, of_track in enumerate(tracks) for window in of_track]
+    windows.sort(key=lambda pair: -len(pair[1]))  # longest first
+    total = 0  # (n, dim) after the first batch
+    n_tokens = np.zeros((len(tracks), 1))
+    for _, same_length in groupby(windows, key=lambda pair: len(pair[1])):
+        same_length = list(same_length)
+        for first in range(0, len(same_length), batch_size):
+            rows, samples = zip(*same_length[first:first + batch_size], strict=True)
             with torch.inference_mode():
                 hidden = model(torch.from_numpy(np.stack(samples)).to(device))  # (B, tokens, dim)
+
+            # np.add.at: a track may have several windows in the batch.
             sums = np.zeros((len(tracks), hidden.shape[2]))
             np.add.at(sums, list(rows), hidden.sum(1).cpu().numpy())
-            np.add.at(tokens, list(rows), hidden.shape[1])
+            np.add.at(n_tokens, list(rows), hidden.shape[1])
             total = total + sums
-    return (total / tokens).astype(np.float32)
+    return (total / n_tokens).astype(np.float32)
