@@ -363,6 +363,8 @@ def main():
         if args.show_prompt:
             return
         args.prompt = runs.file_hash(prompt.TEMPLATE)  # another prompt is another run
+    else:
+        mix = simulate.mix_of(args.mix, args.rejections)
 
     with guards.folder_lock(folder):
         # Refuse to replace what was made otherwise; skip what is done.
@@ -389,7 +391,6 @@ def main():
             facts = {"summary": summary, "asked": counts}
         else:
             attributes_of = {track["track_id"]: track_attributes(track) for track in tracks}
-            mix = simulate.mix_of(args.mix, args.rejections)
             for split, path in paths.items():
                 if not path.is_file():
                     write_split(path, split, counts[split], sources[split], tracks_by_id,

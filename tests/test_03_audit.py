@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tracks
 
 from common import data
-from steps.synthesize import audit
+from steps.synthesize import audit, obedience, truth
 
 synthesize = importlib.import_module("03_synthesize")
 
@@ -54,8 +54,8 @@ def run(monkeypatch, folder, *more):
 def test_by_hand(folder, monkeypatch, capsys):
     report = run(monkeypatch, folder)
     train, test = report["dialogues_train.jsonl"], report["dialogues_test.jsonl"]
-    assert {k: train["table_1"][k] for k in ("dialogues", "tracks", "turns", "turns a dialogue")} == {
-        "dialogues": 2, "tracks": 6, "turns": 6, "turns a dialogue": 3.0}
+    assert {k: train["table_1"][k] for k in ("dialogues", "tracks", "turns", "turns per dialogue")} == {
+        "dialogues": 2, "tracks": 6, "turns": 6, "turns per dialogue": 3.0}
     words = {w for d in TEST for t in d["turns"] for w in f"{t['query']} {t['response']}".lower().split()}
     assert test["table_1"]["vocabulary"] == len(words) == 17 and test["table_1"]["queries that are said once only"] == 0.5
     assert train["give_away"] == {"title, first turns": 0.5, "artist, first turns": 0.5, "title, later turns": 0.0, "artist, later turns": 0.25}
@@ -90,29 +90,29 @@ def test_sides(query, found):
     ("a night ferry for Anna", []), ("a major and minor matter", []), ("real vaporwave to daydream to", ["vaporwave", "dreamy"])])
 def test_facts_in_an_answer(text, facts):
     tracks = [*TRACKS, TRACKS[0] | {"tags": ["vaporwave"]}]
-    assert [concept for (_, concept), in audit.stated(text, audit.fact_phrases(tracks))] == facts
+    assert [concept for (_, concept), in truth.stated(text, truth.fact_phrases(tracks))] == facts
 
 
 def test_truth_by_hand():
     """t1: A minor, 100 BPM, 1980, folk and sad; t2: C major, 120 BPM, 1990, rock (a tag that the lexicon does not have)."""
     answers = [("Old melancholic music, slow", "Sad folk from the eighties, a slow one.", TRACKS[1]),  # two facts were asked for in other words
                ("Not rock!", "Rock in a minor key. Night Ferry!", TRACKS[2]), ("Rock", "Nothing.", TRACKS[2])]
-    found = audit.truth(answers, TRACKS)
+    found = truth.truth(answers, TRACKS)
     assert (found["answers"], found["facts in them"]) == (3, 7) and found["facts by kind"] == {
         "mood": 1, "genre": 1, "decade": 1, "tempo": 1, "tag": 1, "mode": 1, "name": 1}
     assert found["facts that are true"] == pytest.approx(4 / 7) and found["facts that the request names"] == pytest.approx(2 / 7)
     assert {k for k, v in found.items() if v == 1.0} == {"mood: true", "genre: true", "decade: true", "tag: true"}
     assert {k for k, v in found.items() if v == 0.0} >= {"tempo: true", "mode: true", "name: true"}
-    one = audit.truth([("Hm?", text, TRACKS[1]) for text in ("Folk.", "Folk.", "A ballad.")], TRACKS)
+    one = truth.truth([("Hm?", text, TRACKS[1]) for text in ("Folk.", "Folk.", "A ballad.")], TRACKS)
     assert one["facts that are true"] == one["true of the track of another answer"] == 1.0
-    assert audit.truth([("Folk?", "Hm.", TRACKS[1])], TRACKS) == {"answers": 1, "facts in them": 0}
+    assert truth.truth([("Folk?", "Hm.", TRACKS[1])], TRACKS) == {"answers": 1, "facts in them": 0}
 
 
 def test_the_rules_know_how_the_simulator_compares():
     templates = json.loads((Path(audit.__file__).parent / "templates.json").read_text(encoding="utf-8"))
     for name in ("faster", "slower", "newer", "older"):
         for said in templates[name]["train"]:
-            found = {rule for rule in audit.RULES if audit.rule_pattern(rule).search(f"One like that, but {said}.")}
+            found = {rule for rule in obedience.RULES if obedience.rule_pattern(rule).search(f"One like that, but {said}.")}
             assert found == {name}, said
 
 
@@ -148,7 +148,7 @@ def test_faults_are_counted_and_stop_nothing(folder, monkeypatch):
     assert {k: n for k, n in report["others.jsonl"]["schema"].items() if n} == {
         "dialogue without turns": 3, "dialogue without an id": 1, "dialogue that plays a track twice": 1, "dialogue that ends on a rejected track": 1,
         "turn without a query": 1, "turn without a track": 1, "turn without an answer": 1, "track that the catalogue does not have": 1,
-        "two rejections in a row": 1, "dialogue id that stands twice": 1}
+        "two rejections in a row": 1, "dialogue id that occurs twice": 1}
     assert report["others.jsonl"]["table_1"]["dialogues"] == 1 and "duplicates" not in report["others.jsonl"]
 
 

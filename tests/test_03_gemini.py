@@ -1,4 +1,4 @@
-"""03_synthesize.py --backend gemini against a server on this machine that speaks Gemini's REST form, and misbehaves.
+"""03_synthesize.py gemini against a server on this machine that speaks Gemini's REST form, and misbehaves.
 
 Two transports: `google` is the package itself (skipped where it is not installed), `plain` a few lines of requests in its
 place, so that all but those lines (tries, delays, journal, resuming, repairs) is tested everywhere.
@@ -142,7 +142,7 @@ def make_reply(what, prompt):
                                  "index": 0}], "usageMetadata": usage, "modelVersion": "a field that nobody knows"}, {}
 
 
-def plain_make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
+def plain_make_call(model, key, endpoint, timeout, **sampling):
     """In place of gemini.make_call, without the package."""
     def named(value):
         return SimpleNamespace(name=value) if value else None
@@ -206,9 +206,9 @@ def folder(tmp_path):
 
 
 def flags(folder, server, n=3, **more):
-    given = {"data-dir": folder, "backend": "gemini", "api-endpoint": server.url, "n-train": n, "n-valid": 1, "n-test": 1, "concurrency": 1,
+    given = {"data-dir": folder, "api-endpoint": server.url, "n-train": n, "n-valid": 1, "n-test": 1, "concurrency": 1,
              "requests-per-minute": 0, "timeout": 0.5, "tries": 3, "price-in": 2, "price-out": 10} | more
-    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ["gemini"] + [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def run(monkeypatch, arguments):
@@ -244,7 +244,7 @@ def test_good_answers(transport, serve, folder, monkeypatch, capsys):
     assert (told["made"], told["tokens_in"], told["tokens_out"]) == (22, 22000, 22 * 250)  # thinking is paid for
     assert told["cost"] == pytest.approx(22 * (1000 * 2 + 250 * 10) / 1e6)
     out = capsys.readouterr().out
-    assert "made 22 (repaired 0), rejected 0" in out and "$0.0990" in out and "dialogues a minute" in out and KEY not in out
+    assert "made 22 (repaired 0), rejected 0" in out and "$0.0990" in out and "dialogues per minute" in out and KEY not in out
     assert len(server.log) == 22 and {path.partition("?")[0] for _, _, path, _ in server.log} == {"/v1beta/models/some-model:generateContent"}
     config, headers = server.bodies[0][0]["generationConfig"], {k.lower(): v for k, v in server.bodies[0][1].items()}
     assert headers["x-goog-api-key"] == KEY and config["responseMimeType"] == "application/json"
@@ -651,7 +651,7 @@ def test_without_the_package(folder, monkeypatch):
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
     monkeypatch.setitem(sys.modules, "google.generativeai", None)
     with pytest.raises(SystemExit, match="pip install google-generativeai==0.8.6"):
-        run(monkeypatch, ["--data-dir", str(folder), "--backend", "gemini", "--n-train", "1"])
+        run(monkeypatch, ["gemini", "--data-dir", str(folder), "--n-train", "1"])
 
 
 @pytest.mark.parametrize("key", ["AIza-top-secret\n", " AIza-top-secret\r\n"])
@@ -693,16 +693,19 @@ def test_stopping_wakes_the_sleepers():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--backend", "gemini", "--n-valid", "0"], "--n-valid 0: 1 or more"), (["--backend", "local"], "needs --model"),
-    (["--show-prompt"], "has no prompt"), (["--backend", "gemini", "--chunk", "3"], "--chunk 3: 4 or more"),
-    (["--temperature", "-1"], "--temperature -1: 0 or more"), (["--top-p", "0"], "--top-p 0: above 0, to 1,"), (["--top-p", "nan"], "--top-p nan"),
-    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0"), (["--timeout", "0"], "--timeout 0: more"), (["--price-in", "-1"], "--price-in -1"),
-    (["--timeout", "inf"], "--timeout inf: more than 0 s, to 86400,"), (["--temperature", "inf"], "--temperature inf"), (["--seed", "-1"], "--seed -1: 0 or more"),
-    (["--backend", "gemini", "--api-endpoint", ""], "--api-endpoint : a server is accepted"), (["--backend", "gemini", "--model", "a b"], "--model a b: a name of Google's"),
-    (["--backend", "gemini", "--model", "Qwen/Qwen3-4B"], "is for --backend local"), (["--backend", "gemini", "--model", ""], "--model : a name")])
+    (["--n-valid", "0"], "--n-valid 0: 1 or more is"), (["--chunk", "3"], "--chunk 3: 4 or more is"),
+    (["--temperature", "-1"], "--temperature -1: 0 or more is"),
+    (["--temperature", "inf"], "--temperature inf"), (["--top-p", "0"], "--top-p 0: 1e-06 to 1 are"),
+    (["--top-p", "nan"], "--top-p nan"), (["--seed", "-1"], "--seed -1: 0 or more is"),
+    (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0 or more is"),
+    (["--timeout", "0"], "--timeout 0: 0.001 to 86400 are"), (["--timeout", "inf"], "--timeout inf"),
+    (["--price-in", "-1"], "--price-in -1"), (["--price-in", "1"], "give both, in dollars per million"),
+    (["--api-endpoint", ""], "--api-endpoint : a server is accepted"),
+    (["--model", "a b"], "--model a b: a name of Google's"), (["--model", ""], "--model : a name"),
+    (["--model", "Qwen/Qwen3-4B"], "is for the subcommand local")])
 def test_arguments(folder, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
-        run(monkeypatch, ["--data-dir", str(folder), *arguments])
+        run(monkeypatch, ["gemini", "--data-dir", str(folder), *arguments])
 
 
 if __name__ == "__main__":

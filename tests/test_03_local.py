@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def run(monkeypatch, folder, model, *more):
-    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "--data-dir", str(folder), "--backend", "local", "--model", str(model), "--n-train", "3",
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "local", "--data-dir", str(folder), "--model", str(model), "--n-train", "3",
                                       "--n-valid", "1", "--n-test", "1", "--max-new-tokens", "24", *more])
     synthesize.main()
 
@@ -56,7 +56,7 @@ def test_garbage_is_rejected_with_reasons(model_dir, folder, monkeypatch, capsys
 def test_a_model_that_writes_well(folder, monkeypatch):
     batches = []
 
-    def generate(model, tokenizer, prompts, seeds, max_new, temperature, top_p):
+    def generate(model, tokenizer, prompts, seeds, **sampling):
         batches.append(len(prompts))
         return [jobs.Answer(json.dumps(good_turns(text)), 100, 50) for text in prompts]
 
@@ -73,11 +73,11 @@ def test_a_model_that_writes_well(folder, monkeypatch):
 def test_an_answer_depends_on_its_seed_and_not_on_its_batch(model_dir):
     model, tokenizer = local.load_model(str(model_dir), "cpu")
     prompts = ["something slow", "a longer wish, about the sea and the boats on it", "x"]
-    together = local.generate(model, tokenizer, prompts, [1, 2, 3], 12, 1.0, 0.95)
-    alone = [local.generate(model, tokenizer, [text], [seed], 12, 1.0, 0.95)[0] for text, seed in zip(prompts, (1, 2, 3))]
+    together = local.generate(model, tokenizer, prompts, [1, 2, 3], 1.0, 0.95, 12)
+    alone = [local.generate(model, tokenizer, [text], [seed], 1.0, 0.95, 12)[0] for text, seed in zip(prompts, (1, 2, 3))]
     assert together == alone
-    assert local.generate(model, tokenizer, prompts[:1], [4], 12, 1.0, 0.95)[0].text != alone[0].text
-    greedy = [local.generate(model, tokenizer, prompts[:1], [seed], 12, 0.0, 1.0)[0].text for seed in (1, 2)]
+    assert local.generate(model, tokenizer, prompts[:1], [4], 1.0, 0.95, 12)[0].text != alone[0].text
+    greedy = [local.generate(model, tokenizer, prompts[:1], [seed], 0.0, 1.0, 12)[0].text for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 
 

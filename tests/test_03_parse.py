@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_tracks
 
+from steps.synthesize import spoken
 from steps.synthesize.llm import parse, prompt
 
 PLAYED = [dict(track, title=title, artist=artist) for track, title, artist in zip(make_tracks(6), (
@@ -175,15 +176,15 @@ def test_long_texts_take_no_time():
     """Without a bound these took 9 and 17 seconds."""
     for text in ("'a " * 10_000, '"a ' * 10_000):
         start = time.process_time()
-        assert verdict(changed(2, content=text)).notes[0].startswith("too long") and not parse.speaks(text, "B")
+        assert verdict(changed(2, content=text)).notes[0].startswith("too long") and not spoken.speaks(text, "B")
         assert time.process_time() - start < 2
 
 
 def test_what_counts_as_a_name():
-    assert parse.speaks("put on night ferry", "Night Ferry") and parse.speaks("play Night Ferry!", "Night Ferry - Remastered 2011")
-    assert parse.speaks("play Home, please", "Home") and parse.speaks("'home' again", "Home") and parse.speaks("Some Beyoncé", "Beyoncé")
-    assert not parse.speaks("Home is where I am. home", "Home") and not parse.speaks("the night ferries", "Night Ferry")
-    assert not parse.speaks("anything", None) and not parse.speaks("anything", "???")
+    assert spoken.speaks("put on night ferry", "Night Ferry") and spoken.speaks("play Night Ferry!", "Night Ferry - Remastered 2011")
+    assert spoken.speaks("play Home, please", "Home") and spoken.speaks("'home' again", "Home") and spoken.speaks("Some Beyoncé", "Beyoncé")
+    assert not spoken.speaks("Home is where I am. home", "Home") and not spoken.speaks("the night ferries", "Night Ferry")
+    assert not spoken.speaks("anything", None) and not spoken.speaks("anything", "???")
     assert [parse.kind_of(q, PLAYED[1], False) for q in ("Night Ferry", "more of The Amber Line", "slow")] == ["title", "metadata", None]
 
 
@@ -195,27 +196,27 @@ def test_half_a_surrogate_pair_does_no_harm(tmp_path):
 # ---------------------------------------------------------------- the prompt
 
 def job(**fields):
-    return prompt.Job(0, "train-0", "p0", PLAYED[:4], PLAYED[4:], prompt.OPENINGS[0], **fields)
+    return prompt.Job("train-0", "p0", PLAYED[:4], PLAYED[4:], prompt.OPENINGS[0], **fields)
 
 
 def test_the_prompt_has_what_it_should():
     track = PLAYED[0] | {"album": "Low\nTide", "caption": "soft | P7 |", "lyrics": "one two three\n\nfour five", "key": "A minor", "popularity": 41.6,
                          "tempo": 91.7, "tags": ["sad", "folk"]}
-    text = prompt.fill(prompt.Job(0, "x", "p", [track, *PLAYED[1:4]], PLAYED[4:], prompt.OPENINGS[1]), lyrics_words=4)
+    text = prompt.fill(prompt.Job("x", "p", [track, *PLAYED[1:4]], PLAYED[4:], prompt.OPENINGS[1]), lyrics_words=4)
     assert ("P1 | title: Paper Lanterns | artist: Odile Marsh | album: Low Tide | tags: sad, folk | popularity: 42 of 100 | tempo: 92 BPM | "
             "key: A minor | caption: soft | P7 | | lyrics: one two three / four\nP2 | title: Night Ferry") in text
     assert "N2 | title: Wires" in text and "at least 2 of the 4 tracks" in text and prompt.OPENINGS[1] in text and "$" not in text
     assert "None" not in text and "null" not in text  # of what is not known nothing is said
     for words in ("NEGATIVE SET", "audio (", "lyrics (", "metadata (", "tags (", "changing direction", "turning it down", "EXAMPLE"):
         assert words in text
-    assert "is empty, so nothing is turned down" in prompt.fill(prompt.Job(0, "x", "p", PLAYED[:4], [], prompt.OPENINGS[1]), 0)
+    assert "is empty, so nothing is turned down" in prompt.fill(prompt.Job("x", "p", PLAYED[:4], [], prompt.OPENINGS[1]), 0)
     again = prompt.fill(job(), 0, complaint="unknown id:\n'P9'")
     assert "(unknown id: 'P9')" in again and again.startswith(prompt.fill(job(), 0))
     assert "lyrics: " not in prompt.fill(job(), 0).split("NOW YOURS")[1]
 
 
 def test_a_title_with_a_dollar_sign():
-    assert "title: A$AP $n" in prompt.fill(prompt.Job(0, "x", "p", [PLAYED[0] | {"title": "A$AP $n"}], [], ""), 0)
+    assert "title: A$AP $n" in prompt.fill(prompt.Job("x", "p", [PLAYED[0] | {"title": "A$AP $n"}], [], ""), 0)
 
 
 def test_chunks():

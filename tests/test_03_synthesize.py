@@ -15,11 +15,11 @@ import pytest
 from conftest import ROOT
 
 from common import data
-from steps.synthesize import audit, simulate, templates
+from steps.synthesize import simulate, templates, truth
 from steps.synthesize.attributes import LEXICON, agreeing, track_attributes
-from steps.synthesize.llm.parse import problems
+from steps.synthesize.rules import problems
 
-
+synthesize = importlib.import_module("03_synthesize")
 REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real")) / "track_annotations.jsonl"
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def run_03(path, *flags):
-    return subprocess.run([sys.executable, "03_synthesize.py", "--data-dir", str(path), "--n-train", "80", "--n-valid", "20",
+    return subprocess.run([sys.executable, "03_synthesize.py", "simulate", "--data-dir", str(path), "--n-train", "80", "--n-valid", "20",
                            "--n-test", "40", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -86,7 +86,7 @@ def test_cold_tracks_are_never_met_in_training(folder):
     assert {t["music"] for d in dialogues(folder, "test") for t in d["turns"]} & {f"t{i}" for i in range(55, 60)}
 
 
-def test_unseen_frames_are_unseen(folder):
+def test_unseen_templates_are_unseen(folder):
     """A test query's template, blanked, occurs among the training queries if and only if it is marked as seen."""
     def pattern(template):
         return re.compile("(?:^|[.!?] )" + re.sub(r"\\{\w+\\}", ".+", re.escape(template)) + "$", re.IGNORECASE)
@@ -122,7 +122,7 @@ def test_what_is_said_is_true(folder):
 def test_requests_hold_for_what_is_played(folder):
     """Each fact of a description is true of the track; of one that is turned down, true of it and of the track that follows."""
     tracks = {t["track_id"]: t for t in map(json.loads, open(folder / "tracks.jsonl"))}
-    phrases = {phrase: [f for f in facts if f[0] != "name"] for phrase, facts in audit.fact_phrases(tracks.values()).items()}
+    phrases = {phrase: [f for f in facts if f[0] != "name"] for phrase, facts in truth.fact_phrases(tracks.values()).items()}
     phrases = {phrase: facts for phrase, facts in phrases.items() if facts}
     true = {i: {(kind, c) for kind, concepts in track_attributes(t).items() for c in concepts} for i, t in tracks.items()}
     checked = {False: 0, True: 0}
@@ -130,7 +130,7 @@ def test_requests_hold_for_what_is_played(folder):
         for t, after in zip(d["turns"], [*d["turns"][1:], None]):
             if t["kind"] in ("tags", "lyrics", "audio", "metadata", "redirect"):
                 said = re.sub(r"^(Nice, especially|I love|I enjoy|I'm a big fan of|I'm into)[^.!]*[.!] ", "", t["query"])
-                for facts in audit.stated(re.sub("\".*\"", "", said), phrases):
+                for facts in truth.stated(re.sub("\".*\"", "", said), phrases):
                     for track_id in [t["music"], after["music"]] if t["rejected"] else [t["music"]]:
                         assert not true[track_id].isdisjoint(facts), (t["query"], facts, true[track_id])
                     checked[t["rejected"]] += 1
@@ -185,7 +185,7 @@ def test_what_was_turned_down_is_neither_praised_nor_offered(folder):
     attributes = {t["track_id"]: track_attributes(t) for t in tracks}
     pattern, found = re.compile(r"(?:could do without|can't stand|prefer it without) the (\w[\w ]*?)[.:,]"), 0
     for i in range(150):
-        turns = simulate.simulate(None, tracks[i % 50:i % 50 + 6], tracks[:i % 50], attributes, "train", np.random.default_rng(i), **simulate.mix_of({}, 1))
+        turns = synthesize.walk(None, tracks[i % 50:i % 50 + 6], tracks[:i % 50], attributes, "train", np.random.default_rng(i), **simulate.mix_of({}, 1))
         for n, turn in enumerate(turns):
             for disliked in pattern.findall(turn["query"]):
                 assert not [t for t in turns if not t["rejected"] and disliked in attributes[t["music"]]["instrument"]], turn["query"]
@@ -211,7 +211,7 @@ def test_captions_decide_between_tags():
     assert heard["genre"] == ["modern classical"] and heard["vocal"] == ["instrumental"] and heard["theme"] == [] and heard["mood"] == ["melancholic"]
 
 
-def test_there_is_a_frame_for_all_that_can_be_said():
+def test_there_is_a_template_for_all_that_can_be_said():
     """For a change that is an adjective, a phrase, or both, each split has a template; a title may come without an artist."""
     for diff in ({"diff", "adj"}, {"diff", "with"}, {"diff"}):
         for name, given in (("relative_both", {"same", "kept"}), ("relative_artist_both", set()), ("relative_diff", set()), ("after_rejection", {"reason"})):
@@ -223,7 +223,7 @@ def test_there_is_a_frame_for_all_that_can_be_said():
 
 
 def test_no_sentence_twice_in_a_dialogue():
-    listener = templates.Listener("train", np.random.default_rng(0))
+    listener = templates.Listener("train", np.random.default_rng(0), {})
     assert len({listener.say("more") for _ in templates.TEMPLATES["more"]["train"]}) == len(templates.TEMPLATES["more"]["train"])
 
 
@@ -244,7 +244,7 @@ def test_an_answer_names_any_tag():
     assert said == {"chicago blues", "a chicago blues song", "a chicago blues track", "a chicago blues tune"}
 
 
-def test_facets_by_hand():
+def test_attributes_by_hand():
     track = {"tags": ["wistful", "Deep House", "sax", "80s", "vaporwave"], "lyrics": "the harbour, the salt and the tide; a boat",
              "caption": "with a choir", "tempo": 70.0, "key": "G# minor", "release_date": "1984", "artist": "x", "title": "y"}
     attributes = track_attributes(track)
@@ -258,7 +258,7 @@ def test_bare_tracks_can_be_asked_for():
              "tempo": None, "key": None, "release_date": None} for i in range(6)]
     attributes = {t["track_id"]: track_attributes(t) for t in bare}
     for seed in range(30):
-        turns = simulate.simulate(None, bare, [], attributes, "test", np.random.default_rng(seed))
+        turns = synthesize.walk(None, bare, [], attributes, "test", np.random.default_rng(seed))
         assert len(turns) == 6 and all(t["query"].strip() and "{" not in t["query"] for t in turns)
 
 
@@ -271,7 +271,7 @@ def test_real_tags_can_be_spoken():
                "tempo": r.get("tempo"), "key": r.get("key"), "release_date": str(r["year"]) if r.get("year") else None} for i, r in enumerate(rows)]
     attributes, kinds = {t["track_id"]: track_attributes(t) for t in tracks}, set()
     for i in range(0, len(tracks) - 12, 10):
-        turns = simulate.simulate(None, tracks[i:i + 8], tracks[i + 8:i + 12], attributes, "test", np.random.default_rng(i))
+        turns = synthesize.walk(None, tracks[i:i + 8], tracks[i + 8:i + 12], attributes, "test", np.random.default_rng(i))
         assert all(t["query"].strip() and t["response"].strip() and "{" not in t["query"] + t["response"] for t in turns)
         kinds |= {t["kind"] for t in turns}
     assert {"relative", "callback", "redirect", "more"} <= kinds
@@ -284,18 +284,17 @@ def test_real_tags_can_be_spoken():
     (lambda d: d["turns"][3].update(rejected=True, music="n"), "no accepted track follows")])
 def test_validator_finds_each_fault(change, message):
     turns = [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]
-    dialogue = {"turns": turns}
-    assert problems(dialogue, list("abcd"), {"n"}, 4, 14) == []
-    change(dialogue)
-    assert re.search(message, "; ".join(problems(dialogue, list("abcd"), {"n"}, 4, 14)))
-    few = {"turns": [{"query": "q", "music": m, "response": "r", "rejected": False} for m in "abcd"]}
+    assert problems(turns, list("abcd"), {"n"}, 4, 14) == []
+    few = [dict(turn) for turn in turns]
+    change({"turns": turns})
+    assert re.search(message, "; ".join(problems(turns, list("abcd"), {"n"}, 4, 14)))
     assert "4 of 9 tracks" in problems(few, list("abcdefghi"), set(), 4, 14)[0]
 
 
 def test_killed_and_resumed_gives_the_same_files(folder, tmp_path):
     for name in ("tracks.jsonl", "playlists.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    process = subprocess.Popen([sys.executable, "03_synthesize.py", "--data-dir", str(tmp_path), "--n-train", "80", "--n-valid", "20",
+    process = subprocess.Popen([sys.executable, "03_synthesize.py", "simulate", "--data-dir", str(tmp_path), "--n-train", "80", "--n-valid", "20",
                                 "--n-test", "40"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     part = tmp_path / "dialogues_train.jsonl.part"
     while process.poll() is None and not (part.is_file() and part.stat().st_size > 3000):
@@ -321,7 +320,7 @@ def kinds_of(folder, **mix):
     """The kinds of 60 simulated dialogues' queries; mix as for simulate.mix_of. Returns: (of first turns, of later turns), two lists."""
     tracks = [json.loads(line) for line in open(folder / "tracks.jsonl")]
     attributes = {t["track_id"]: track_attributes(t) for t in tracks}
-    turns = [simulate.simulate(None, tracks[i % 40:i % 40 + 8], tracks[50:], attributes, "train", np.random.default_rng(i), 14,
+    turns = [synthesize.walk(None, tracks[i % 40:i % 40 + 8], tracks[50:], attributes, "train", np.random.default_rng(i),
                                **simulate.mix_of(**mix)) for i in range(60)]
     return [t[0]["kind"] for t in turns], [turn["kind"] for t in turns for turn in t[1:]]
 
@@ -347,22 +346,36 @@ def test_the_mix_by_argument(folder, tmp_path):
     kinds = [t["kind"] for d in dialogues(tmp_path, "train") for t in d["turns"][1:]]
     assert kinds.count("title") > 0.9 * len(kinds) and not {"relative", "after_rejection"} & set(kinds)
     assert "already done" in run_03(tmp_path, "--mix", "relative=0", "title=20", "--rejections", "0").stdout
-    assert "mix (was {'title': 20.0, 'relative': 0.0}, is None)" in run_03(tmp_path, "--rejections", "0").stderr
+    assert "mix (was {'title': 20.0, 'relative': 0.0}, is {})" in run_03(tmp_path, "--rejections", "0").stderr
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--mix", "tag=2"], "--mix tag=2: KIND=WEIGHT is accepted.*relative"), (["--mix", "tags=-1"], "--mix tags=-1: .*0 or more"),
-    (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: a share from 0 to 1"),
+    (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: 0 to 1 are"),
     (["--mix", "tags=0", "lyrics=0", "audio=0", "metadata=0", "title=0"], "nothing to ask for in first queries; one of tags"),
-    (["--backend", "gemini", "--mix", "tags=1"], "are for --backend simulate"),
-    (["--predictions", "talkplay"], "--predictions and --file are for python 03_synthesize.py audit"),
-    (["audit", "--mix", "tags=1"], "are for writing dialogues, not for audit"),
-    (["--backend", "gemini", "--show-prompt", "--price-in", "1"], "give both, in dollars a million tokens"),
-    (["--backend", "local", "--model", "some/model"], "has dialogues of --backend simulate; one folder holds one set")])
+    (["--max-tracks", "11"], "--max-tracks 11: 4 to 10 are accepted")])
 def test_mixes_that_are_none(folder, monkeypatch, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "--data-dir", str(folder), *arguments])
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "simulate", "--data-dir", str(folder), *arguments])
     with pytest.raises(SystemExit, match=message):
-        importlib.import_module("03_synthesize").main()
+        synthesize.main()
+
+
+@pytest.mark.parametrize("command, arguments", [
+    ("gemini", ["--mix", "tags=1"]), ("audit", ["--mix", "tags=1"]), ("simulate", ["--predictions", "talkplay"]), ("simulate", ["--show-prompt"]),
+    ("gemini", ["--batch-size", "2"]), ("local", ["--model", "x", "--tries", "2"]), ("local", ["--n-train", "3"])])
+def test_each_subcommand_has_its_own_flags(command, arguments, monkeypatch, capsys):
+    """And local needs --model."""
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", command, *arguments])
+    with pytest.raises(SystemExit):
+        synthesize.main()
+    err = capsys.readouterr().err
+    assert "unrecognized arguments" in err or command == "local" and "required: --model" in err
+
+
+def test_one_folder_holds_one_set(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["03_synthesize.py", "local", "--data-dir", str(folder), "--model", "some/model"])
+    with pytest.raises(SystemExit, match="has dialogues by simulate; one folder holds one set"):
+        synthesize.main()
 
 
 def test_dialogues_of_others_are_not_overwritten(folder, tmp_path):
