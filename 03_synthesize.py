@@ -1,8 +1,8 @@
 """03: dialogues from playlists (paper, section 2.3).
 
 A dialogue is a walk through tracks of one playlist: a query, a track, an answer, and so on. Now and
-then the listener turns a track down. That track comes from the negative set: tracks by artists of the
-playlist that are not in it.
+then the listener turns a track down. That track comes from the negative set: tracks by artists of
+the playlist that are not in it.
 
   simulate  a simulated listener writes the dialogues, offline (steps/synthesize/simulate.py);
             --mix and --rejections say how often it asks in which way
@@ -12,12 +12,14 @@ playlist that are not in it.
   audit     counts what there is to doubt in dialogues from any source (steps/synthesize/audit.py);
             with --predictions also in the answers of systems
 
-Before a large run of gemini or local: --show-prompt prints one prompt and the cost, and calls nobody;
-then make a few dialogues in a folder of its own and read them (--n-train 20 --n-valid 5 --n-test 5).
+Before a large run of gemini or local: --show-prompt prints one prompt and the cost, and calls
+nobody; then make a few dialogues in a folder of its own and read them (--n-train 20 --n-valid 5
+--n-test 5).
 
-Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl; audit: the dialogues, predictions/*.jsonl
+Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl
+        audit: the dialogues, predictions/*.jsonl
 Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
-        gemini, local: dialogues_rejected.jsonl (answers of no use), answers_*.jsonl (all that was paid)
+        gemini, local: answers_*.jsonl (what was paid for), dialogues_rejected.jsonl (set aside)
         audit: results/audit.md, results/audit.json
 
 Demo        python 03_synthesize.py simulate                         (10 s)
@@ -45,7 +47,6 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data, runs
-from common.process import resolve_device
 from steps.synthesize import audit, guards, simulate
 from steps.synthesize.attributes import pairs, track_attributes
 from steps.synthesize.llm import converse, prompt
@@ -81,7 +82,9 @@ def negative_set(playlist, artist_of, tracks_by_artist):
 def make_sources(split, playlists, tracks, seed):
     """A function of a dialogue's number that returns its Source.
 
-    The playlists come in a seeded order, again and again. Each dialogue has a random stream of its own.
+    The playlists come in a seeded order, again and again. Each dialogue has a random stream of its
+    own.
+
     Raises SystemExit: no playlist of the split is long enough.
     """
     stream = [seed, data.SPLITS.index(split)]
@@ -113,7 +116,7 @@ def warm_tracks(playlists):
 
 
 def sample_tracks(track_ids, rng, most):
-    """4 to `most` tracks of a playlist: a stretch of neighbours with gaps, in the playlist's order."""
+    """4 to `most` tracks of a playlist, in its order: a stretch of neighbours with gaps."""
     n = int(rng.integers(MIN_TURNS, min(most, len(track_ids)) + 1))
     stretch = min(len(track_ids), 2 * n)
     start = int(rng.integers(len(track_ids) - stretch + 1))
@@ -131,7 +134,7 @@ def walk(title, sampled, negatives, attributes_of, split, rng,
     title: the playlist's, or None
     sampled, negatives: lists of tracks (dicts)
     attributes_of: {track_id: track_attributes(track)}
-    opening, later: {kind of query: weight}; rejection: share of the later turns (simulate.mix_of)
+    opening, later, rejection: from simulate.mix_of
     Returns: list of turns {query, music, response, targets, rejected, kind, template}
     """
     listener = Listener(split, rng, attributes_of)
@@ -192,9 +195,12 @@ def play(listener, track, kind, query, asked, rejected=False):
 
 
 def write_split(path, split, n, source_of, tracks_by_id, attributes_of, most, mix):
-    """Write n simulated dialogues. Lines go to `path`.part, where whole ones are kept from a run before.
+    """Write n simulated dialogues.
 
-    source_of: of `make_sources`; most: tracks sampled for one dialogue; mix: of simulate.mix_of
+    They go to `path`.part one by one; a run that was killed goes on behind its last whole line.
+
+    source_of: from `make_sources`; mix: from simulate.mix_of
+    most: tracks sampled for one dialogue
     """
     part = path.with_name(path.name + ".part")
     done = data.keep_whole_lines(part)
@@ -238,12 +244,13 @@ def describe_split(dialogues, warm):
 
 
 def print_table(table):
-    """table: {split: of describe_split}."""
+    """table: {split: from `describe_split`}"""
+    print(f"{'':20}" + "".join(f"{split:>10}" for split in table))
     for name in table["train"]:
         if name != "kinds":
-            print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" for split, row in table.items()))
+            print(f"{name:20}" + "".join(f"{row[name]:>10}" for row in table.values()))
     for split, row in table.items():
-        print(f"kinds, {split}: {row['kinds']}")
+        print(f"{split}: {row['kinds']}")
 
 
 # ---------------------------------------------------------------- the script
@@ -276,8 +283,8 @@ def read_mix(given):
     for pair in given:
         kind, _, weight = pair.partition("=")
         if kind not in kinds or not re.fullmatch(r"\d*\.?\d+", weight):
-            raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight of "
-                             f"0 or more and one of the kinds {', '.join(kinds)}")
+            raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight "
+                             f"of 0 or more and one of the kinds {', '.join(kinds)}")
         weights[kind] = float(weight)
     return weights
 
@@ -310,8 +317,8 @@ def parse_args():
         add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
         add("--seed", type=int, default=0, help="seed of every draw (default 0)")
         add("--resume", action=argparse.BooleanOptionalAction, default=True,
-            help="go on with a run that was cut (default); --no-resume starts afresh, and throws away "
-                 "what was paid for")
+            help="go on with a run that was cut (default); --no-resume starts afresh, and throws "
+                 "away what was paid for")
         if name == "simulate":
             add_simulate_flags(add)
         else:
@@ -329,10 +336,10 @@ def add_simulate_flags(add):
     add("--max-tracks", type=int, default=10,
         help="most tracks sampled for a dialogue, 4 to 10 (default 10)")
     add("--mix", nargs="+", default=[], metavar="KIND=WEIGHT",
-        help="how often each kind of query is tried, as in --mix lyrics=0.5 more=0; other kinds keep "
-             "their weight. A kind that holds for none of the tracks to come gives way to another. "
-             f"Default for first queries: {weights_as_text(simulate.OPENING)}; for later ones: "
-             f"{weights_as_text(simulate.LATER)}")
+        help="how often each kind of query is tried, as in --mix lyrics=0.5 more=0; other kinds "
+             "keep their weight. A kind that holds for none of the tracks to come gives way to "
+             f"another. Default for first queries: {weights_as_text(simulate.OPENING)}; for later "
+             f"ones: {weights_as_text(simulate.LATER)}")
     add("--rejections", type=float, default=simulate.REJECTION,
         help="share of the later turns at which a negative track comes first, where one fits, and "
              f"is turned down; 0 = never (default {simulate.REJECTION:g})")

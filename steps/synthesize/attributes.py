@@ -1,8 +1,8 @@
 """What is true of a track, and of one track beside another.
 
-An attribute is a pair (kind, concept), such as ("mood", "calm"). All attributes of a track are a dict
-{kind: [concepts]}. common/lexicon.json has the concepts, the tags that stand for them, and the words
-by which captions tell of them.
+An attribute is a pair (kind, concept), such as ("mood", "calm"). All attributes of a track are a
+dict {kind: [concepts]}. common/lexicon.json has the concepts, the tags that stand for them, and the
+words by which captions tell of them.
 """
 
 import json

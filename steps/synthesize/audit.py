@@ -149,7 +149,7 @@ def describe(dialogues):
 
 
 def give_away(dialogues, track_of):
-    """Shares of the requests that say the title, or the artist, of the track that is then played."""
+    """Shares of the requests that say the title, or the artist, of the track they bring."""
     first = [dialogue["turns"][0] for dialogue in dialogues]
     later = [turn for dialogue in dialogues for turn in dialogue["turns"][1:]]
     return {f"{field}, {name}": share([speaks(turn.query, track_of[turn.music][field])
@@ -187,7 +187,7 @@ def sides(query, target, phrases):
 
 
 def coverage(dialogues, track_of):
-    """Shares of the requests that speak of each side of the music, and of dialogues with all four."""
+    """Shares of the requests that speak of each side of the music."""
     phrases = side_phrases()
     per_dialogue = [[sides(turn.query, track_of.get(turn.music), phrases)
                      for turn in dialogue["turns"]] for dialogue in dialogues]
@@ -202,7 +202,7 @@ def coverage(dialogues, track_of):
 
 
 def directions(dialogues, track_of):
-    """Rejections and changes of direction: how many, and whether the next track is of another kind."""
+    """Rejections and changes of direction: how many, and is the next track of another kind?"""
     turns = all_turns(dialogues)
     nothing_in_common = {True: [], False: []}  # after a change of direction, after other requests
     for dialogue in dialogues:
@@ -322,8 +322,8 @@ def table(names, rows, align):
 
 def markdown(report):
     """The report as a Markdown page, files side by side. report: from `examine`"""
-    lines = ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are counted "
-             "from words (the rules are in `steps/synthesize/audit.py`)."]
+    lines = ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are "
+             "counted from words (the rules are in `steps/synthesize/audit.py`)."]
     for title, section in SECTIONS.items():
         found = {name: sections[section] for name, sections in report.items()
                  if section in sections}
@@ -340,8 +340,8 @@ def markdown(report):
     for rule in RULES:
         if any(rule in numbers for numbers in found.values()):
             cells = [numbers.get(rule) for numbers in found.values()]
-            rows[rule] = [f"{as_text(c['obeyed'])} of {c['checked']} (chance {as_text(c['chance'])})"
-                          if c else "-" for c in cells]
+            rows[rule] = [f"{as_text(c['obeyed'])} of {c['checked']} "
+                          f"(chance {as_text(c['chance'])})" if c else "-" for c in cells]
     lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed "
               "requests among those where both tracks' fields are known; the share by chance.",
               *table(found, rows, "---")]
@@ -411,7 +411,7 @@ def examine(folder, files, predictions=()):
 
 
 def run(folder, files, predictions=()):
-    """Audit; print, and write results/audit.md and results/audit.json. Arguments as in `examine`."""
+    """Print the report, and write it to results/. Arguments as in `examine`."""
     report = examine(folder, files, predictions)
     page = markdown(report)
     data.write_text(folder / "results" / "audit.md", page)

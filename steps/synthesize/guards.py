@@ -38,8 +38,8 @@ def folder_lock(folder):
         if error.errno not in ACCESS:
             raise
         raise SystemExit(f"{error.filename or folder}: {error.strerror}. Make room or mend its "
-                         f"rights, or give another --data-dir; what is written is kept, and the same "
-                         f"command goes on from there") from error
+                         f"rights, or give another --data-dir; what is written is kept, and the "
+                         f"same command goes on from there") from error
 
 
 def refuse_others(folder, writer, resume):
@@ -61,34 +61,35 @@ def refuse_others(folder, writer, resume):
             if before not in WRITERS:
                 why = f"its meta says backend: {before}"
             raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not "
-                             f"overwritten. Leave 03 out and go on with python 04_train.py --data-dir "
-                             f"{folder}, or give another --data-dir; to have it replaced, delete it")
+                             f"overwritten. Leave 03 out and go on with python 04_train.py "
+                             f"--data-dir {folder}, or give another --data-dir; to have it "
+                             f"replaced, delete it")
         if resume and before != writer:
             raise SystemExit(f"{folder} has dialogues by {before}; one folder holds one set. Copy "
                              f"tracks.jsonl and playlists.jsonl to another folder and name it with "
                              f"--data-dir (--no-resume replaces those here)")
     for journal in journal_paths(folder).values():
         if resume and journal.is_file() and not record.is_file():
-            raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} is "
-                             f"missing: put it back, give another --data-dir, or start afresh with "
-                             f"--no-resume, which deletes them")
+            raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} "
+                             f"is missing: put it back, give another --data-dir, or start afresh "
+                             f"with --no-resume, which deletes them")
 
 
 def refuse_changed(folder):
-    """Raises SystemExit: going on would overwrite dialogues that somebody has changed, or pay twice."""
+    """Raises SystemExit: going on would overwrite changed dialogues, or pay for them twice."""
     outputs = runs.read_run(folder, "03_synthesize").get("outputs", {})
     journals = journal_paths(folder)
     for split, path in dialogue_paths(folder).items():
         if not path.is_file():
             continue
         if not journals[split].is_file():
-            raise SystemExit(f"{journals[split]} is missing, from which {path.name} was made. Going on "
-                             f"would ask, and pay, for all of it anew: put the file back, or say so "
-                             f"with --no-resume")
+            raise SystemExit(f"{journals[split]} is missing, from which {path.name} was made. "
+                             f"Going on would ask, and pay, for all of it anew: put the file back, "
+                             f"or say so with --no-resume")
         now = runs.file_hash(path)
         if outputs.get(path.name, now) != now:
-            raise SystemExit(f"{path} is not as 03_synthesize left it and is not overwritten. Put the "
-                             f"file back, or delete it: it is then written anew from "
+            raise SystemExit(f"{path} is not as 03_synthesize left it and is not overwritten. Put "
+                             f"the file back, or delete it: it is then written anew from "
                              f"{journals[split].name}, which costs nothing (--no-resume would pay "
                              f"again)")
 

@@ -11,18 +11,18 @@ import numpy as np
 from steps.synthesize.attributes import TAG_CONCEPT, year_of
 from steps.synthesize.spoken import names_of
 
-CHANCE = 200  # random tracks, and cases of a rule at most, from which the share by chance is counted
+CHANCE = 200  # the share by chance is counted from so many random tracks and cases, at most
 ARTIST = "\ue000"  # stands for the name of the artist before
 NOT = r"(?<!not )(?<!n't )(?<!no )(?<!nothing )(?<!less )(?<!never )"
 
 
 def concepts(track):
-    """A track's tags as a set; those that the lexicon knows as its concepts (dub and reggae are one)."""
+    """A track's tags as a set, as concepts where the lexicon knows them."""
     return {TAG_CONCEPT.get(tag.lower(), tag.lower()) for tag in track["tags"]}
 
 
 def compare(field, holds):
-    """A rule over two tracks (before, now): holds(a, b) of their fields, None if one is not known."""
+    """A rule over two tracks: holds(a, b) of their fields, None if one is not known."""
     def rule(before, now):
         a, b = (year_of(t) if field == "year" else t[field] for t in (before, now))
         return None if a is None or b is None else holds(a, b)
@@ -91,7 +91,8 @@ def wish_alone(query, before, now):
              if name != name.lower() or name == artist]
     if not names:
         return query
-    one_of_them = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)  # the longest first
+    # The longest comes first.
+    one_of_them = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)
     return re.sub(one_of_them, lambda match: ARTIST if match[0] == artist else " ", query)
 
 

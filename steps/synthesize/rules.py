@@ -28,6 +28,6 @@ def problems(turns, sampled, negatives, least, most):
         if not turn["rejected"] and music not in sampled:
             found.append(f"unknown id: turn {number} plays {music}, which is not in the playlist")
         if turn["rejected"] and (number == len(turns) or turns[number]["rejected"]):
-            found.append(f"two rejections in a row: turn {number} is rejected and no accepted track "
-                         f"follows")
+            found.append(f"two rejections in a row: turn {number} is rejected and no accepted "
+                         f"track follows")
     return found

@@ -1,9 +1,10 @@
 """The simulated listener, who walks through a playlist in 03_synthesize.py (`walk`; read it first).
 
-The listener knows what is true of each track: its tags, lyrics, caption, tempo, key, artist and year
-(steps/synthesize/attributes.py). They ask for the next track by description, by comparison with the
-track before, by way of one that was played earlier, by name, or just for more. What the track before
-has is not said again ("one with piano"). How things are said: steps/synthesize/templates.py.
+The listener knows what is true of each track: its tags, lyrics, caption, tempo, key, artist and
+year (steps/synthesize/attributes.py). They ask for the next track by description, by comparison
+with the track before, by way of one that was played earlier, by name, or just for more. What the
+track before has is not said again ("one with piano"). How things are said is in
+steps/synthesize/templates.py.
 
 A request is made for `candidates` and holds for each of them. They are the track to come, or one of
 the negative set and the track to come: then the listener can turn the first one down.
@@ -243,9 +244,9 @@ def ask_description(now, kind):
     return now.describe(asked)
 
 
-# A kind of request: a function of a Situation -> (query, asked), or None where no such request holds
-# for the candidates. A new one needs a line here, a weight in OPENING or LATER, and sentences under
-# "train" and "test" in templates.json.
+# A kind of request: a function of a Situation -> (query, asked), or None where no such request
+# holds for the candidates. A new one needs a line here, a weight in OPENING or LATER, and sentences
+# under "train" and "test" in templates.json.
 REQUESTS = {
     "title": ask_title,
     "more": ask_more,
@@ -343,8 +344,8 @@ def turn_down(listener, kind, target, before, negatives, coming):
     def in_common_with_target(track):
         return len(pairs(intersection([listener.attributes_of[track["track_id"]], wanted])))
 
-    nearest = sorted(shuffled(negatives, listener.rng)[:20], key=in_common_with_target, reverse=True)
-    for track in nearest[:5]:
+    some = shuffled(negatives, listener.rng)[:20]
+    for track in sorted(some, key=in_common_with_target, reverse=True)[:5]:
         request = REQUESTS[kind](Situation(listener, [track, target], before))
         if not request:
             continue
@@ -366,7 +367,7 @@ def clarify(listener, reason, asked, refused, target):
     """
     rng = listener.rng
 
-    # What is true of the target and was not said; if possible, what the refused track does not have.
+    # What is true of the target and was not said; if possible, not of the refused track.
     attributes = listener.without_disliked(listener.attributes_of[target["track_id"]])
     attributes = {kind: [c for c in concepts if (kind, c) not in asked]
                   for kind, concepts in attributes.items()}

@@ -201,8 +201,8 @@ class Listener:
     def changed(self, attributes, also=False):
         """Attributes from `changes` -> slots.
 
-        diff: all of them in words. Where that is an adjective ("sadder") it also fills the slot adj,
-        where it is a phrase ("with piano") the slot with.
+        diff: all of them in words
+        adj, with: the same, where it is an adjective ("sadder") or a phrase ("with piano")
         also: another instrument comes to the one that is kept ("but also with piano")
         """
         adjectives = []
@@ -245,7 +245,8 @@ class Listener:
         """
         attributes = self.attributes_of[track["track_id"]]
         others = [t for t in self.liked if t is not track]
-        taken = {attribute for t in others for attribute in pairs(self.attributes_of[t["track_id"]])}
+        taken = {attribute for t in others
+                 for attribute in pairs(self.attributes_of[t["track_id"]])}
         # Both are drawn even where they are not needed: another order of draws, other dialogues.
         first = self.words("callback_first")
         one_before = self.words("callback_before")

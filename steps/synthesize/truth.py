@@ -1,7 +1,7 @@
 """Is it true what answers say of their track? For the audit.
 
-True is what the catalogue knows: tags, caption, lyrics, tempo, key, year (attributes.track_attributes),
-title and artist. All else is not.
+True is what the catalogue knows: tags, caption, lyrics, tempo, key, year
+(attributes.track_attributes), title and artist. All else is not.
 """
 
 from collections import Counter
@@ -54,8 +54,8 @@ def fact_phrases(tracks):
 def stated(text, phrases):
     """The facts in an answer: a list of [(kind, concept), ...], of which one has to hold.
 
-    It is read from left to right, the longest phrase first; so "I picked guitar band music" speaks of
-    a picked guitar. A name needs its capitals.
+    It is read from left to right, the longest phrase first; so "I picked guitar band music" speaks
+    of a picked guitar. A name needs its capitals.
 
     phrases: from `fact_phrases`
     """
@@ -135,12 +135,12 @@ def predicted_answers(folder, system, track_of):
         query, played = asked.get((row.get("dialogue_id"), row.get("turn")), (None, None))
         if played is None or not set(row.get("track_ids") or ["-"]) <= set(track_of):
             raise SystemExit(f"{path}:{number}: a dialogue_id and turn of dialogues_test.jsonl and "
-                             f"track_ids of tracks.jsonl are expected; make the file again with the "
-                             f"script that wrote it")
+                             f"track_ids of tracks.jsonl are expected; make the file again with "
+                             f"the script that wrote it")
         if row.get("response"):
             first = next((t for t in row["track_ids"] if t not in played), row["track_ids"][0])
             found.append((query, row["response"], track_of[first]))
     if not found:
-        raise SystemExit(f"{path}: no responses in it. --predictions takes systems that write some: "
-                         f"talkplay, two_stage")
+        raise SystemExit(f"{path}: no responses in it. --predictions takes systems that write "
+                         f"some: talkplay, two_stage")
     return found

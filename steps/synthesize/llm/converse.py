@@ -1,4 +1,4 @@
-"""The subcommands gemini and local of 03_synthesize.py: their flags, and how they write dialogues."""
+"""The subcommands gemini and local of 03_synthesize.py: their flags, and what they do."""
 
 import re
 import time
@@ -21,8 +21,8 @@ DEFAULT_MODEL = "gemini-flash-latest"
 def add_flags(add, writer):
     """The flags of a subcommand. add: its add_argument; writer: "gemini" or "local"."""
     if writer == "gemini":
-        add("--model", default=DEFAULT_MODEL, help=f"name of Google's (default {DEFAULT_MODEL}; the "
-            "paper's, gemini-1.5-flash-002, is retired)")
+        add("--model", default=DEFAULT_MODEL, help=f"name of Google's (default {DEFAULT_MODEL}; "
+            "the paper's, gemini-1.5-flash-002, is retired)")
     else:
         add("--model", required=True, help="a Hugging Face name or a folder with a chat model, for "
             "instance Qwen/Qwen3-4B-Instruct-2507")
@@ -135,7 +135,7 @@ def write_dialogues(args, counts, jobs_of, backend, limiter):
 
 
 def ask_split(args, split, n, job_of, backend, limiter, journal, answered):
-    """Ask for the n dialogues of a split; then the journal has them. answered: as in jobs.ask_all."""
+    """Ask for the n dialogues of a split. answered: as in jobs.ask_all"""
     def ask(tasks):
         prompts = []
         seeds = []
@@ -196,6 +196,6 @@ def write_files(folder, dialogues, rejected):
             path.unlink(missing_ok=True)
     for split, rows in dialogues.items():
         if not rows:
-            raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are in "
-                             f"{aside}. Ask for more with a larger --n-{split} (what is there is "
-                             f"kept), or take another --model with --no-resume")
+            raise SystemExit(f"no {split} dialogue could be used; the reasons and the answers are "
+                             f"in {aside}. Ask for more with a larger --n-{split} (what is there "
+                             f"is kept), or take another --model with --no-resume")

@@ -46,21 +46,19 @@ def read_key():
     key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or ""
     key = key.strip()  # files leave line ends behind it
     if not key:
-        raise SystemExit("gemini needs an API key in the environment: export GEMINI_API_KEY=... (or "
-                         "GOOGLE_API_KEY)")
-    if not re.fullmatch("[!-~]+", key):  # requests would print it, in its complaint about the header
-        raise SystemExit("the API key in the environment has a blank, a line break or a letter that "
-                         "is not ASCII in it; copy it once more")
+        raise SystemExit("gemini needs an API key in the environment: export GEMINI_API_KEY=... "
+                         "(or GOOGLE_API_KEY)")
+    if not re.fullmatch("[!-~]+", key):  # requests would print it in its complaint
+        raise SystemExit("the API key in the environment has a blank, a line break or a letter "
+                         "that is not ASCII in it; copy it once more")
     return key
 
 
 def server_delay(details, headers):
     """Seconds that a refusal asks to wait; None if it does not say.
 
-    They are in RetryInfo in the JSON ("retryDelay": "34.5s"), or in the header Retry-After (seconds,
-    or a date).
-
-    details: the list error.details of the answer; headers: a mapping
+    details: the list error.details of the answer, which may hold {"retryDelay": "34.5s"}
+    headers: a mapping, which may hold Retry-After (seconds, or a date)
     """
     for detail in details or ():
         if isinstance(detail, dict):
@@ -92,8 +90,8 @@ def make_call(model, key, endpoint, timeout, temperature, top_p, max_new_tokens)
             from google.api_core.retry import Retry
             from google.auth.exceptions import GoogleAuthError
     except ImportError as error:
-        raise SystemExit(f"gemini needs a package that is not installed ({error.name}): pip install "
-                         f"google-generativeai==0.8.6") from None
+        raise SystemExit(f"gemini needs a package that is not installed ({error.name}): pip "
+                         f"install google-generativeai==0.8.6") from None
 
     options = {"api_endpoint": endpoint.rstrip("/")} if endpoint else None
     genai.configure(api_key=key, transport="rest", client_options=options)

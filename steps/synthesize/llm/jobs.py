@@ -1,10 +1,10 @@
 """Ask a language model for many dialogues, several calls at a time.
 
-Every answer is on disk before it counts. The journal is an append-only file with one line per answer:
-`number` (of the dialogue), `attempt` (1 or 2), `in` and `out` (tokens), `verdict` (ok, repaired, ask
-again, no answer, rejected), `notes` (what was repaired, or the reason), `turns`, and the `answer`
-itself where it was of no use. A run that is killed loses the calls in flight and nothing else: the
-next one reads the journal and asks only for what it does not have.
+Every answer is on disk before it counts. The journal is an append-only file with one line per
+answer: `number` (of the dialogue), `attempt` (1 or 2), `in` and `out` (tokens), `verdict` (ok,
+repaired, ask again, no answer, rejected), `notes` (what was repaired, or the reason), `turns`, and
+the `answer` itself where it was of no use. A run that is killed loses the calls in flight and
+nothing else: the next one reads the journal and asks only for what it does not have.
 """
 
 import json
@@ -96,8 +96,8 @@ def read_journal(path):
 def open_tasks(journal, n):
     """What a journal leaves open of the dialogues 0 to n - 1.
 
-    What had no answer before comes last: where the server is down, other dialogues find that out, and
-    nothing is set aside for it.
+    What had no answer before comes last: where the server is down, other dialogues find that out,
+    and nothing is set aside for it.
 
     journal: from `read_journal`
     Returns: (deque of Tasks, {number: how often it had no answer})
@@ -142,7 +142,7 @@ def record_answer(task, answer, judge):
 
 @contextmanager
 def on_interrupt(stop):
-    """Within it Ctrl-C calls stop(), and a second one ends the process. An error calls stop(), too."""
+    """Within it Ctrl-C and errors call stop(); a second Ctrl-C ends the process."""
     pressed = []
 
     def handle(*_):
@@ -219,8 +219,8 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
     A call without an answer is made again once all others are done. If it fails again, even in
     another run, its dialogue is rejected.
 
-    ask: function of a list of Tasks that returns a list of Answers, called in `workers` threads with
-        `batch_size` tasks; raises NoAnswer or Stop
+    ask: function of a list of Tasks that returns a list of Answers, called in `workers` threads
+        with `batch_size` tasks; raises NoAnswer or Stop
     judge: as in `record_answer`
     answered: whether anything was ever answered in this run or before. Until then nothing is
         rejected, since the server or the request as such is to blame.

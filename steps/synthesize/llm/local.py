@@ -1,7 +1,7 @@
 """The backend local of 03_synthesize.py: any chat model from Hugging Face, in batches.
 
-Every answer has a random stream of its own. So it depends neither on the batch that it happened to be
-in nor on what a killed run had done before (but for rounding, which differs with the padding).
+Every answer has a random stream of its own. So it depends neither on the batch that it happened to
+be in nor on what a killed run had done before (but for rounding, which differs with the padding).
 """
 
 import torch
@@ -69,8 +69,8 @@ def load_model(name, device):
 
 def prompt_ids(tokenizer, prompt):
     """A prompt in the chat template as token ids; nothing in it is taken for a special token."""
-    # DATE: Llama-3's template would print today's. enable_thinking: Qwen3's would ask for a train of
-    # thought.
+    # DATE: Llama-3's template would print today's. enable_thinking: Qwen3's would ask for a train
+    # of thought.
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "@prompt@"}], tokenize=False, add_generation_prompt=True,
         date_string=DATE, enable_thinking=False)
@@ -91,8 +91,8 @@ def generate(model, tokenizer, prompts, seeds, temperature, top_p, max_new_token
     room = min(max_new_tokens, context - longest)
     if room < max_new_tokens / 4:
         raise Stop(f"a prompt of {longest} tokens leaves {max(0, room)} to the answer, since the "
-                   f"model's context is {context}: lower --chunk, --chunk-test or --lyrics-words, or "
-                   f"take a model with a longer context")
+                   f"model's context is {context}: lower --chunk, --chunk-test or --lyrics-words, "
+                   f"or take a model with a longer context")
 
     # (B, T), padded on the left
     pad = model.generation_config.pad_token_id

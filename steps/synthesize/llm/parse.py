@@ -1,8 +1,8 @@
 """A language model's answer -> the turns of a dialogue, or the reason why not.
 
-A fault is repaired where only one repair is possible: fences, prose around the JSON, an answer before
-its track, an end that is cut off, the same list twice. All others raise Fault; then the dialogue is
-asked for once more.
+A fault is repaired where only one repair is possible: fences, prose around the JSON, an answer
+before its track, an end that is cut off, the same list twice. All others raise Fault; then the
+dialogue is asked for once more.
 """
 
 import json
@@ -27,8 +27,8 @@ SPACE = re.compile(r"[\s,]*")
 HANDLE = re.compile(r"\b[PN]\d+\b(?! (?:motorway|highway|road|bus|train)\b)")
 # Before a title: in an answer, and in a request.
 NAMING = re.compile(
-    r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|tune)"
-    r"\W*$", re.IGNORECASE)
+    r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|"
+    r"tune)\W*$", re.IGNORECASE)
 ASKING = re.compile(
     r"\b(?:play|playing|put on|hear|have you got|called|titled|named|song|track|tune)\W*$",
     re.IGNORECASE)
@@ -124,8 +124,8 @@ def read_row(text, at):
 def read_loose(text, notes):
     """Messages one by one, from the first that can be read to the first that cannot.
 
-    Arguments and result as in `read_messages`. Raises Fault too where other messages follow, as after
-    a draft: nobody knows which are meant.
+    Arguments and result as in `read_messages`. Raises Fault too where other messages follow, as
+    after a draft: nobody knows which are meant.
     """
     start = LIST.search(text) or MESSAGE.search(text)
     if not start:
@@ -182,7 +182,7 @@ def resolve_handle(content, shown):
 
 
 def tidy(message, shown, notes):
-    """A message -> (role, content, rejected); rejected is None where it is not said. Raises Fault."""
+    """A message -> (role, content, rejected or None where that is not said). Raises Fault."""
     if (not isinstance(message, dict) or not isinstance(message.get("role"), str)
             or message.get("content") is None):
         raise Fault(f"not a message: {json.dumps(message)[:60]}")
@@ -318,9 +318,9 @@ def speaks_of_lists(text, known, heard, shown):
 def wrong_name(text, known, others, heard, is_request):
     """A title in a text that is neither that of the track played nor of one before; else None.
 
-    The title of another track of the prompt counts in quotation marks, or if it has two words and its
-    capitals; in a request only where it is asked for. In an answer a title from nowhere counts too,
-    if it stands in quotation marks and is announced ("here is ...", "... by").
+    The title of another track of the prompt counts in quotation marks, or if it has two words and
+    its capitals; in a request only where it is asked for. In an answer a title from nowhere counts
+    too, if it stands in quotation marks and is announced ("here is ...", "... by").
 
     known: the tracks that may be named; others: the other tracks of the prompt
     heard: what has been said before; is_request: the text is a request, no answer
@@ -360,7 +360,7 @@ def names_a_title(text, title, is_request):
 
 
 def asks_for(text, match):
-    """Whether a request asks for the title that a match of it is: it is no city of the same name."""
+    """Whether a request asks for a title at its match, and means no city of the same name."""
     before, after = text[:match.start()], text[match.end():]
     if ASKING.search(before) or BY_SOMEBODY.match(after):
         return True

@@ -102,7 +102,7 @@ def track_line(handle, track, lyrics_words):
 
 
 def fill(job, lyrics_words, complaint=""):
-    """The whole prompt of a job. complaint: at the second attempt, why the first answer was no use."""
+    """The whole prompt of a job. complaint: why the first answer was of no use"""
     lines = [track_line(*shown, lyrics_words) for shown in job.shown().items()]
     n = len(job.tracks)
     rejections = "Here NEGATIVE SET is empty, so nothing is turned down."

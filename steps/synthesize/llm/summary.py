@@ -14,8 +14,8 @@ def summarise(journals, counts, price_in, price_out):
     """What was made, and what it cost over all tries: a dict.
 
     journals: {split: from jobs.read_journal}
-    counts: {split: n}. Dialogues that an earlier try with a larger n made are left out, but not what
-        they cost.
+    counts: {split: n}. Dialogues that an earlier try with a larger n made are left out, but not
+        what they cost.
     """
     paid = []
     lines = []
