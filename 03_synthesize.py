@@ -37,7 +37,6 @@ for twice; gemini and local keep their answers even with another --n-train, --n-
 import argparse
 import json
 import os
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -47,7 +46,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data, runs
-from steps.synthesize import audit, guards, simulate
+from steps.synthesize import audit, guards, reactions, simulate
 from steps.synthesize.attributes import pairs, track_attributes
 from steps.synthesize.llm import converse, prompt
 from steps.synthesize.rules import problems
@@ -155,21 +154,21 @@ def walk(title, sampled, negatives, attributes_of, split, rng,
         has_room = len(turns) + len(remaining) < MAX_TURNS
         if not first and has_room and rng.random() < rejection:
             unplayed = [t for t in negatives if t["track_id"] not in listener.played]
-            refused = simulate.turn_down(listener, kind, target, before, unplayed, remaining)
+            refused = reactions.turn_down(listener, kind, target, before, unplayed, remaining)
         if refused:
             negative, query, asked, reason = refused
 
         # 3. At times the query begins with a word on the track before.
-        needs_none = first or kind == "redirect" or query.startswith(simulate.OPINIONS)
+        needs_none = first or kind == "redirect" or query.startswith(reactions.OPINIONS)
         if not needs_none and rng.random() < simulate.PRAISE:
-            query = f"{simulate.praise(listener, kind, before, target, asked)} {query}"
+            query = f"{reactions.praise(listener, kind, before, target, asked)} {query}"
 
         # 4. The negative track is played and turned down; the listener says what they meant.
         if refused:
             turns.append(play(listener, negative, kind, query, asked, rejected=True))
             listener.new_turn()
             kind = "after_rejection"
-            query, asked = simulate.clarify(listener, reason, asked, negative, target)
+            query, asked = reactions.clarify(listener, reason, asked, negative, target)
 
         # 5. The track is played, with an answer.
         turns.append(play(listener, target, kind, query, asked))
@@ -183,7 +182,7 @@ def play(listener, track, kind, query, asked, rejected=False):
     """One turn: the track is played, the assistant answers, the listener remembers it."""
     template = "unseen" if listener.unseen else "seen"
     listener.unseen = False  # answers have no unseen templates: the model must learn them
-    response = simulate.answer(listener, track, kind, asked, query)
+    response = reactions.answer(listener, track, kind, asked, query)
 
     listener.asked = asked
     listener.wished |= set(asked)
@@ -276,23 +275,6 @@ def check_ranges(arguments):
             raise SystemExit(f"--{name.replace('_', '-')} {value:g}: {accepted} accepted")
 
 
-def read_mix(given):
-    """["tags=2", ...] -> {kind: weight}. Raises SystemExit: no such kind, or no weight."""
-    kinds = simulate.OPENING | simulate.LATER
-    weights = {}
-    for pair in given:
-        kind, _, weight = pair.partition("=")
-        if kind not in kinds or not re.fullmatch(r"\d*\.?\d+", weight):
-            raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight "
-                             f"of 0 or more and one of the kinds {', '.join(kinds)}")
-        weights[kind] = float(weight)
-    return weights
-
-
-def weights_as_text(weights):
-    return "; ".join(f"{kind} {weight:g}" for kind, weight in weights.items())
-
-
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -326,7 +308,7 @@ def parse_args():
     args = parser.parse_args()
     check_ranges(vars(args))
     if args.command == "simulate":
-        args.mix = read_mix(args.mix)
+        args.mix = simulate.read_mix(args.mix)
     elif args.command != "audit":
         converse.check_flags(args)
     return args
@@ -338,8 +320,7 @@ def add_simulate_flags(add):
     add("--mix", nargs="+", default=[], metavar="KIND=WEIGHT",
         help="how often each kind of query is tried, as in --mix lyrics=0.5 more=0; other kinds "
              "keep their weight. A kind that holds for none of the tracks to come gives way to "
-             f"another. Default for first queries: {weights_as_text(simulate.OPENING)}; for later "
-             f"ones: {weights_as_text(simulate.LATER)}")
+             f"another. Defaults: first queries {simulate.OPENING}, later ones {simulate.LATER}")
     add("--rejections", type=float, default=simulate.REJECTION,
         help="share of the later turns at which a negative track comes first, where one fits, and "
              f"is turned down; 0 = never (default {simulate.REJECTION:g})")

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tracks
 
 from common import data
-from steps.synthesize import audit, obedience, truth
+from steps.synthesize import audit, coverage, obedience, truth
 
 synthesize = importlib.import_module("03_synthesize")
 
@@ -81,7 +81,7 @@ def test_by_hand(folder, monkeypatch, capsys):
     ("a jazz tune", {"tags"}), ("from the 80s, or 1975", {"metadata"}), ("Night Ferry", {"metadata"}), ("more from odile marsh", {"metadata"}),
     ("anything really Folk-ish, folk", {"tags"}), ("sad words over a slow beat, from their first album", {"audio", "lyrics", "metadata", "tags"})])
 def test_sides(query, found):
-    assert audit.sides(query, TRACKS[1], audit.side_phrases()) == found
+    assert coverage.sides(query, TRACKS[1], coverage.side_phrases()) == found
 
 
 @pytest.mark.parametrize("text, facts", [

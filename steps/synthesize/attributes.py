@@ -14,6 +14,8 @@ LEXICON = json.loads(
 KINDS = ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")
 HEARD = ("genre", "mood", "instrument", "vocal")  # kinds that tags and captions tell of
 NOUNS = ("genre", "tag")  # kinds that name a sort of music
+SAID = ("tags", "noun", "adj", "more", "use", "with", "about")  # where the lexicon has phrases
+LONGEST_PHRASE = 8  # words of one, at most
 FASTER = 1.12  # a tempo is called faster or slower when it differs by this factor
 YEARS = 7      # a track is called newer or older when more years lie between
 
@@ -94,6 +96,11 @@ def track_attributes(track):
         year = year_of(track)
         attributes["decade"] = [f"{year // 10 % 10}0s"] if 1960 <= year < 2020 else []
     return attributes
+
+
+def lexicon_phrases(entry):
+    """All that the lexicon says for a concept. entry: LEXICON[kind][concept]"""
+    return [phrase for name in SAID for phrase in entry.get(name, ())]
 
 
 def year_of(track):

@@ -1,8 +1,8 @@
 """03_synthesize.py audit: what there is to doubt in a file of dialogues, whoever wrote it.
 
-Everything is counted from words, with rules that are meant to be read (here, in obedience.py and in
-truth.py); they miss what is said in other words. So the shares serve to compare files and to find
-examples, not as truths about single dialogues.
+Everything is counted from words, with rules that are meant to be read (here, in coverage.py,
+obedience.py and truth.py); they miss what is said in other words. So the shares serve to compare
+files and to find examples, not as truths about single dialogues.
 """
 
 import json
@@ -14,30 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from common import data
-from steps.synthesize.attributes import LEXICON
+from steps.synthesize.coverage import coverage
 from steps.synthesize.obedience import RULES, concepts, obedience
 from steps.synthesize.spoken import speaks, words_of
-from steps.synthesize.truth import LONGEST, lexicon_phrases, predicted_answers, truth
+from steps.synthesize.truth import predicted_answers, truth
 
 SHINGLE = 5  # words in a row that count as the same text
 NEAR = 0.5   # share of a dialogue's shingles, or tracks, that makes another one its near-duplicate
 
-# What a request speaks of: the lexicon's phrases of these kinds, and these words besides.
-FIELDS = {"audio": ("instrument", "vocal", "tempo", "mode"), "lyrics": ("theme",),
-          "metadata": ("decade",), "tags": ("genre", "mood")}
-WORDS = {
-    "audio": "tempo bpm beat beats rhythm groove pace fast faster slow slower quick quicker loud "
-             "louder quiet quieter soft softer bass voice voices vocal vocals singing sung guitar "
-             "guitars drum drums piano strings key chord chords melody production acoustic "
-             "instrumental instrument instruments sound",
-    "lyrics": "lyric lyrics words story stories verse verses chorus subject",
-    "metadata": "artist artists band bands album albums title called named released year years "
-                "decade older newer earlier recent popular famous hit hits underground sixties "
-                "seventies eighties nineties",
-    "tags": "genre genres mood moods vibe vibes style atmosphere"}
-PATTERNS = {
-    "lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.IGNORECASE),
-    "metadata": re.compile(r"\b(?:(?:19|20)\d\ds?|\d0s)\b")}
 CHANGE = re.compile(
     r"\b(something else|something (?:very |quite |totally |completely )?different|change of|"
     r"time for a change|change direction|switch|switching|different idea|new chapter|"
@@ -158,49 +142,6 @@ def give_away(dialogues, track_of):
             for field in ("title", "artist")}
 
 
-def side_phrases():
-    """{phrase: sides} of the words and phrases that speak of audio, lyrics, metadata or tags."""
-    found = {}
-    for side, words in WORDS.items():
-        phrases = {phrase for kind in FIELDS[side] for concept, entry in LEXICON[kind].items()
-                   for phrase in (concept, *lexicon_phrases(entry))}
-        for phrase in {*map(words_of, phrases), *words.split()}:
-            found.setdefault(phrase, set()).add(side)
-    return found
-
-
-def sides(query, target, phrases):
-    """The sides of the music that a request speaks of: a set.
-
-    target: the track it asks for, or None; phrases: from `side_phrases`
-    """
-    words = words_of(query).split()
-    spoken = {" ".join(words[i:i + n]) for n in range(1, LONGEST + 1)
-              for i in range(len(words) - n + 1)}
-    found = {side for side, pattern in PATTERNS.items() if pattern.search(query)}
-    found = found.union(*(phrases[phrase] for phrase in spoken if phrase in phrases))
-    if target and any(speaks(query, target[field]) for field in ("title", "artist", "album")):
-        found.add("metadata")
-    if target and any(words_of(tag) in spoken for tag in target["tags"]):
-        found.add("tags")
-    return found
-
-
-def coverage(dialogues, track_of):
-    """Shares of the requests that speak of each side of the music."""
-    phrases = side_phrases()
-    per_dialogue = [[sides(turn.query, track_of.get(turn.music), phrases)
-                     for turn in dialogue["turns"]] for dialogue in dialogues]
-    flat = [found for of_turns in per_dialogue for found in of_turns]
-    kinds = Counter(turn.kind or "not known" for turn in all_turns(dialogues))
-    return {**{side: share([side in found for found in flat]) for side in WORDS},
-            "none of them": share([not found for found in flat]),
-            "dialogues with all four": share([len(set().union(*of_turns)) == len(WORDS)
-                                              for of_turns in per_dialogue]),
-            "kinds, as the file names them": {kind: n / len(flat)
-                                              for kind, n in kinds.most_common()}}
-
-
 def directions(dialogues, track_of):
     """Rejections and changes of direction: how many, and is the next track of another kind?"""
     turns = all_turns(dialogues)
@@ -212,14 +153,14 @@ def directions(dialogues, track_of):
             tags, tags_now = (concepts(track_of[t.music]) for t in (last, turn))
             if tags and tags_now:
                 nothing_in_common[bool(CHANGE.search(turn.query))].append(not tags & tags_now)
-    return {"turns rejected": share([turn.rejected for turn in turns]),
-            "dialogues with a rejection": share([any(turn.rejected for turn in dialogue["turns"])
-                                                 for dialogue in dialogues]),
-            "requests that change direction": share([bool(CHANGE.search(turn.query))
-                                                     for turn in turns]),
-            "no tag in common, after a change (rejections left out)":
-                share(nothing_in_common[True]),
-            "no tag in common, after other requests": share(nothing_in_common[False])}
+    found = {
+        "turns rejected": [turn.rejected for turn in turns],
+        "dialogues with a rejection": [any(turn.rejected for turn in d["turns"])
+                                       for d in dialogues],
+        "requests that change direction": [bool(CHANGE.search(t.query)) for t in turns],
+        "no tag in common, after a change (rejections left out)": nothing_in_common[True],
+        "no tag in common, after other requests": nothing_in_common[False]}
+    return {name: share(values) for name, values in found.items()}
 
 
 def shingles(dialogue):
@@ -272,13 +213,12 @@ def duplicates(train, dialogues):
     playlists = {dialogue["playlist_id"] for dialogue in train} - {None}
     long = [words_of(turn.query) for turn in all_turns(dialogues)
             if len(turn.query.split()) >= SHINGLE]
-    return {"playlist in both": share([d["playlist_id"] in playlists for d in dialogues]),
-            f"queries of {SHINGLE} words or more said in train": share([q in repeated
-                                                                        for q in long]),
-            "dialogues with half their wording from one of train": share([x >= NEAR
-                                                                          for x in near_text]),
-            "dialogues with half their tracks from one of train": share([x >= NEAR
-                                                                         for x in near_journey])}
+    found = {
+        "playlist in both": [d["playlist_id"] in playlists for d in dialogues],
+        f"queries of {SHINGLE} words or more said in train": [q in repeated for q in long],
+        "dialogues with half their wording from one of train": [x >= NEAR for x in near_text],
+        "dialogues with half their tracks from one of train": [x >= NEAR for x in near_journey]}
+    return {name: share(values) for name, values in found.items()}
 
 
 def cold(dialogues, warm):

@@ -9,18 +9,18 @@ from collections import Counter
 import numpy as np
 
 from common import data
-from steps.synthesize.attributes import KINDS, LEXICON, pairs, track_attributes
+from steps.synthesize.attributes import (
+    KINDS,
+    LEXICON,
+    LONGEST_PHRASE,
+    lexicon_phrases,
+    pairs,
+    track_attributes,
+)
 from steps.synthesize.spoken import bare, words_of
 
-SAID = ("tags", "noun", "adj", "more", "use", "with", "about")  # where the lexicon has phrases
-LONGEST = 8  # words of a phrase, at most
 IN_LEXICON = [kind for kind in KINDS if kind != "tag"]
 DENIED = {"not", "no", "without", "less", "never"}  # a phrase after one of these is no fact
-
-
-def lexicon_phrases(entry):
-    """All that the lexicon's entry of a concept says for it."""
-    return [phrase for name in SAID for phrase in entry.get(name, ())]
 
 
 def fact_phrases(tracks):
@@ -63,7 +63,7 @@ def stated(text, phrases):
     found = []
     i = 0
     while i < len(words):
-        for n in range(min(LONGEST, len(words) - i), 0, -1):
+        for n in range(min(LONGEST_PHRASE, len(words) - i), 0, -1):
             facts = [(kind, c) for kind, c in phrases.get(" ".join(words[i:i + n]), ())
                      if kind != "name" or c in text]
             if facts:
