@@ -48,11 +48,10 @@ from tqdm import tqdm
 from common import data, runs
 from steps.synthesize import audit, guards, reactions, simulate
 from steps.synthesize.attributes import pairs, track_attributes
-from steps.synthesize.llm import converse, prompt
+from steps.synthesize.llm import converse
 from steps.synthesize.rules import problems
 from steps.synthesize.templates import Listener
 
-NAME = "03_synthesize"
 MIN_TURNS = 4   # of a simulated dialogue; for any writer a playlist needs as many tracks
 MAX_TURNS = 14
 
@@ -326,6 +325,29 @@ def add_simulate_flags(add):
              f"is turned down; 0 = never (default {simulate.REJECTION:g})")
 
 
+def write_simulated(args, counts, sources, tracks_by_id):
+    """Write the simulated dialogues of all splits, or go on with that.
+
+    counts: {split: number of dialogues}
+    Returns: the run to be finished, or None if all was done before
+    """
+    folder = args.data_dir
+    run, state = guards.begin_run(args, runs.PLACE)
+    if state == "done":
+        return None
+    if state == "new":
+        guards.remove_old(folder)
+    runs.record_run(run)
+
+    mix = simulate.mix_of(args.mix, args.rejections)
+    attributes_of = {i: track_attributes(track) for i, track in tracks_by_id.items()}
+    for split, path in guards.dialogue_paths(folder).items():
+        if not path.is_file():
+            write_split(path, split, counts[split], sources[split], tracks_by_id, attributes_of,
+                        args.max_tracks, mix)
+    return run
+
+
 def main():
     args = parse_args()
     folder = args.data_dir
@@ -340,56 +362,27 @@ def main():
     playlists = data.load_playlists(folder, tracks_by_id)
     counts = {"train": args.n_train, "valid": args.n_valid, "test": args.n_test}
     sources = {split: make_sources(split, playlists, tracks, args.seed) for split in data.SPLITS}
-
-    by_llm = args.command != "simulate"
-    if by_llm:
-        jobs_of = converse.make_jobs(sources, tracks_by_id, args.chunk, args.chunk_test,
-                                     args.negatives)
-        if args.show_prompt:
-            print(prompt.fill(jobs_of["train"](0), args.lyrics_words))
-        prompt.print_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out)
+    if args.command != "simulate":
+        jobs_of = converse.make_jobs(args, sources, tracks_by_id)
+        converse.print_estimate(args, counts, jobs_of)
         if args.show_prompt:
             return
-        args.prompt = runs.file_hash(prompt.TEMPLATE)  # another prompt is another run
-    else:
-        mix = simulate.mix_of(args.mix, args.rejections)
 
     with guards.folder_lock(folder):
-        # Refuse to replace what was made otherwise; skip what is done.
-        guards.refuse_others(folder, args.command, args.resume)
-        run, state = runs.begin_run(
-            folder, NAME, args, reads=[*data.catalogue_files(folder), "playlists.jsonl"],
-            writes=[path.name for path in paths.values()] + ["dialogues_rejected.jsonl"] * by_llm,
-            resume=args.resume, record=False, ignore=runs.PLACE + converse.NO_EFFECT * by_llm)
-        if state == "done" and (not by_llm or runs.read_run(folder, NAME).get("asked") == counts):
-            print(f"{NAME}: already done, nothing changed")
-            return
-        if by_llm:
-            if state != "new":
-                guards.refuse_changed(folder)
-            backend, limiter = converse.make_backend(args)
-        if state == "new":
-            guards.remove_old(folder)
-        runs.record_run(run)  # only now: the backend is there
-
-        # Write the dialogues.
-        facts = {}
-        if by_llm:
-            summary = converse.write_dialogues(args, counts, jobs_of, backend, limiter)
-            facts = {"summary": summary, "asked": counts}
+        if args.command == "simulate":
+            run = write_simulated(args, counts, sources, tracks_by_id)
         else:
-            attributes_of = {track["track_id"]: track_attributes(track) for track in tracks}
-            for split, path in paths.items():
-                if not path.is_file():
-                    write_split(path, split, counts[split], sources[split], tracks_by_id,
-                                attributes_of, args.max_tracks, mix)
+            run = converse.write_dialogues(args, counts, jobs_of)
+        if run is None:
+            print("03_synthesize: already done, nothing changed")
+            return
 
-        # Count what is in them.
+        # What is in them.
         warm = warm_tracks(playlists)
         table = {split: describe_split(data.load_dialogues(path, tracks_by_id), warm)
                  for split, path in paths.items()}
         print_table(table)
-        runs.finish_run(run, table=table, **facts)
+        runs.finish_run(run, table=table)
     print(f"wrote {', '.join(map(str, paths.values()))}; "
           f"next: python 04_train.py --data-dir {folder}")
 

@@ -42,6 +42,21 @@ def folder_lock(folder):
                          f"same command goes on from there") from error
 
 
+def begin_run(args, ignore, more_writes=()):
+    """runs.begin_run for 03_synthesize.py; the record is not written yet.
+
+    ignore: arguments that change no dialogue
+    more_writes: files besides the dialogues
+    Raises SystemExit: the folder has dialogues that must not be replaced.
+    """
+    folder = args.data_dir
+    refuse_others(folder, args.command, args.resume)
+    reads = [*data.catalogue_files(folder), "playlists.jsonl"]
+    writes = [*(path.name for path in dialogue_paths(folder).values()), *more_writes]
+    return runs.begin_run(folder, "03_synthesize", args, reads, writes, args.resume,
+                          record=False, ignore=ignore)
+
+
 def refuse_others(folder, writer, resume):
     """Raises SystemExit: the folder has dialogues or answers that must not be lost.
 

@@ -52,6 +52,7 @@ def read_mix(given):
             raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight "
                              f"of 0 or more and one of the kinds {', '.join(kinds)}")
         weights[kind] = float(weight)
+    mix_of(weights)  # refuses a mix of which nothing is left
     return weights
 
 

@@ -2,10 +2,11 @@
 
 import re
 import time
+from functools import partial
 
 import numpy as np
 
-from common import data
+from common import data, runs
 from common.process import resolve_device
 from steps.synthesize import guards
 from steps.synthesize.llm import jobs, parse, prompt
@@ -74,45 +75,74 @@ def check_flags(args):
                          f"http://127.0.0.1:8080 (default: Google's)")
 
 
-def make_jobs(sources, tracks_by_id, chunk, chunk_test, most_negatives):
+def make_jobs(args, sources, tracks_by_id):
     """{split: function of a dialogue's number that returns its prompt.Job}.
 
     sources: {split: function of a number that returns a Source}, from 03_synthesize.py
-    chunk, chunk_test: about so many tracks for a dialogue of train, and of valid and test
     """
     def jobs_of(split):
-        size = chunk if split == "train" else chunk_test
+        size = args.chunk if split == "train" else args.chunk_test
         return lambda number: prompt.make_job(f"{split}-{number}", sources[split](number),
-                                              tracks_by_id, size, most_negatives)
+                                              tracks_by_id, size, args.negatives)
     return {split: jobs_of(split) for split in sources}
 
 
-def make_backend(args):
+def print_estimate(args, counts, jobs_of):
+    """Print what the run will take; with --show-prompt also a prompt, of the first dialogue."""
+    args.prompt = runs.file_hash(prompt.TEMPLATE)  # for the record: another prompt is another run
+    if args.show_prompt:
+        print(prompt.fill(jobs_of["train"](0), args.lyrics_words))
+    prompt.print_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out)
+
+
+def open_backend(args):
     """(a function of prompts and seeds that returns Answers, its jobs.RateLimit).
 
     Raises SystemExit: no key, no package, no model.
     """
     sampling = {"temperature": args.temperature, "top_p": args.top_p,
                 "max_new_tokens": args.max_new_tokens}
-    if args.command == "gemini":
-        from steps.synthesize.llm import gemini
-        limiter = jobs.RateLimit(args.requests_per_minute)
-        call = gemini.make_call(args.model, gemini.read_key(), args.api_endpoint, args.timeout,
-                                **sampling)
-        return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries)
-                                       for text in prompts], limiter
-    from steps.synthesize.llm import local
-    model, tokenizer = local.load_model(args.model, args.device)
-    return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds,
-                                                 **sampling), jobs.RateLimit(0)
+    if args.command == "local":
+        from steps.synthesize.llm import local
+        model = local.load_model(args.model, args.device)
+        return partial(local.generate, *model, **sampling), jobs.RateLimit(0)
+
+    from steps.synthesize.llm import gemini
+    limiter = jobs.RateLimit(args.requests_per_minute)
+    call = gemini.make_call(args.model, gemini.read_key(), args.api_endpoint, args.timeout,
+                            **sampling)
+    return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries)
+                                   for text in prompts], limiter
 
 
-def write_dialogues(args, counts, jobs_of, backend, limiter):
-    """Ask for what the journals leave open, and write the dialogues of all splits.
+def write_dialogues(args, counts, jobs_of):
+    """Write the dialogues of all splits, or go on with that.
 
-    counts: {split: dialogues}; jobs_of: from `make_jobs`; backend, limiter: from `make_backend`
-    Returns: the summary for the record
+    counts: {split: number of dialogues}; jobs_of: from `make_jobs`
+    Returns: the run to be finished, or None if all was done before
     Raises SystemExit: stopped, or a split has no dialogues.
+    """
+    folder = args.data_dir
+    run, state = guards.begin_run(args, runs.PLACE + NO_EFFECT, ["dialogues_rejected.jsonl"])
+    if state == "done" and runs.read_run(folder, "03_synthesize").get("asked") == counts:
+        return None
+    if state != "new":
+        guards.refuse_changed(folder)
+    backend, limiter = open_backend(args)  # before anything is deleted
+    if state == "new":
+        guards.remove_old(folder)
+    runs.record_run(run)
+
+    journals, summary = ask_splits(args, counts, jobs_of, backend, limiter)
+    write_files(folder, *collect(journals, counts, jobs_of, args.model, args.command))
+    return run | {"summary": summary, "asked": counts}
+
+
+def ask_splits(args, counts, jobs_of, backend, limiter):
+    """Ask for what the journals leave open, and print what it came to, even after an error.
+
+    backend, limiter: from `open_backend`
+    Returns: ({split: from jobs.read_journal}, the summary for the record)
     """
     paths = guards.journal_paths(args.data_dir)
     journals = {split: jobs.read_journal(path) for split, path in paths.items()}
@@ -124,14 +154,13 @@ def write_dialogues(args, counts, jobs_of, backend, limiter):
         for split, n in counts.items():
             answered = ask_split(args, split, n, jobs_of[split], backend, limiter, paths[split],
                                  answered)
-    finally:  # also where that ends in an error
+    finally:
         journals = {split: jobs.read_journal(path) for split, path in paths.items()}
         summary = summarise(journals, counts, args.price_in, args.price_out)
         done = sum(summary[key] - before[key] for key in ("made", "rejected"))
         summary["dialogues_a_minute"] = round(60 * done / (time.time() - start), 1)
         print_summary(summary)
-    write_files(args.data_dir, *collect(journals, counts, jobs_of, args.model, args.command))
-    return summary
+    return journals, summary
 
 
 def ask_split(args, split, n, job_of, backend, limiter, journal, answered):
