@@ -36,7 +36,7 @@ def complaints(listener, a, b, asked, coming):
     coming: the tracks that are still to be played
     Returns: list of (name of its templates, slots, attribute or None)
     """
-    old, new = (listener.attributes_of[track["track_id"]] for track in (a, b))
+    old, new = (listener.attributes(track) for track in (a, b))
     reasons = []
 
     asked_kinds = {kind for kind, _ in [*asked, *listener.asked]}
@@ -55,7 +55,7 @@ def complaints(listener, a, b, asked, coming):
         reasons.append((name, {}, None))
 
     enjoyed = {attribute for track in [*listener.liked, *coming]
-               for attribute in pairs(listener.attributes_of[track["track_id"]])}
+               for attribute in pairs(listener.attributes(track))}
     for kind, c in pairs(old, ("mood", "instrument")):
         alike = any(c == other or frozenset((c, other)) in NEAR for other in new[kind])
         if new[kind] and not alike and (kind, c) not in listener.wished | enjoyed:
@@ -78,10 +78,10 @@ def turn_down(listener, kind, target, before, negatives, coming):
 
     Returns: (the negative track, query, asked, why it is turned down), or None
     """
-    wanted = listener.attributes_of[target["track_id"]]
+    wanted = listener.attributes(target)
 
     def in_common_with_target(track):
-        return len(pairs(intersection([listener.attributes_of[track["track_id"]], wanted])))
+        return len(pairs(intersection([listener.attributes(track), wanted])))
 
     some = shuffled(negatives, listener.rng)[:20]
     for track in sorted(some, key=in_common_with_target, reverse=True)[:5]:
@@ -101,18 +101,18 @@ def turn_down(listener, kind, target, before, negatives, coming):
 def clarify(listener, reason, asked, refused, target):
     """What the listener says after a rejection: (query, what it asks for).
 
-    reason: of `turn_down`
+    reason: from `turn_down`
     asked: the attributes in the request before; the genre is clear from it
     """
     rng = listener.rng
 
     # What is true of the target and was not said; if possible, not of the refused track.
-    attributes = listener.without_disliked(listener.attributes_of[target["track_id"]])
+    attributes = listener.without_disliked(listener.attributes(target))
     attributes = {kind: [c for c in concepts if (kind, c) not in asked]
                   for kind, concepts in attributes.items()}
     if asked:
         attributes |= dict.fromkeys(NOUNS, [])
-    of_refused = listener.attributes_of[refused["track_id"]]
+    of_refused = listener.attributes(refused)
     fresh = {kind: [c for c in concepts if c not in of_refused[kind]]
              for kind, concepts in attributes.items()}
     if any(fresh[kind] for kind in ("mood", "instrument", "vocal", "theme", "tempo")):
@@ -141,7 +141,7 @@ def praise(listener, kind, before, target, asked):
     Warm words only where what follows is of the same genre or mood. After a request by title just a
     few words, since the choice was not the assistant's.
     """
-    of_before, of_target = (listener.attributes_of[t["track_id"]] for t in (before, target))
+    of_before, of_target = (listener.attributes(t) for t in (before, target))
     stays = pairs(intersection([of_before, of_target]), (*NOUNS, "mood"))
     if not stays or kind == "callback" or listener.by_title:
         return listener.say("praise_mild")
@@ -171,7 +171,7 @@ def answer(listener, track, kind, asked, query):
     compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]
 
     # 1. What can be said of the track.
-    attributes = listener.without_disliked(listener.attributes_of[track["track_id"]])
+    attributes = listener.without_disliked(listener.attributes(track))
     known = [attribute for attribute in pairs(attributes)
              if attribute[0] != "mode" or attribute in asked or rng.random() < 0.5]
     if compared or kind == "after_rejection":

@@ -25,15 +25,15 @@ from steps.synthesize.attributes import (
 )
 from steps.synthesize.templates import noun_phrase, pick
 
-# How often the listener asks in which way: weights, which mix_of changes, among what can be said
-# truly. Version 3; frozen before any system was run on it.
+# How often the listener asks in which way: weights among what can be said truly. --mix changes
+# them. This is version 3, frozen before any system was run on it.
 OPENING = {"tags": 0.4, "lyrics": 0.15, "audio": 0.2, "metadata": 0.15, "title": 0.1}
 LATER = {"relative": 0.37, "callback": 0.2, "more": 0.1, "tags": 0.1, "lyrics": 0.08,
          "audio": 0.09, "metadata": 0.07, "title": 0.04, "redirect": 0.05}
 REJECTION = 0.12  # share of the later turns at which a track is played first that is turned down
 PRAISE = 0.35     # share of the later queries that begin with a word on the track before
 
-# For each kind of description: what it is about, how many attributes, and what may come besides.
+# For each kind of description: what it is about, and how many attributes it has at least.
 ABOUT = {
     "tags": ("genre", "mood", "instrument", "vocal", "tag"),
     "lyrics": ("theme",),
@@ -86,7 +86,7 @@ def choose_attributes(attributes, kind, rng):
     """Two to four attributes to speak of. Empty if nothing is known.
 
     attributes: {kind: [concepts]} of a track
-    kind: what the description is about, of ABOUT
+    kind: of description, as in ABOUT
     """
     known = [attribute for attribute in pairs(attributes, ABOUT[kind])
              if attribute[0] != "mode" or rng.random() < 0.5]  # few people speak of keys
@@ -112,10 +112,9 @@ class Situation:
         self.before = before          # the track played last, or None
         self.playlist = playlist      # at the opening: (title, attributes of half of its tracks)
 
-        of = listener.attributes_of
-        shared = intersection([of[track["track_id"]] for track in candidates])
+        shared = intersection([listener.attributes(track) for track in candidates])
         self.attributes = listener.without_disliked(shared)
-        self.old = of[before["track_id"]] if before else {kind: [] for kind in shared}
+        self.old = listener.attributes(before) if before else {kind: [] for kind in shared}
         self.news = {kind: [c for c in concepts if c not in self.old[kind]]
                      for kind, concepts in self.attributes.items()}
         self.same_genre = any(set(self.attributes[kind]) & set(self.old[kind]) for kind in NOUNS)
@@ -126,7 +125,7 @@ class Situation:
                                          for t in self.candidates)))
 
     def describe(self, asked, known_genre=False, template="describe", **slots):
-        """A request in words for these attributes, and they."""
+        """(a request in words for these attributes, the attributes)."""
         phrase = noun_phrase(asked, self.listener.rng, known_genre)
         return self.listener.say(template, np=phrase, **slots), asked
 
@@ -183,7 +182,7 @@ def ask_callback(now):
     rng = listener.rng
     old_genre = set(pairs(now.old, NOUNS))
     for earlier in shuffled(listener.liked, rng):
-        attributes = listener.attributes_of[earlier["track_id"]]
+        attributes = listener.attributes(earlier)
         shared = intersection([now.attributes, attributes])
         genre = pairs(shared, NOUNS)
         if earlier is now.before or not genre or set(pairs(attributes, NOUNS)) & old_genre:
@@ -219,10 +218,10 @@ def ask_metadata(now):
 def ask_redirect(now):
     """For a track whose genre and moods are all others than those of the track before."""
     asked = choose_attributes(now.news, "tags", now.listener.rng)
-    attributes = [now.listener.attributes_of[track["track_id"]] for track in now.candidates]
-    all_new = not any(c in now.old[kind] for of in attributes
-                      for kind, c in pairs(of, ("genre", "mood", "tag")))
-    genres_known = pairs(now.old, NOUNS) and all(pairs(of, NOUNS) for of in attributes)
+    per_track = [now.listener.attributes(track) for track in now.candidates]
+    all_new = not any(c in now.old[kind] for attributes in per_track
+                      for kind, c in pairs(attributes, ("genre", "mood", "tag")))
+    genres_known = pairs(now.old, NOUNS) and all(pairs(each, NOUNS) for each in per_track)
     if asked and all_new and genres_known:
         return now.describe(asked, template="redirect")
     return None

@@ -16,7 +16,7 @@ SLOTS = {template: set(re.findall(r"{(\w+)}", template)) for splits in TEMPLATES
          for templates in splits.values() for template in templates}
 UNSEEN_TEMPLATES = 0.6  # share of the test queries whose template never occurs in training
 PIECES = ("song", "track", "tune")
-# What stands before a thing that is kept; "with " before all other kinds.
+# The preposition before a thing that is kept; "with " for all other kinds.
 PREPOSITION = {"genre": "in ", "tag": "in ", "mood": "in ", "tempo": "at ", "theme": "on "}
 
 
@@ -165,6 +165,10 @@ class Listener:
         self.played = set()    # track ids
         self.plays = {}        # {artist: how often played}
 
+    def attributes(self, track):
+        """{kind: [concepts]} of a track."""
+        return self.attributes_of[track["track_id"]]
+
     def new_turn(self):
         self.unseen = self.split == "test" and self.rng.random() < UNSEEN_TEMPLATES
 
@@ -243,10 +247,9 @@ class Listener:
         unsaid: artists that must not be named
         Returns: ["the first one", ...]
         """
-        attributes = self.attributes_of[track["track_id"]]
+        attributes = self.attributes(track)
         others = [t for t in self.liked if t is not track]
-        taken = {attribute for t in others
-                 for attribute in pairs(self.attributes_of[t["track_id"]])}
+        taken = {attribute for t in others for attribute in pairs(self.attributes(t))}
         # Both are drawn even where they are not needed: another order of draws, other dialogues.
         first = self.words("callback_first")
         one_before = self.words("callback_before")
