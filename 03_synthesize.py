@@ -1,372 +1,390 @@
 """03: dialogues from playlists (paper, section 2.3).
 
-A dialogue is a journey through tracks of one playlist: a query, a track, an answer, and so on. A track that the listener
-turns down comes from the negative set: tracks by artists of the playlist that are not in it. Who writes it
-is --backend:
+A dialogue is a walk through tracks of one playlist: a query, a track, an answer, and so on. Now and
+then the listener turns a track down. That track comes from the negative set: tracks by artists of
+the playlist that are not in it.
 
-simulate  a simulated listener, offline (steps/synthesize/simulate.py); --mix and --rejections say how often it asks in which way
-gemini    Google's models, as the paper; the key in GEMINI_API_KEY or GOOGLE_API_KEY (steps/synthesize/llm/gemini.py)
-local     any chat model of Hugging Face's, on this machine (steps/synthesize/llm/local.py)
+  simulate  a simulated listener writes the dialogues, offline (steps/synthesize/simulate.py);
+            --mix and --rejections say how often it asks in which way
+  gemini    a model of Google's writes them, as in the paper; needs a key in GEMINI_API_KEY or
+            GOOGLE_API_KEY (steps/synthesize/llm, which may be skipped at first reading)
+  local     a chat model from Hugging Face writes them, on this machine
+  audit     counts what there is to doubt in dialogues from any source (steps/synthesize/audit.py);
+            with --predictions also in the answers of systems
 
-The last two fill steps/synthesize/llm/prompt.txt with a chunk of a playlist (--chunk, --chunk-test, --lyrics-words, --negatives), and
-steps/synthesize/llm/parse.py makes a dialogue of the answer. What it cannot repair with certainty is asked for once more, then set
-aside in dialogues_rejected.jsonl; so there may be fewer dialogues than were asked for. --show-prompt prints one prompt and
-what the whole run would cost (--price-in, --price-out), and calls nobody. --concurrency calls are made at a time,
---requests-per-minute at most, each tried up to --tries times. Try a few first, in a folder of its own, and read them:
---n-train 20 --n-valid 5 --n-test 5.
+Before a large run of gemini or local: --show-prompt prints one prompt and the cost, and calls
+nobody; then make a few dialogues in a folder of its own and read them (--n-train 20 --n-valid 5
+--n-test 5).
 
-`audit` looks at dialogues instead, from whatever source: schema, queries that give the target away, what they speak of,
-whether "slower" brings something slower, whether what answers say is true of the track, duplicates between train and test
-(steps/synthesize/audit.py); with --predictions also at the answers of systems.
+Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl
+        audit: the dialogues, predictions/*.jsonl
+Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
+        gemini, local: answers_*.jsonl (what was paid for), dialogues_rejected.jsonl (set aside)
+        audit: results/audit.md, results/audit.json
 
-Reads   tracks.jsonl, playlists.jsonl; audit: the dialogues, with --predictions predictions/*.jsonl
-Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl; gemini and local: dialogues_rejected.jsonl,
-        answers_train.jsonl and so on, which keep what was paid for; audit: results/audit.md, results/audit.json
+Demo        python 03_synthesize.py simulate                         (10 s)
+            python 03_synthesize.py audit --predictions talkplay     (15 s)
+Full scale  python 03_synthesize.py simulate --data-dir data/mpd --n-train 531552 --n-valid 1000 \
+                --n-test 1000
+            python 03_synthesize.py gemini --data-dir data/mpd-gemini --n-train 531552 --show-prompt
+            python 03_synthesize.py local --data-dir data/mpd-local --device cuda --batch-size 32 \
+                --model Qwen/Qwen3-4B-Instruct-2507
 
-Demo        python 03_synthesize.py                                  (20 s)
-            python 03_synthesize.py audit --predictions talkplay     (30 s)
-Full scale  python 03_synthesize.py --data-dir data/mpd --n-train 531552 --n-valid 1000 --n-test 1000
-            python 03_synthesize.py --data-dir data/mpd-gemini --backend gemini --n-train 531552 --n-valid 1000 --n-test 1000 --show-prompt
-            python 03_synthesize.py --data-dir data/mpd-local --backend local --model Qwen/Qwen3-4B-Instruct-2507 --device cuda --batch-size 32
-
-A killed run goes on where it stopped when the same command is given again, and pays for nothing twice; gemini and local
-keep what was paid for also with another --n-train, --n-valid or --n-test.
+A run that was killed goes on where it stopped when the same command is given again. Nothing is paid
+for twice; gemini and local keep their answers even with another --n-train, --n-valid or --n-test.
 """
 
 import argparse
 import json
-import math
 import os
-import re
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from common import data, runs
-from common.process import resolve_device
-from steps.synthesize import audit, simulate
-from steps.synthesize.llm import jobs, parse, prompt
-from steps.synthesize.attributes import track_attributes
+from steps.synthesize import audit, guards, reactions, simulate
+from steps.synthesize.attributes import pairs, track_attributes
+from steps.synthesize.llm import converse
+from steps.synthesize.rules import problems
+from steps.synthesize.templates import Listener
 
-BACKENDS = ("simulate", "gemini", "local")
-MIN_TURNS, MAX_TURNS = 4, 14  # of a simulated dialogue; a playlist needs MIN_TURNS tracks for every backend
-ONLY_SIMULATE = ("max_tracks", "mix", "rejections")
-ONLY_LLM = ("model", "chunk", "chunk_test", "lyrics_words", "negatives", "temperature", "top_p", "max_new_tokens")
-COUNTS = ("n_train", "n_valid", "n_test")  # for a language model: dialogue i is the same for any n, and what is paid for is kept
-NO_EFFECT = ("task", "file", "predictions", "show_prompt", "concurrency", "requests_per_minute", "tries", "timeout", "api_endpoint",
-             "price_in", "price_out", "batch_size", "data_dir", "resume", "device")  # arguments that change no dialogue
+MIN_TURNS = 4   # of a simulated dialogue; for any writer a playlist needs as many tracks
+MAX_TURNS = 14
 
 
 # ---------------------------------------------------------------- what a dialogue is made from
 
-def sample_tracks(playlist, rng, most):
-    """4 to `most` tracks of a playlist, a stretch of neighbours with gaps, in the playlist's order."""
-    ids = playlist["track_ids"]
-    n = int(rng.integers(MIN_TURNS, min(most, len(ids)) + 1))
-    stretch = min(len(ids), 2 * n)
-    start = int(rng.integers(len(ids) - stretch + 1))
-    return [ids[start + i] for i in sorted(rng.permutation(stretch)[:n])]
+class Source(NamedTuple):
+    """What one dialogue is made from."""
+    playlist: dict
+    visit: int              # how many dialogues this playlist has had before
+    negatives: list         # track ids: the negative set
+    rng: np.random.Generator
 
 
-def negative_set(playlist, tracks_by_artist, artist_of):
-    """Track ids by artists of the playlist that are not in it, sorted.
+def negative_set(playlist, artist_of, tracks_by_artist):
+    """Ids of the tracks by artists of the playlist that are not in it, sorted.
 
-    tracks_by_artist: for training dialogues only the tracks of training playlists, or new (cold)
-    tracks would be met in training.
+    artist_of: {track_id: artist}
+    tracks_by_artist: {artist: track ids that may be played}
     """
     artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
-    inside = set(playlist["track_ids"])
-    return sorted({t for a in artists for t in tracks_by_artist.get(a, [])} - inside)
+    by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
+    return sorted(by_them - set(playlist["track_ids"]))
 
 
-def artists_tracks(split, playlists, tracks):
-    """({artist: track ids that a negative set of this split may hold}, {track_id: artist})."""
-    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
-    tracks_by_artist = {}
-    for track in tracks if split != "train" else [t for t in tracks if t["track_id"] in warm]:
-        tracks_by_artist.setdefault(track["artist"], []).append(track["track_id"])
-    return tracks_by_artist, {t["track_id"]: t["artist"] for t in tracks}
+def make_sources(split, playlists, tracks, seed):
+    """A function of a dialogue's number that returns its Source.
 
+    The playlists come in a seeded order, again and again. Each dialogue has a random stream of its
+    own.
 
-def playlists_in_turn(split, playlists, seed):
-    """The playlists of a split that are long enough, in a seeded order. Raises SystemExit: none."""
+    Raises SystemExit: no playlist of the split is long enough.
+    """
+    stream = [seed, data.SPLITS.index(split)]
     chosen = [p for p in playlists if p["split"] == split and len(p["track_ids"]) >= MIN_TURNS]
     if not chosen:
-        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks or more; make more playlists with 00_prepare_data.py")
-    return [chosen[i] for i in np.random.default_rng([seed, data.SPLITS.index(split)]).permutation(len(chosen))]
+        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks or more; make more playlists "
+                         f"with 00_prepare_data.py")
+    order = np.random.default_rng(stream).permutation(len(chosen))
+
+    # Training dialogues play warm tracks only, or cold tracks would be met in training.
+    warm = warm_tracks(playlists)
+    artist_of = {track["track_id"]: track["artist"] for track in tracks}
+    tracks_by_artist = {}
+    for track in tracks:
+        if split != "train" or track["track_id"] in warm:
+            tracks_by_artist.setdefault(track["artist"], []).append(track["track_id"])
+
+    def source_of(number):
+        visit, turn = divmod(number, len(chosen))
+        playlist = chosen[order[turn]]
+        return Source(playlist, visit, negative_set(playlist, artist_of, tracks_by_artist),
+                      np.random.default_rng([*stream, number]))
+    return source_of
 
 
-# ---------------------------------------------------------------- the simulated listener
+def warm_tracks(playlists):
+    """The ids of the tracks in training playlists: a set."""
+    return {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
 
-def synthesize(split, playlists, tracks, row_of, attributes_of, n, seed, path, most, mix):
-    """Write n dialogues over the playlists of one split, in turn; several for each where n is larger.
 
-    attributes_of: {track_id: track_attributes(track)}; most: tracks sampled for one; mix: of simulate.mix_of.
+def sample_tracks(track_ids, rng, most):
+    """4 to `most` tracks of a playlist, in its order: a stretch of neighbours with gaps."""
+    n = int(rng.integers(MIN_TURNS, min(most, len(track_ids)) + 1))
+    stretch = min(len(track_ids), 2 * n)
+    start = int(rng.integers(len(track_ids) - stretch + 1))
+    return [track_ids[start + i] for i in sorted(rng.permutation(stretch)[:n])]
 
-    Lines go to `path`.part one by one; whole lines that are there already are kept. Each dialogue has
-    its own random stream, so a resumed run ends in the same file.
+
+# ---------------------------------------------------------------- the walk through a playlist
+
+def walk(title, sampled, negatives, attributes_of, split, rng,
+         opening=simulate.OPENING, later=simulate.LATER, rejection=simulate.REJECTION):
+    """One dialogue through the tracks `sampled`.
+
+    Mostly they are played in their order, but "more of this" waits for a track like the last one.
+
+    title: the playlist's, or None
+    sampled, negatives: lists of tracks (dicts)
+    attributes_of: {track_id: track_attributes(track)}
+    opening, later, rejection: from simulate.mix_of
+    Returns: list of turns {query, music, response, targets, rejected, kind, template}
     """
-    tracks_by_artist, artist_of = artists_tracks(split, playlists, tracks)
-    chosen = playlists_in_turn(split, playlists, seed)
+    listener = Listener(split, rng, attributes_of)
+    counts = Counter(a for track in sampled for a in pairs(attributes_of[track["track_id"]]))
+    playlist = title, {attribute for attribute, n in counts.items() if 2 * n >= len(sampled)}
+    turns = []
+    remaining = list(sampled)
+    before = None
+    while remaining:
+        # 1. The listener asks for one of the tracks to come.
+        listener.new_turn()
+        first = not turns
+        kind, target, query, asked = simulate.next_request(
+            listener, remaining, before, playlist if first else None, opening if first else later)
 
+        # 2. At times a negative track comes first for which the request holds as well.
+        refused = None
+        has_room = len(turns) + len(remaining) < MAX_TURNS
+        if not first and has_room and rng.random() < rejection:
+            unplayed = [t for t in negatives if t["track_id"] not in listener.played]
+            refused = reactions.turn_down(listener, kind, target, before, unplayed, remaining)
+        if refused:
+            negative, query, asked, reason = refused
+
+        # 3. At times the query begins with a word on the track before.
+        needs_none = first or kind == "redirect" or query.startswith(reactions.OPINIONS)
+        if not needs_none and rng.random() < simulate.PRAISE:
+            query = f"{reactions.praise(listener, kind, before, target, asked)} {query}"
+
+        # 4. The negative track is played and turned down; the listener says what they meant.
+        if refused:
+            turns.append(play(listener, negative, kind, query, asked, rejected=True))
+            listener.new_turn()
+            kind = "after_rejection"
+            query, asked = reactions.clarify(listener, reason, asked, negative, target)
+
+        # 5. The track is played, with an answer.
+        turns.append(play(listener, target, kind, query, asked))
+        listener.liked.append(target)
+        remaining.remove(target)
+        before = target
+    return turns
+
+
+def play(listener, track, kind, query, asked, rejected=False):
+    """One turn: the track is played, the assistant answers, the listener remembers it."""
+    template = "unseen" if listener.unseen else "seen"
+    listener.unseen = False  # answers have no unseen templates: the model must learn them
+    response = reactions.answer(listener, track, kind, asked, query)
+
+    listener.asked = asked
+    listener.wished |= set(asked)
+    listener.by_title = kind == "title"
+    listener.played.add(track["track_id"])
+    listener.plays[track["artist"]] = listener.plays.get(track["artist"], 0) + 1
+    return {"query": query, "music": track["track_id"], "targets": [track["track_id"]],
+            "rejected": rejected, "kind": kind, "response": response, "template": template}
+
+
+def write_split(path, split, n, source_of, tracks_by_id, attributes_of, most, mix):
+    """Write n simulated dialogues.
+
+    They go to `path`.part one by one; a run that was killed goes on behind its last whole line.
+
+    source_of: from `make_sources`; mix: from simulate.mix_of
+    most: tracks sampled for one dialogue
+    """
     part = path.with_name(path.name + ".part")
     done = data.keep_whole_lines(part)
     with open(part, "a", encoding="utf-8") as f:
-        for i in tqdm(range(done, n), initial=done, total=n, desc=split):
-            playlist = chosen[i % len(chosen)]
-            rng = np.random.default_rng([seed, data.SPLITS.index(split), i])
-            sampled = sample_tracks(playlist, rng, most)
-            negatives = negative_set(playlist, tracks_by_artist, artist_of)
-            turns = simulate.simulate(playlist.get("title"), [tracks[row_of[t]] for t in sampled],
-                                      [tracks[row_of[t]] for t in negatives], attributes_of, split, rng, MAX_TURNS, **mix)
-            dialogue = {"dialogue_id": f"{split}-{i}", "playlist_id": playlist["playlist_id"],
+        for number in tqdm(range(done, n), initial=done, total=n, desc=split):
+            playlist, _, negatives, rng = source_of(number)
+            sampled = sample_tracks(playlist["track_ids"], rng, most)
+            turns = walk(playlist.get("title"), [tracks_by_id[t] for t in sampled],
+                         [tracks_by_id[t] for t in negatives], attributes_of, split, rng, **mix)
+            dialogue = {"dialogue_id": f"{split}-{number}", "playlist_id": playlist["playlist_id"],
                         "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
-            wrong = parse.problems(dialogue, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
+            wrong = problems(turns, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
             if wrong:
-                raise SystemExit(f"dialogue {dialogue['dialogue_id']} of playlist {playlist['playlist_id']}: {'; '.join(wrong)}")
+                raise SystemExit(f"dialogue {dialogue['dialogue_id']} of playlist "
+                                 f"{playlist['playlist_id']}: {'; '.join(wrong)}")
             f.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
             f.flush()
     os.replace(part, path)
 
 
-# ---------------------------------------------------------------- language models
+# ---------------------------------------------------------------- the paper's Table 1
 
-def job_maker(split, playlists, tracks, row_of, seed, size, most_negatives):
-    """A function of a dialogue's number -> prompt.Job: a chunk of a playlist, and some of its negative set."""
-    tracks_by_artist, artist_of = artists_tracks(split, playlists, tracks)
-    chosen = playlists_in_turn(split, playlists, seed)
-
-    def make_job(number):
-        playlist = chosen[number % len(chosen)]
-        rng = np.random.default_rng([seed, data.SPLITS.index(split), number])
-        ids = prompt.chunk(playlist["track_ids"], number // len(chosen), size, rng)
-        negatives = negative_set(playlist, tracks_by_artist, artist_of)
-        negatives = [negatives[i] for i in rng.permutation(len(negatives))[:most_negatives]]
-        return prompt.Job(number, f"{split}-{number}", playlist["playlist_id"], [tracks[row_of[t]] for t in ids],
-                          [tracks[row_of[t]] for t in negatives], prompt.OPENINGS[int(rng.integers(len(prompt.OPENINGS)))])
-    return make_job
-
-
-def make_backend(args, limiter):
-    """A function of prompts and seeds -> Answers, by --backend. Raises SystemExit: no key, no package, no model."""
-    if args.backend == "gemini":
-        from steps.synthesize.llm import gemini
-        call = gemini.make_call(args.model, gemini.read_key(), args.api_endpoint, args.temperature, args.top_p, args.max_new_tokens,
-                                args.timeout)
-        return lambda prompts, seeds: [gemini.ask_patiently(call, text, limiter, args.tries) for text in prompts]
-    from steps.synthesize.llm import local
-    model, tokenizer = local.load_model(args.model, resolve_device(args.device))
-    return lambda prompts, seeds: local.generate(model, tokenizer, prompts, seeds, args.max_new_tokens, args.temperature, args.top_p)
+def describe_split(dialogues, warm):
+    """One column of Table 1. warm: ids of the tracks in training playlists."""
+    turns = [turn for d in dialogues for turn in d["turns"]]
+    music = {turn["music"] for turn in turns}
+    words = {w for turn in turns for text in (turn["query"], turn["response"])
+             for w in text.lower().split()}
+    kinds = Counter(turn["kind"] or "not known" for turn in turns)
+    unseen = np.mean([turn.get("template") == "unseen" for turn in turns])
+    return {"dialogues": len(dialogues),
+            "turns": len(turns),
+            "turns per dialogue": round(len(turns) / len(dialogues), 2),
+            "tracks": len(music),
+            "cold tracks": len(music - warm),
+            "words": len(words),
+            "words per query": round(np.mean([len(turn["query"].split()) for turn in turns]), 1),
+            "rejected": f"{np.mean([turn['rejected'] for turn in turns]):.1%}",
+            "unseen templates": f"{unseen:.1%}",
+            "kinds": ", ".join(f"{kind} {n / len(turns):.0%}" for kind, n in sorted(kinds.items()))}
 
 
-def converse(split, answered, make_job, n, backend, limiter, journal, args):
-    """Ask for the n dialogues of a split; the journal has them then. answered, returned: as of jobs.ask_all."""
-    def ask(tasks):
-        prompts = [prompt.fill(make_job(task.number), args.lyrics_words, task.complaint) for task in tasks]
-        seeds = [np.random.SeedSequence([args.seed, data.SPLITS.index(split), task.number, task.attempt]) for task in tasks]
-        return backend(prompts, [int(seed.generate_state(1)[0]) for seed in seeds])
-
-    return jobs.ask_all(journal, n, ask, lambda number, text: parse.judge(text, make_job(number).shown()), limiter,
-                          args.batch_size if args.backend == "local" else 1, args.concurrency if args.backend == "gemini" else 1, split,
-                          answered)
+def print_table(table):
+    """table: {split: from `describe_split`}"""
+    print(f"{'':20}" + "".join(f"{split:>10}" for split in table))
+    for name in table["train"]:
+        if name != "kinds":
+            print(f"{name:20}" + "".join(f"{row[name]:>10}" for row in table.values()))
+    for split, row in table.items():
+        print(f"{split}: {row['kinds']}")
 
 
 # ---------------------------------------------------------------- the script
 
-def describe_split(dialogues, warm):
-    """One row of the paper's Table 1. warm: ids of the tracks in training playlists."""
-    turns = [t for d in dialogues for t in d["turns"]]
-    music = {t["music"] for t in turns}
-    words = {w for t in turns for text in (t["query"], t["response"]) for w in text.lower().split()}
-    kinds = [t["kind"] or "not known" for t in turns]
-    kinds = {k: kinds.count(k) / len(turns) for k in sorted(set(kinds))}
-    return {"dialogues": len(dialogues), "turns": len(turns), "turns per dialogue": round(len(turns) / len(dialogues), 2),
-            "tracks": len(music), "cold tracks": len(music - warm), "words": len(words),
-            "words per query": round(np.mean([len(t["query"].split()) for t in turns]), 1),
-            "rejected": f"{np.mean([t['rejected'] for t in turns]):.1%}",
-            "unseen templates": f"{np.mean([t.get('template') == 'unseen' for t in turns]):.1%}",
-            "kinds": ", ".join(f"{k} {share:.0%}" for k, share in kinds.items())}
+# The least and the largest value of a flag.
+LEAST = {
+    **dict.fromkeys(("n_train", "n_valid", "n_test", "max_new_tokens", "concurrency", "tries",
+                     "batch_size"), 1),
+    **dict.fromkeys(("seed", "rejections", "lyrics_words", "negatives", "temperature", "price_in",
+                     "price_out", "requests_per_minute"), 0),
+    **dict.fromkeys(("max_tracks", "chunk", "chunk_test"), MIN_TURNS),
+    "top_p": 1e-6, "timeout": 1e-3}
+LARGEST = {"max_tracks": 10, "rejections": 1, "top_p": 1, "timeout": 86400}
 
 
-def refuse_others(paths, journals, record, ours, resume):
-    """Raises SystemExit where dialogues lie that this script did not make there: an adapter's of 00, somebody's own, another backend's.
-
-    record: runs/03_synthesize.json of the same folder; without it, nobody knows what the answers in the journals were asked for.
-    ours: --backend.
-    """
-    for path in (p for p in paths if p.is_file()):
-        backend = (next(data.read_jsonl(path, "the script that wrote it"), (1, {}))[1].get("meta") or {}).get("backend")
-        if backend not in BACKENDS or not record.is_file():
-            why = f"its meta says backend: {backend}" if backend not in BACKENDS else f"{record} is missing"
-            raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not overwritten. Leave 03 out and go on with "
-                             f"python 04_train.py --data-dir {path.parent}, or give another --data-dir; to have it replaced, delete it")
-        if resume and backend != ours:
-            raise SystemExit(f"{path.parent} has dialogues of --backend {backend}; one folder holds one set. Copy tracks.jsonl and playlists.jsonl "
-                             f"to another folder and name it with --data-dir (--no-resume replaces those here)")
-    for journal in (journal for journal in journals if resume and journal.is_file() and not record.is_file()):
-        raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} is missing: put it back, give another "
-                         f"--data-dir, or start afresh with --no-resume, which deletes them")
-
-
-def read_mix(given):
-    """["tags=2", ...] -> {kind: weight}. Raises SystemExit: no such kind, or no weight."""
-    weights = {}
-    for pair in given or ():
-        kind, _, weight = pair.partition("=")
-        if kind not in simulate.OPENING | simulate.LATER or not re.fullmatch(r"\d*\.?\d+", weight):
-            raise SystemExit(f"--mix {pair}: KIND=WEIGHT is accepted, as in tags=2, with a weight of 0 or more and one of the kinds "
-                             f"{', '.join(simulate.OPENING | simulate.LATER)}")
-        weights[kind] = float(weight)
-    return weights
+def check_ranges(arguments):
+    """Raises SystemExit: a number is out of its range. arguments: {name: value}"""
+    for name, least in LEAST.items():
+        value = arguments.get(name)
+        largest = LARGEST.get(name, sys.float_info.max)  # infinity is out of range, too
+        if value is not None and not least <= value <= largest:
+            accepted = f"{least:g} to {largest:g} are" if name in LARGEST else f"{least} or more is"
+            raise SystemExit(f"--{name.replace('_', '-')} {value:g}: {accepted} accepted")
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Dialogues from playlists, or (audit) a look at dialogues.")
-    add = parser.add_argument
-    add("task", nargs="?", choices=("write", "audit"), default="write", help="write dialogues (default), or audit those that are there")
-    add("--data-dir", type=Path, default=Path("data/demo"), help="folder of the data (default data/demo)")
-    add("--file", type=Path, nargs="+", help="audit: dialogue files, as paths from here (default: the three of --data-dir); train is "
-        "the one with train in its name")
-    add("--predictions", nargs="+", default=[], metavar="SYSTEM", help="audit: also the answers in predictions/<SYSTEM>.jsonl, such as "
-        "talkplay (default none)")
-    add("--backend", choices=BACKENDS, default="simulate", help="who writes the dialogues (default simulate)")
-    add("--n-train", type=int, default=4000, help="training dialogues (default 4000; paper 531552)")
-    add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
-    add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
-    add("--max-tracks", type=int, default=10, help="simulate: most tracks sampled for a dialogue, 4 to 10 (default 10)")
-    defaults = ["; ".join(f"{kind} {weight:g}" for kind, weight in of.items()) for of in (simulate.OPENING, simulate.LATER)]
-    add("--mix", nargs="+", metavar="KIND=WEIGHT", help="simulate: how often each kind of query is tried, as in --mix lyrics=0.5 more=0; "
-        f"kinds not named keep their weight (of what is tried, no share of the outcome). Default for first queries: {defaults[0]}; for later ones: {defaults[1]}. A kind that holds for "
-        "none of the tracks to come (no lyrics, nothing in common) gives way to another")
-    add("--rejections", type=float, help="simulate: share of the later turns at which a track of the negative set comes first and is "
-        f"turned down, where one fits; 0 = never (default {simulate.REJECTION:g})")
-    add("--model", help="gemini: its name (default gemini-flash-latest; the paper's, gemini-1.5-flash-002, is retired); local: a "
-        "Hugging Face name or a folder")
-    add("--chunk", type=int, default=7, help="gemini, local: about so many tracks for a training dialogue (default 7)")
-    add("--chunk-test", type=int, default=13, help="the same for valid and test (default 13)")
-    add("--lyrics-words", type=int, default=60, help="most words of a track's lyrics in the prompt (default 60; 0 = none)")
-    add("--negatives", type=int, default=4, help="most tracks of the negative set in the prompt (default 4; 0 = nothing is turned down)")
-    add("--temperature", type=float, default=1.0, help="gemini, local: of the sampling, 0 = greedy (default 1)")
-    add("--top-p", type=float, default=0.95, help="gemini, local: nucleus (default 0.95)")
-    add("--max-new-tokens", type=int, default=8192, help="longest answer in tokens, what a model thinks included (default 8192)")
-    add("--show-prompt", action="store_true", help="print one prompt and the tokens and cost of the whole run, and call nobody")
-    add("--price-in", type=float, help="dollars a million tokens of the prompts, to tell the cost (default: not told)")
-    add("--price-out", type=float, help="dollars a million tokens of the answers (default: not told)")
-    add("--concurrency", type=int, default=8, help="gemini: calls at a time (default 8)")
-    add("--requests-per-minute", type=float, default=60, help="gemini: most calls a minute, tries included (default 60; 0 = no limit)")
-    add("--tries", type=int, default=6, help="gemini: tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
-    add("--timeout", type=float, default=120, help="gemini: longest silence of the server, before and within its answer, in s (default 120)")
-    add("--api-endpoint", help="gemini: another server than Google's, such as http://127.0.0.1:8080")
-    add("--batch-size", type=int, default=8, help="local: dialogues at a time (default 8)")
-    add("--device", default="auto", help="local: auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of every draw (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with a run that was cut (default); --no-resume starts afresh and throws away what has been paid for")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (("simulate", "a simulated listener writes the dialogues, offline"),
+                       ("gemini", "a model of Google's writes them, as in the paper"),
+                       ("local", "a chat model from Hugging Face writes them, on this machine"),
+                       ("audit", "count what there is to doubt in dialogues from any source")):
+        command = commands.add_parser(name, allow_abbrev=False, help=what, description=what)
+        add = command.add_argument
+        add("--data-dir", type=Path, default=Path("data/demo"),
+            help="folder of the data (default data/demo)")
+        if name == "audit":
+            add("--file", type=Path, nargs="+",
+                help="dialogue files, as paths from here (default: the three of --data-dir); train "
+                     "is the one with train in its name")
+            add("--predictions", nargs="+", default=[], metavar="SYSTEM",
+                help="also the answers in predictions/SYSTEM.jsonl, as of talkplay (default none)")
+            continue
+        add("--n-train", type=int, default=4000,
+            help="training dialogues (default 4000; paper 531552)")
+        add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
+        add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
+        add("--seed", type=int, default=0, help="seed of every draw (default 0)")
+        add("--resume", action=argparse.BooleanOptionalAction, default=True,
+            help="go on with a run that was cut (default); --no-resume starts afresh, and throws "
+                 "away what was paid for")
+        if name == "simulate":
+            add_simulate_flags(add)
+        else:
+            converse.add_flags(add, name)
     args = parser.parse_args()
-    if not MIN_TURNS <= args.max_tracks <= 10:
-        raise SystemExit(f"--max-tracks {args.max_tracks}: {MIN_TURNS} to 10 are accepted")
-    for name, least in (("chunk", MIN_TURNS), ("chunk_test", MIN_TURNS), ("n_train", 1), ("n_valid", 1), ("n_test", 1), ("concurrency", 1),
-                        ("tries", 1), ("batch_size", 1), ("max_new_tokens", 1), ("negatives", 0), ("lyrics_words", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: {least} or more is accepted")
-    for name, good, accepted in (("temperature", 0 <= args.temperature < math.inf, "0 or more"),
-                                 ("top_p", 0 < args.top_p <= 1, "above 0, to 1,"),
-                                 ("requests_per_minute", args.requests_per_minute >= 0, "0 (no limit) or more"),
-                                 ("timeout", 0 < args.timeout <= 86400, "more than 0 s, to 86400,"),
-                                 ("price_in", (args.price_in or 0) >= 0, "0 or more"),
-                                 ("price_out", (args.price_out or 0) >= 0, "0 or more")):
-        if not good:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name):g}: {accepted} is accepted")
-    if args.backend != "simulate" and (args.mix or args.rejections is not None):
-        raise SystemExit(f"--mix and --rejections are for --backend simulate; what {args.backend} writes follows steps/synthesize/llm/prompt.txt")
-    if not 0 <= (args.rejections or 0) <= 1:
-        raise SystemExit(f"--rejections {args.rejections:g}: a share from 0 to 1 is accepted")
-    args.mix = read_mix(args.mix) or None  # None, so that runs of before the flag stay what they are
-    if args.backend == "local" and not args.model:
-        raise SystemExit("--backend local needs --model: a Hugging Face name or a folder with a chat model, for instance "
-                         "Qwen/Qwen3-4B-Instruct-2507")
-    if args.backend == "gemini" and args.model is not None and not re.fullmatch(r"((models|tunedModels)/)?[\w.-]+", args.model, re.ASCII):
-        raise SystemExit(f"--model {args.model}: a name of Google's is accepted, such as gemini-flash-latest; a Hugging Face name or a "
-                         f"folder is for --backend local")
-    if args.api_endpoint is not None and not re.fullmatch(r"\S+", args.api_endpoint):
-        raise SystemExit(f"--api-endpoint {args.api_endpoint}: a server is accepted, such as http://127.0.0.1:8080 (default: Google's)")
-    if args.task == "audit" and (args.mix or args.rejections is not None):
-        raise SystemExit("--mix and --rejections are for writing dialogues, not for audit")
-    if (args.price_in is None) != (args.price_out is None):
-        raise SystemExit("--price-in and --price-out tell the cost together; give both, in dollars a million tokens")
-    if args.task == "write" and (args.predictions or args.file):
-        raise SystemExit("--predictions and --file are for python 03_synthesize.py audit")
-    if args.show_prompt and args.backend == "simulate":
-        raise SystemExit("--show-prompt: the simulated listener has no prompt; give --backend gemini or local")
-    args.model = args.model or "gemini-flash-latest"
+    check_ranges(vars(args))
+    if args.command == "simulate":
+        args.mix = simulate.read_mix(args.mix)
+    elif args.command != "audit":
+        converse.check_flags(args)
     return args
+
+
+def add_simulate_flags(add):
+    add("--max-tracks", type=int, default=10,
+        help="most tracks sampled for a dialogue, 4 to 10 (default 10)")
+    add("--mix", nargs="+", default=[], metavar="KIND=WEIGHT",
+        help="how often each kind of query is tried, as in --mix lyrics=0.5 more=0; other kinds "
+             "keep their weight. A kind that holds for none of the tracks to come gives way to "
+             f"another. Defaults: first queries {simulate.OPENING}, later ones {simulate.LATER}")
+    add("--rejections", type=float, default=simulate.REJECTION,
+        help="share of the later turns at which a negative track comes first, where one fits, and "
+             f"is turned down; 0 = never (default {simulate.REJECTION:g})")
+
+
+def write_simulated(args, counts, sources, tracks_by_id):
+    """Write the simulated dialogues of all splits, or go on with that.
+
+    counts: {split: number of dialogues}
+    Returns: the run to be finished, or None if all was done before
+    """
+    folder = args.data_dir
+    run, state = guards.begin_run(args, runs.PLACE)
+    if state == "done":
+        return None
+    if state == "new":
+        guards.remove_old(folder)
+    runs.record_run(run)
+
+    mix = simulate.mix_of(args.mix, args.rejections)
+    attributes_of = {i: track_attributes(track) for i, track in tracks_by_id.items()}
+    for split, path in guards.dialogue_paths(folder).items():
+        if not path.is_file():
+            write_split(path, split, counts[split], sources[split], tracks_by_id, attributes_of,
+                        args.max_tracks, mix)
+    return run
 
 
 def main():
     args = parse_args()
     folder = args.data_dir
-    paths = {split: folder / f"dialogues_{split}.jsonl" for split in data.SPLITS}
-    if args.task == "audit":
+    paths = guards.dialogue_paths(folder)
+    if args.command == "audit":
         audit.run(folder, args.file or list(paths.values()), args.predictions)
         return
+
+    # What the dialogues are made from.
     tracks = data.load_tracks(folder)
-    row_of = {t["track_id"]: i for i, t in enumerate(tracks)}
-    playlists = data.load_playlists(folder, row_of)
-    counts = {split: getattr(args, f"n_{split}") for split in data.SPLITS}
-    jobs_of = None
-    if args.backend != "simulate":
-        sizes = {split: args.chunk if split == "train" else args.chunk_test for split in data.SPLITS}
-        jobs_of = {split: job_maker(split, playlists, tracks, row_of, args.seed, sizes[split], args.negatives) for split in data.SPLITS}
-        prompt.show_estimate(jobs_of, counts, args.lyrics_words, args.price_in, args.price_out, args.show_prompt)
+    tracks_by_id = {track["track_id"]: track for track in tracks}
+    playlists = data.load_playlists(folder, tracks_by_id)
+    counts = {"train": args.n_train, "valid": args.n_valid, "test": args.n_test}
+    sources = {split: make_sources(split, playlists, tracks, args.seed) for split in data.SPLITS}
+    if args.command != "simulate":
+        jobs_of = converse.make_jobs(args, sources, tracks_by_id)
+        converse.print_estimate(args, counts, jobs_of)
         if args.show_prompt:
             return
-        args.prompt = runs.file_hash(prompt.TEMPLATE)  # another prompt is another run
-    with jobs.alone(folder / "runs" / "03_synthesize.lock"):
-        write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of)
 
+    with guards.folder_lock(folder):
+        if args.command == "simulate":
+            run = write_simulated(args, counts, sources, tracks_by_id)
+        else:
+            run = converse.write_dialogues(args, counts, jobs_of)
+        if run is None:
+            print("03_synthesize: already done, nothing changed")
+            return
 
-def write(args, folder, paths, counts, tracks, row_of, playlists, jobs_of):
-    """Write the dialogues of all splits, or go on with that. jobs_of: {split: of job_maker}, None for the simulated listener."""
-    llm, mix, record = jobs_of is not None, simulate.mix_of(args.mix or {}, args.rejections), folder / "runs" / "03_synthesize.json"
-    journals = {split: folder / f"answers_{split}.jsonl" for split in data.SPLITS}  # they stay: with another n they are of use
-    refuse_others(paths.values(), journals.values(), record, args.backend, args.resume)
-    writes = [p.name for p in paths.values()] + ["dialogues_rejected.jsonl"] * llm
-    run, state = runs.begin_run(folder, "03_synthesize", args, reads=[*data.catalogue_files(folder), "playlists.jsonl"], writes=writes,
-                                resume=args.resume, record=False, ignore=NO_EFFECT + (ONLY_SIMULATE + COUNTS if llm else ONLY_LLM))
-    old = runs.read_run(folder, "03_synthesize") if state != "new" else {}
-    if state == "done" and (not llm or old.get("asked") == counts):
-        print("03_synthesize: already done, nothing changed")
-        return
-    if llm and state != "new":
-        jobs.refuse_changed(paths, journals, old)
-    limiter = jobs.RateLimit(args.requests_per_minute)
-    backend = make_backend(args, limiter) if llm else None
-    if state == "new":
-        parts = [path.with_name(path.name + ".part") for path in paths.values()]
-        for path in [*parts, *paths.values(), *journals.values(), folder / "dialogues_rejected.jsonl"]:
-            path.unlink(missing_ok=True)
-    runs.record_run(run)  # only now: the backend is there
-
-    facts = {}
-    if llm:
-        found, summary = jobs.ask_splits(journals, counts, args.price_in, args.price_out, lambda split, answered: converse(
-            split, answered, jobs_of[split], counts[split], backend, limiter, journals[split], args))
-        jobs.write_answers(paths, found, counts, jobs_of, args.model, args.backend)
-        facts = {"summary": summary, "asked": counts}
-    else:
-        attributes_of = {t["track_id"]: track_attributes(t) for t in tracks}
-        for split, path in paths.items():
-            if not path.is_file():
-                synthesize(split, playlists, tracks, row_of, attributes_of, counts[split], args.seed, path, args.max_tracks, mix)
-
-    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
-    rows = {split: describe_split(data.load_dialogues(path, row_of), warm) for split, path in paths.items()}
-    for name in rows["train"]:
-        print(f"{name:20}" + "  ".join(f"{split} {row[name]:>8}" if name != "kinds" else f"\n  {split}: {row[name]}"
-                                        for split, row in rows.items()))
-    runs.finish_run(run, table=rows, **facts)
-    print(f"wrote {', '.join(str(p) for p in paths.values())}; next: python 04_train.py --data-dir {folder}")
+        # What is in them.
+        warm = warm_tracks(playlists)
+        table = {split: describe_split(data.load_dialogues(path, tracks_by_id), warm)
+                 for split, path in paths.items()}
+        print_table(table)
+        runs.finish_run(run, table=table)
+    print(f"wrote {', '.join(map(str, paths.values()))}; "
+          f"next: python 04_train.py --data-dir {folder}")
 
 
 if __name__ == "__main__":

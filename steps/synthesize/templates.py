@@ -1,7 +1,8 @@
-"""How the simulated listener and its assistant say things (part of steps/synthesize/simulate.py).
+"""How the simulated listener and its assistant say things.
 
-What is said comes from two files that are meant to be read: common/lexicon.json (ways to say a concept) and steps/synthesize/templates.json
-(sentences with {slots}; those under "test" never occur in training).
+What is said comes from two files that are meant to be read. common/lexicon.json has ways to say a
+concept. steps/synthesize/templates.json has sentences with {slots}; those under "test" never occur
+in training.
 """
 
 import json
@@ -11,10 +12,12 @@ from pathlib import Path
 from steps.synthesize.attributes import LEXICON, NOUNS, pairs
 
 TEMPLATES = json.loads((Path(__file__).parent / "templates.json").read_text(encoding="utf-8"))
-SLOTS = {template: set(re.findall(r"{(\w+)}", template)) for both in TEMPLATES.values() for templates in both.values() for template in templates}
-UNSEEN_TEMPLATES = 0.6  # share of the test queries whose sentence template never occurs in training
+SLOTS = {template: set(re.findall(r"{(\w+)}", template)) for splits in TEMPLATES.values()
+         for templates in splits.values() for template in templates}
+UNSEEN_TEMPLATES = 0.6  # share of the test queries whose template never occurs in training
 PIECES = ("song", "track", "tune")
-PREPOSITION = {"genre": "in ", "tag": "in ", "mood": "in ", "tempo": "at ", "theme": "on ", "instrumental": ""}  # of what is kept; else "with "
+# The preposition before a thing that is kept; "with " for all other kinds.
+PREPOSITION = {"genre": "in ", "tag": "in ", "mood": "in ", "tempo": "at ", "theme": "on "}
 
 
 def pick(items, rng):
@@ -28,29 +31,92 @@ def sentence_case(text):
 
 def with_article(phrase):
     """"an easy-going song"; "an 80s song", but "a uk garage song" and "an R&B song"."""
-    return f"{'an' if re.match('[aio8]|e(?!u)|u(?!k|s|ni)|R&B', phrase) else 'a'} {phrase}"
+    vowel = re.match("[aio8]|e(?!u)|u(?!k|s|ni)|R&B", phrase)
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def joined(parts, by=" "):
+    """The parts that are not empty, in one text."""
+    return by.join(filter(None, parts))
 
 
 def listed(phrases):
-    """["a", "b", "c"] -> "a, b and c"; somebody who sings comes last, or "a woman singing and violins" would sing both."""
+    """["a", "b", "c"] -> "a, b and c".
+
+    Somebody who sings comes last, or "a woman singing and violins" would sing both.
+    """
     phrases = sorted(phrases, key=lambda phrase: phrase.endswith(("singing", "together")))
-    return " and ".join(filter(None, (", ".join(phrases[:-1]), *phrases[-1:])))
+    return joined((", ".join(phrases[:-1]), *phrases[-1:]), by=" and ")
 
 
-def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
-    """[(kind, concept), ...] -> "a sad slow folk song with piano, about leaving home": moods, other adjectives, noun, ends.
+# ---------------------------------------------------------------- a track in words
 
-    known_genre: the genre need not be said: "a sad slow one with piano". answer: of a track that is there: "a folk song", seldom "folk".
-    said: a text whose words for the same are avoided.
+def noun_phrase(attributes, rng, known_genre=False, answer=False, said=""):
+    """[(kind, concept), ...] -> "a sad slow folk song with piano, about leaving home".
+
+    known_genre: the genre need not be said: "a sad slow one with piano"
+    answer: the phrase is about a track that is there: "a folk song", seldom "folk"
+    said: a text whose words are avoided where there are others for the same
     """
     def word(options):
         return pick([o for o in options if o.lower() not in said.lower()] or options, rng)
 
-    nouns, moods, others, with_, ends, decade, occasion = [], [], [], [], [], "", ""
-    named, most = any(kind in NOUNS for kind, _ in facts), 1 if answer else 2  # more ends than `most` only of what has no adjective
-    for kind, concept in facts:
+    # 1. Each attribute becomes a word of the head or an end of the phrase; the order is drawn.
+    nouns, moods, others, decade, ends = choose_words(attributes, rng, word, known_genre, answer)
+
+    # 2. The head: "a sweet, airy mid-tempo folk song".
+    adjectives = joined((", ".join(moods), " ".join(others)))
+    if rng.random() < 0.5:
+        apart = listed(moods + others)
+    else:
+        apart = ", ".join(moods + others)
+    single = rng.random() < (0.75 if answer else 0.3)  # one piece, with an article
+    if nouns:
+        words, concept = nouns[0]
+        if answer:  # not "here is beats", where there is another word; "here is blues" is fine
+            words = [w for w in words if not w.endswith("s")] or words
+        noun = f"{concept} {pick(PIECES, rng)}" if single else word(words)
+        head = joined((adjectives, decade, noun))
+    elif known_genre:
+        single = bool(apart)
+        head = f"{apart} one"
+    else:
+        something = not decade and bool(apart) and rng.random() < 0.3
+        noun = pick(PIECES if answer or single else ("music", "songs"), rng)
+        single = noun in PIECES and not something
+        if something:
+            head = f"something {listed(moods + others)}"
+        else:
+            head = joined((adjectives, decade, noun))
+    head = head.strip()
+    phrase = with_article(head) if single else head
+
+    # 3. The ends: "with piano, about leaving home". After a long one comes a comma.
+    for i, end in enumerate(ends):
+        comma = i and " " in ends[i - 1]
+        comma = comma or phrase.startswith("something") and end.startswith("sung")
+        phrase += (", " if comma else " ") + end
+    return phrase
+
+
+def choose_words(attributes, rng, word, known_genre, answer):
+    """The words of a noun phrase: (nouns, moods, other adjectives, decade, ends).
+
+    word: a function that picks one of several phrases. Arguments else as in `noun_phrase`.
+    A noun is (list of words, concept); the decade is a text; all others are lists of texts.
+    """
+    nouns = []
+    moods = []
+    others = []
+    with_ = []
+    ends = []
+    decade = ""
+    occasion = ""
+    named = any(kind in NOUNS for kind, _ in attributes)
+    most_ends = 1 if answer else 2  # more than these only of what has no adjective
+    for kind, concept in attributes:
         entry = LEXICON.get(kind, {}).get(concept, {})
-        adjective = rng.random() < (0.65 if len(ends) < most else 1)
+        as_adjective = rng.random() < (0.65 if len(ends) < most_ends else 1)
         if kind in NOUNS:
             nouns.append((entry.get("noun") or [concept], concept))
         elif kind == "theme":
@@ -59,11 +125,12 @@ def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
             with_.append(word(entry["with"]))
         elif kind == "decade" and not known_genre and rng.random() < 0.4:
             decade = word(entry["adj"])
-        elif kind == "mood" and (adjective or occasion):
+        elif kind == "mood" and (as_adjective or occasion):
             moods.append(word(entry["adj"]))
         elif kind == "mood":
             occasion = word(entry["use"])
-        elif kind != "decade" and "adj" in entry and adjective and (kind != "mode" or named):  # "a minor-key folk song", but no "something minor-key"
+        elif (kind != "decade" and "adj" in entry and as_adjective
+              and (kind != "mode" or named)):  # "a minor-key folk song", no "something minor-key"
             others.append(word(entry["adj"]))
         else:
             ends.append(word(entry["use"]))
@@ -71,47 +138,50 @@ def noun_phrase(facts, rng, known_genre=False, answer=False, said=""):
     if with_:
         ends.append("with " + listed(with_))
     rng.shuffle(ends)
-    ends += [occasion] * bool(occasion)
-    adjectives = " ".join(filter(None, (", ".join(moods), " ".join(others))))  # "sweet, airy mid-tempo instrumental ..."
-    apart = listed(moods + others) if rng.random() < 0.5 else ", ".join(moods + others)
-    single = rng.random() < (0.75 if answer else 0.3)
-    if nouns:
-        words, concept = nouns[0]
-        words = [w for w in words if not (answer and w.endswith("s"))] or words  # not "here is beats"; "here is blues" is fine
-        noun = f"{concept} {pick(PIECES, rng)}" if single else word(words)
-        head = " ".join(filter(None, (adjectives, decade, noun)))
-    elif known_genre:
-        single, head = bool(apart), f"{apart} one"
-    else:
-        something = not decade and bool(apart) and rng.random() < 0.3
-        noun = pick(PIECES if answer or single else ("music", "songs"), rng)
-        single = noun in PIECES and not something
-        head = f"something {listed(moods + others)}" if something else " ".join(filter(None, (adjectives, decade, noun)))
-    head = with_article(head.strip()) if single else head.strip()
-    for i, end in enumerate(ends):
-        comma = i and len(ends[i - 1].split()) > 1 or head.startswith("something") and end.startswith("sung")
-        head += (", " if comma else " ") + end
-    return head
+    if occasion:
+        ends.append(occasion)
+    return nouns, moods, others, decade, ends
 
+
+# ---------------------------------------------------------------- the listener
 
 class Listener:
-    """Says queries, from the templates of one split, none twice in a dialogue while there are others; `unseen`: from those of "test"."""
+    """What the listener of one dialogue remembers, and how they say things.
 
-    def __init__(self, split, rng):
-        self.split, self.rng, self.unseen, self.used = split, rng, False, set()
-        self.asked, self.wished, self.disliked = [], set(), set()  # facts of the last request, and of all; those turned down
-        self.liked, self.by_title = [], False  # the tracks that were played and not turned down; whether the last was asked for by title
+    No template is used twice in a dialogue while there are others.
+    """
+
+    def __init__(self, split, rng, attributes_of):
+        self.split = split
+        self.rng = rng
+        self.attributes_of = attributes_of  # {track_id: {kind: [concepts]}}
+        self.unseen = False    # whether this turn takes its templates from those under "test"
+        self.used = set()      # templates
+        self.asked = []        # attributes of the last request
+        self.wished = set()    # those of all requests
+        self.disliked = set()  # those of tracks that were turned down
+        self.liked = []        # tracks that were played and not turned down
+        self.by_title = False  # whether the last track was asked for by title
+        self.played = set()    # track ids
+        self.plays = {}        # {artist: how often played}
+
+    def attributes(self, track):
+        """{kind: [concepts]} of a track."""
+        return self.attributes_of[track["track_id"]]
 
     def new_turn(self):
         self.unseen = self.split == "test" and self.rng.random() < UNSEEN_TEMPLATES
 
     def words(self, name, **slots):
         """A phrase from the templates called `name`, of those whose slots are all given."""
-        templates = TEMPLATES[name]["test" if self.unseen and "test" in TEMPLATES[name] else "train"]
-        fitting = [f for f in templates if SLOTS[f] <= set(slots)]
+        splits = TEMPLATES[name]
+        templates = splits["test" if self.unseen and "test" in splits else "train"]
+        fitting = [template for template in templates if SLOTS[template] <= set(slots)]
         if not fitting:
-            raise ValueError(f"templates.json: no sentence of {name} does with the slots {', '.join(slots)}")
-        template = pick([f for f in fitting if f not in self.used] or fitting, self.rng)
+            raise ValueError(f"templates.json: no sentence of {name} needs only the slots "
+                             f"{', '.join(slots)}")
+        fresh = [template for template in fitting if template not in self.used]
+        template = pick(fresh or fitting, self.rng)
         self.used.add(template)
         return template.format(**slots)
 
@@ -119,30 +189,38 @@ class Listener:
         return sentence_case(self.words(name, **slots))
 
     def without_disliked(self, attributes):
-        """Facets that the listener has not turned down before."""
-        return {kind: [c for c in concepts if (kind, c) not in self.disliked] for kind, concepts in attributes.items()}
+        """{kind: [concepts]} without what the listener has turned down before."""
+        return {kind: [c for c in concepts if (kind, c) not in self.disliked]
+                for kind, concepts in attributes.items()}
 
-    def kept(self, fact):
-        """A fact of in_common() -> slots same ("this mood") and kept ("in this mood")."""
-        kind, concept = fact
-        kind = concept if concept == "instrumental" else kind
+    def kept(self, attribute):
+        """An attribute from `in_common` -> slots: same ("this mood"), kept ("in this mood")."""
+        kind, concept = attribute
+        if concept == "instrumental":
+            return {"same": self.words("same_instrumental", concept=concept),
+                    "kept": "without singing"}
         same = self.words(f"same_{kind}", concept=concept)
-        return {"same": same, "kept": "without singing" if kind == "instrumental" else PREPOSITION.get(kind, "with ") + same}
+        return {"same": same, "kept": PREPOSITION.get(kind, "with ") + same}
 
-    def changed(self, facts, also=False):
-        """Facts of changes() -> slots: diff, and with or adj where the template needs a phrase ("with piano") or an adjective ("sadder").
+    def changed(self, attributes, also=False):
+        """Attributes from `changes` -> slots.
 
-        also: another instrument comes to the one that is kept ("but also with piano").
+        diff: all of them in words
+        adj, with: the same, where it is an adjective ("sadder") or a phrase ("with piano")
+        also: another instrument comes to the one that is kept ("but also with piano")
         """
-        adjectives, with_, others = [], [], []
-        for kind, concept in facts:
+        adjectives = []
+        with_ = []
+        others = []
+        for kind, concept in attributes:
             entry = LEXICON.get(kind, {}).get(concept, {})
             if kind == "compared":
                 adjectives.append(self.words(concept))
             elif kind == "mood":
                 adjectives.append(pick(entry["more"], self.rng))
             elif kind == "genre":
-                others.append(self.words("other_genre", concept=concept, a_concept=with_article(concept)))
+                others.append(self.words("other_genre", concept=concept,
+                                         a_concept=with_article(concept)))
             elif kind == "without":
                 others.append(f"without the {concept}")
             elif kind == "theme":
@@ -151,8 +229,11 @@ class Listener:
                 with_.append(pick(entry["with"], self.rng))
             else:
                 others.append(pick(entry["use"], self.rng))
-        others = [f"with {listed(with_)}"] * bool(with_) + sorted(others, key=lambda phrase: phrase.startswith(("about", "without")))
-        diff = ", ".join(filter(None, (listed(adjectives), *others)))
+
+        others.sort(key=lambda phrase: phrase.startswith(("about", "without")))
+        if with_:
+            others.insert(0, f"with {listed(with_)}")
+        diff = joined((listed(adjectives), *others), by=", ")
         slots = {"diff": f"also {diff}" if also and not adjectives and with_ else diff}
         if not others:
             slots["adj"] = diff
@@ -160,14 +241,27 @@ class Listener:
             slots["with"] = diff
         return slots
 
-    def names_of(self, track, attributes_of, unsaid):
-        """What the listener can call a track played earlier, so that it is clear which: ["the first one", ...]. unsaid: artists not to name."""
-        attributes = attributes_of[track["track_id"]]
+    def names_of(self, track, unsaid):
+        """What the listener can call a track played earlier, so that it is clear which one.
+
+        unsaid: artists that must not be named
+        Returns: ["the first one", ...]
+        """
+        attributes = self.attributes(track)
         others = [t for t in self.liked if t is not track]
-        taken = {fact for t in others for fact in pairs(attributes_of[t["track_id"]])}
-        names = [self.words("callback_first")] * (track is self.liked[0]) + [self.words("callback_before")] * (track is self.liked[-2:][0])
+        taken = {attribute for t in others for attribute in pairs(self.attributes(t))}
+        # Both are drawn even where they are not needed: another order of draws, other dialogues.
+        first = self.words("callback_first")
+        one_before = self.words("callback_before")
+        names = []
+        if track is self.liked[0]:
+            names.append(first)
+        if track is self.liked[-2:][0]:
+            names.append(one_before)
         if track["artist"] and track["artist"] not in {t["artist"] for t in others} | unsaid:
             names.append(self.words("callback_artist", artist=track["artist"]))
-        names += [self.words("callback_instrument", concept=c) for c in attributes["instrument"] if ("instrument", c) not in taken | self.disliked]
-        return names + [self.words("callback_theme", about=pick(LEXICON["theme"][c]["about"], self.rng)) for c in attributes["theme"]
-                        if ("theme", c) not in taken]
+        names += [self.words("callback_instrument", concept=c) for c in attributes["instrument"]
+                  if ("instrument", c) not in taken | self.disliked]
+        return names + [
+            self.words("callback_theme", about=pick(LEXICON["theme"][c]["about"], self.rng))
+            for c in attributes["theme"] if ("theme", c) not in taken]

@@ -1,7 +1,8 @@
-"""The Gemini backend of 03_synthesize.py, through google-generativeai 0.8.6 (REST), the package of the paper's time.
+"""The backend gemini of 03_synthesize.py, through google-generativeai 0.8.6 (REST).
 
-The package is out of support: everything that touches it is in `make_call`. What a call raises becomes
-`Trouble`, and `ask_patiently` decides whether it is tried again, and when.
+That is the package of the paper's time, and out of support: everything that touches it is in
+`make_call`. What a call raises becomes `Trouble`, and `ask_patiently` decides whether it is tried
+again, and when.
 """
 
 import os
@@ -15,42 +16,55 @@ from steps.synthesize.llm.jobs import Answer, NoAnswer, Refused, Stop
 
 LONGEST_WAIT = 300  # s; a server that asks for more means a quota, not a rush
 BACK_OFF = 60       # s, the longest wait between two tries when the server names none
-PASSING = (408, 409, 425, 429, 499)  # client errors that another try may mend, as it may 5xx and what has no code (timeouts)
-# A dict, since of a TypedDict the package forgets which fields are required
-MESSAGE = {"type": "object", "required": ["role", "content"], "properties": {
-    "role": {"type": "string", "format": "enum", "enum": ["user", "music", "assistant"]},
-    "content": {"type": "string"}, "rejected": {"type": "boolean"}}}
-SCHEMA = {"type": "array", "items": MESSAGE}
+# Client errors that another try may mend, as it may 5xx and what has no code (timeouts).
+PASSING = (408, 409, 425, 429, 499)
+# A dict, since of a TypedDict the package forgets which fields are required.
+SCHEMA = {"type": "array", "items": {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "format": "enum", "enum": ["user", "music", "assistant"]},
+        "content": {"type": "string"},
+        "rejected": {"type": "boolean"}}}}
 
 
 class Trouble(Exception):
-    """A call that failed. code: HTTP status, None for timeouts and lost connections; delay: s that the server asks for, or None."""
+    """A call that failed.
+
+    code: HTTP status, None for timeouts and lost connections
+    delay: seconds that the server asks to wait, or None
+    """
 
     def __init__(self, code, message, delay=None):
         super().__init__(f"{code} {message}" if code else message)
-        self.code, self.delay = code, delay
+        self.code = code
+        self.delay = delay
 
 
 def read_key():
-    """The API key from GEMINI_API_KEY or GOOGLE_API_KEY. Raises SystemExit: neither is set, or it can be no key."""
-    key = (os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or "").strip()  # files leave line ends behind it
+    """The API key from GEMINI_API_KEY or GOOGLE_API_KEY. Raises SystemExit: there is none."""
+    key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or ""
+    key = key.strip()  # files leave line ends behind it
     if not key:
-        raise SystemExit("--backend gemini needs an API key in the environment: export GEMINI_API_KEY=... (or GOOGLE_API_KEY)")
-    if not re.fullmatch("[!-~]+", key):  # requests would print it, in its complaint about the header
-        raise SystemExit("the API key in the environment has a blank, a line break or a letter that is not ASCII in it; copy it once more")
+        raise SystemExit("gemini needs an API key in the environment: export GEMINI_API_KEY=... "
+                         "(or GOOGLE_API_KEY)")
+    if not re.fullmatch("[!-~]+", key):  # requests would print it in its complaint
+        raise SystemExit("the API key in the environment has a blank, a line break or a letter "
+                         "that is not ASCII in it; copy it once more")
     return key
 
 
 def server_delay(details, headers):
-    """Seconds that a refusal asks to wait: RetryInfo in the JSON ("retryDelay": "34.5s"), or the header Retry-After (seconds, or a date);
-    None if neither.
+    """Seconds that a refusal asks to wait; None if it does not say.
 
-    details: the list error.details of the answer; headers: a mapping.
+    details: the list error.details of the answer, which may hold {"retryDelay": "34.5s"}
+    headers: a mapping, which may hold Retry-After (seconds, or a date)
     """
     for detail in details or ():
-        match = re.fullmatch(r"([\d.]+)s", str(detail.get("retryDelay", ""))) if isinstance(detail, dict) else None
-        if match:
-            return float(match[1])
+        if isinstance(detail, dict):
+            match = re.fullmatch(r"([\d.]+)s", str(detail.get("retryDelay", "")))
+            if match:
+                return float(match[1])
     after = str((headers or {}).get("Retry-After", ""))
     if re.fullmatch(r"\d+(\.\d+)?", after):
         return float(after)
@@ -60,92 +74,122 @@ def server_delay(details, headers):
         return None
 
 
-def make_call(model, key, endpoint, temperature, top_p, max_tokens, timeout):
-    """A function of a prompt -> Answer that makes one call, and raises Trouble.
+def make_call(model, key, endpoint, timeout, temperature, top_p, max_new_tokens):
+    """A function of a prompt that makes one call and returns an Answer, or raises Trouble.
 
-    endpoint: another server than Google's, such as http://127.0.0.1:8080; None for Google's. timeout: s.
+    endpoint: another server than Google's, such as http://127.0.0.1:8080; None for Google's
+    timeout: s
     Raises SystemExit: the package is missing.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the package announces its end at each import
+            warnings.simplefilter("ignore", FutureWarning)  # it announces its end at each import
             import google.generativeai as genai
             import requests
             from google.api_core.exceptions import GoogleAPICallError
             from google.api_core.retry import Retry
             from google.auth.exceptions import GoogleAuthError
     except ImportError as error:
-        raise SystemExit(f"--backend gemini needs a package that is not installed ({error.name}): pip install google-generativeai==0.8.6")
+        raise SystemExit(f"gemini needs a package that is not installed ({error.name}): pip "
+                         f"install google-generativeai==0.8.6") from None
 
-    genai.configure(api_key=key, transport="rest", client_options={"api_endpoint": endpoint.rstrip("/")} if endpoint else None)
+    options = {"api_endpoint": endpoint.rstrip("/")} if endpoint else None
+    genai.configure(api_key=key, transport="rest", client_options=options)
     served = genai.GenerativeModel(model, generation_config={
-        "temperature": temperature, "top_p": top_p, "max_output_tokens": max_tokens,
+        "temperature": temperature, "top_p": top_p, "max_output_tokens": max_new_tokens,
         "response_mime_type": "application/json", "response_schema": SCHEMA})
-    once = Retry(predicate=lambda error: False)  # without it the package retries 503 by itself, as long as it likes
+    # Without it the package retries 503 by itself, as long as it likes.
+    once = Retry(predicate=lambda error: False)
 
     def call(prompt):
         try:
-            response = served.generate_content(prompt, request_options={"timeout": timeout, "retry": once})
+            response = served.generate_content(
+                prompt, request_options={"timeout": timeout, "retry": once})
         except GoogleAPICallError as error:
             headers = getattr(error.response, "headers", None)
-            raise Trouble(int(error.code or 0) or None, clean(error.message, key), server_delay(error.details, headers))
+            raise Trouble(int(error.code or 0) or None, clean(error.message, key),
+                          server_delay(error.details, headers)) from None
         except GoogleAuthError as error:
-            raise Trouble(401, clean(str(error), key))
+            raise Trouble(401, clean(str(error), key)) from None
         except requests.exceptions.Timeout:
-            raise Trouble(None, f"no answer within {timeout} s")
-        except Exception as error:  # lost connections; and whatever the package raises at a body, such as a proxy's, that it does not expect
-            raise Trouble(None, clean(f"{type(error).__name__}: {error}", key))
+            raise Trouble(None, f"no answer within {timeout} s") from None
+        except Exception as error:
+            # Lost connections; and whatever the package raises at a body that it does not expect,
+            # such as a proxy's.
+            raise Trouble(None, clean(f"{type(error).__name__}: {error}", key)) from None
         return read_answer(response)
     return call
 
 
 def clean(message, key):
-    """An error's text in one line of at most 200 characters, without the key, and without the address that the package puts first."""
-    return re.sub(r"^POST \S+: ", "", " ".join(message.replace(key, "<key>").split()))[:200]
+    """An error's text in one line of at most 200 characters, without the key.
+
+    The address that the package puts first is left out, too.
+    """
+    message = " ".join(message.replace(key, "<key>").split())
+    return re.sub(r"^POST \S+: ", "", message)[:200]
 
 
 def read_answer(response):
-    """A response of the package -> Answer. Thinking is billed as output, and counted only in the total."""
+    """A response of the package -> Answer."""
+    # Thinking is billed as output, and counted only in the total.
     usage = response.usage_metadata
-    tokens = usage.prompt_token_count, max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+    tokens_in = usage.prompt_token_count
+    tokens_out = max(usage.candidates_token_count, usage.total_token_count - tokens_in)
+
+    def no_text(fault, final=False):
+        return Answer(None, tokens_in, tokens_out, fault, final)
+
     blocked = response.prompt_feedback.block_reason
     if blocked:
-        return Answer(None, *tokens, f"prompt blocked: {getattr(blocked, 'name', blocked)}", final=True)
+        return no_text(f"prompt blocked: {getattr(blocked, 'name', blocked)}", final=True)
     if not response.candidates:
-        return Answer(None, *tokens, "no candidate: an empty list")
+        return no_text("no candidate: an empty list")
     candidate = response.candidates[0]
     reason = getattr(candidate.finish_reason, "name", str(candidate.finish_reason))
     text = "".join(part.text for part in candidate.content.parts)
     if reason not in ("STOP", "MAX_TOKENS", "FINISH_REASON_UNSPECIFIED"):
-        return Answer(None, *tokens, f"answer blocked: {reason}")
-    return Answer(text, *tokens) if text.strip() else Answer(None, *tokens, f"empty answer: {reason}")
+        return no_text(f"answer blocked: {reason}")
+    if not text.strip():
+        return no_text(f"empty answer: {reason}")
+    return Answer(text, tokens_in, tokens_out)
 
 
 def ask_patiently(call, prompt, limiter, tries):
     """One prompt -> Answer, tried up to `tries` times while the trouble may pass.
 
-    A 429 holds back all threads for as long as the server asks for. Raises NoAnswer: 5xx, timeouts to the end. Raises
-    Refused: this prompt is. Raises Stop: the key or the model is refused, or the quota is used up.
+    A 429 holds back all threads for as long as the server asks for.
+
+    Raises NoAnswer: 5xx, timeouts to the end. Raises Refused: this prompt is refused.
+    Raises Stop: the key or the model is refused, or the quota is used up.
     """
     for attempt in range(1, tries + 1):
         limiter.wait()
         try:
             return call(prompt)
-        except Trouble as trouble:
-            if trouble.code in (401, 403, 404) or trouble.code == 400 and "API key" in str(trouble):  # Google's 400 for a bad key
-                raise Stop(f"the server refuses the request: {trouble}")
-            if trouble.code and 400 <= trouble.code < 500 and trouble.code not in PASSING:
-                raise Refused(f"refused: {trouble}")
-            delay = min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-            if trouble.delay is not None:  # if that was too short once, no less than the back-off: some servers ask for 0 s
-                delay = trouble.delay if attempt == 1 else max(delay, trouble.delay)
-            if delay > LONGEST_WAIT:
-                raise Stop(f"the server asks to wait {delay:.0f} s: {trouble}")
-            if attempt == tries:
-                if trouble.code == 429:
-                    raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute or --concurrency, or wait for the quota")
-                raise NoAnswer(f"no answer: {trouble}, {tries} times")
-            if trouble.code == 429:
-                limiter.pause(delay)
-            else:
-                limiter.sleep(delay)
+        except Trouble as error:
+            trouble = error
+        code = trouble.code
+
+        # What no other try will mend.
+        bad_key = code == 400 and "API key" in str(trouble)  # Google's 400 for a bad key
+        if code in (401, 403, 404) or bad_key:
+            raise Stop(f"the server refuses the request: {trouble}")
+        if code and 400 <= code < 500 and code not in PASSING:
+            raise Refused(f"refused: {trouble}")
+
+        # How long to wait. Some servers ask for 0 s: they are believed once.
+        delay = min(BACK_OFF, 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+        if trouble.delay is not None:
+            delay = trouble.delay if attempt == 1 else max(delay, trouble.delay)
+        if delay > LONGEST_WAIT:
+            raise Stop(f"the server asks to wait {delay:.0f} s: {trouble}")
+        if attempt == tries and code == 429:
+            raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute or "
+                       f"--concurrency, or wait for the quota")
+        if attempt == tries:
+            raise NoAnswer(f"no answer: {trouble}, {tries} times")
+        if code == 429:
+            limiter.pause(delay)
+        else:
+            limiter.sleep(delay)

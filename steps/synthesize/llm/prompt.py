@@ -1,30 +1,31 @@
-"""What an LLM backend of 03_synthesize.py is asked: a chunk of a playlist, written into prompt.txt.
+"""What a language model is asked: a chunk of a playlist, written into prompt.txt.
 
-The tracks are called P1, P2, ... (of the playlist) and N1, N2, ... (of the negative set): real ids cost many
-tokens, and a model that has to copy 22 random letters makes mistakes.
+The tracks are called P1, P2, ... (of the playlist) and N1, N2, ... (of the negative set). Real ids
+cost many tokens, and a model that has to copy 22 random letters makes mistakes.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 import numpy as np
 
-from steps.synthesize.llm.jobs import cost
+from steps.synthesize.llm.summary import cost
 
 TEMPLATE = Path(__file__).parent / "prompt.txt"
-OPENINGS = ("the listener asks for one thing by name: a title, an artist or an album of the track played first.",
-            "the listener makes a free request and names nothing: a mood, a situation, a sound, a subject.")
-TOKEN_CHARS = 4     # characters a token, for estimates only
-TURN_TOKENS = 110   # tokens that the three messages of a turn take, for estimates only
-SAMPLE = 50         # prompts of a split that an estimate looks at
+OPENINGS = (
+    "the listener asks for one thing by name: a title, an artist or an album of the track played "
+    "first.",
+    "the listener makes a free request and names nothing: a mood, a situation, a sound, a subject.")
+# For estimates only:
+TOKEN_CHARS = 4     # characters per token
+TURN_TOKENS = 110   # tokens that the three messages of a turn take
+SAMPLE = 50         # prompts of a split that are looked at
 
 
-@dataclass
-class Job:
+class Job(NamedTuple):
     """One dialogue to be asked for. tracks, negatives: lists of tracks (dicts)."""
-    number: int
     dialogue_id: str
     playlist_id: str
     tracks: list
@@ -33,14 +34,31 @@ class Job:
 
     def shown(self):
         """{handle: track} as the prompt names them."""
-        return {f"P{i}": t for i, t in enumerate(self.tracks, 1)} | {f"N{i}": t for i, t in enumerate(self.negatives, 1)}
+        return ({f"P{i}": track for i, track in enumerate(self.tracks, 1)}
+                | {f"N{i}": track for i, track in enumerate(self.negatives, 1)})
+
+
+def make_job(dialogue_id, source, tracks_by_id, size, most_negatives):
+    """A chunk of a playlist, and some of its negative set.
+
+    source: (playlist, visit, negatives, rng), as 03_synthesize.py draws it
+    size: tracks in a chunk, about
+    """
+    playlist, visit, negatives, rng = source
+    track_ids = chunk(playlist["track_ids"], visit, size, rng)
+    negatives = [negatives[i] for i in rng.permutation(len(negatives))[:most_negatives]]
+    opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+    return Job(dialogue_id, playlist["playlist_id"], [tracks_by_id[t] for t in track_ids],
+               [tracks_by_id[t] for t in negatives], opening)
 
 
 def chunk(track_ids, visit, size, rng):
-    """About `size` neighbouring tracks of a playlist; `visit` counts the dialogues that it has had before.
+    """About `size` neighbouring tracks of a playlist.
 
-    The first visits take its disjoint chunks one after the other (sizes as equal as can be), later ones a
-    stretch anywhere.
+    The first visits take its disjoint chunks one after the other (sizes as equal as can be), later
+    ones a stretch anywhere.
+
+    visit: how many dialogues the playlist has had before
     """
     n = max(1, round(len(track_ids) / size))
     if visit < n:
@@ -51,16 +69,16 @@ def chunk(track_ids, visit, size, rng):
 
 
 def one_line(text):
-    """Text of a catalogue without line breaks, so that no field can pass for another part of the prompt."""
+    """A text without line breaks, so that no field can pass for another part of the prompt."""
     return " ".join(str(text).split())
 
 
 def cut_lyrics(lyrics, words):
-    """The first lines of lyrics, at most `words` words of them, parted by " / "."""
-    kept, left = [], words
+    """The first lines of lyrics, at most `words` words of them, with " / " between the lines."""
+    kept = []
     for line in lyrics.splitlines():
-        line = line.split()[:left]
-        left -= len(line)
+        line = line.split()[:words]
+        words -= len(line)
         if line:
             kept.append(" ".join(line))
     return " / ".join(kept)
@@ -68,47 +86,60 @@ def cut_lyrics(lyrics, words):
 
 def track_line(handle, track, lyrics_words):
     """A track in one line: "P1 | title: ... | artist: ..."; what is not known is left out."""
-    fields = {"title": track["title"], "artist": track["artist"], "album": track["album"], "tags": ", ".join(track["tags"]),
-              "popularity": None if track["popularity"] is None else f"{track['popularity']:.0f} of 100",
-              "tempo": track["tempo"] and f"{track['tempo']:.0f} BPM", "key": track["key"], "caption": track["caption"],
-              "lyrics": cut_lyrics(track["lyrics"] or "", lyrics_words)}
-    return " | ".join([handle, *(f"{name}: {one_line(value)}" for name, value in fields.items() if value)])
+    popularity = track["popularity"]
+    fields = {
+        "title": track["title"],
+        "artist": track["artist"],
+        "album": track["album"],
+        "tags": ", ".join(track["tags"]),
+        "popularity": None if popularity is None else f"{popularity:.0f} of 100",
+        "tempo": track["tempo"] and f"{track['tempo']:.0f} BPM",
+        "key": track["key"],
+        "caption": track["caption"],
+        "lyrics": cut_lyrics(track["lyrics"] or "", lyrics_words)}
+    told = [f"{name}: {one_line(value)}" for name, value in fields.items() if value]
+    return " | ".join([handle, *told])
 
 
 def fill(job, lyrics_words, complaint=""):
-    """The whole prompt of a job. complaint: why the answer given before was of no use, when it is asked once more."""
-    lines = {handle: track_line(handle, track, lyrics_words) for handle, track in job.shown().items()}
-    playlist = [line for handle, line in lines.items() if handle[0] == "P"]
-    negatives = [line for handle, line in lines.items() if handle[0] == "N"]
-    rejections = ("Let this happen once or twice, or not at all where it would not be natural." if negatives
-                  else "Here NEGATIVE SET is empty, so nothing is turned down.")
+    """The whole prompt of a job. complaint: why the first answer was of no use"""
+    lines = [track_line(*shown, lyrics_words) for shown in job.shown().items()]
+    n = len(job.tracks)
+    rejections = "Here NEGATIVE SET is empty, so nothing is turned down."
+    if job.negatives:
+        rejections = ("Let this happen once or twice, or not at all where it would not be natural.")
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        opening=job.opening, half=math.ceil(len(playlist) / 2), n=len(playlist), rejections=rejections,
-        playlist="\n".join(playlist), negatives="\n".join(negatives) or "(empty)")
+        opening=job.opening, half=math.ceil(n / 2), n=n, rejections=rejections,
+        playlist="\n".join(lines[:n]), negatives="\n".join(lines[n:]) or "(empty)")
     if complaint:
-        text += f"\nAn earlier answer could not be used ({one_line(complaint)}). Write a new conversation that keeps all the rules.\n"
+        text += (f"\nAn earlier answer could not be used ({one_line(complaint)}). Write a new "
+                 f"conversation that keeps all the rules.\n")
     return text
 
 
 def estimate(jobs, n, lyrics_words):
-    """(tokens in, tokens out) of n calls, from a sample of jobs; without what a model thinks before it answers."""
+    """(tokens in, tokens out) of n calls, from a sample of jobs."""
     tokens_in = np.mean([len(fill(job, lyrics_words)) / TOKEN_CHARS for job in jobs])
     tokens_out = np.mean([TURN_TOKENS * len(job.tracks) for job in jobs])
     return round(n * tokens_in), round(n * tokens_out)
 
 
-def show_estimate(jobs_of, counts, lyrics_words, price_in, price_out, whole_prompt):
-    """Print what a whole run would take, from a sample of each split's prompts; whole_prompt: print the first prompt, too.
+def print_estimate(jobs_of, counts, lyrics_words, price_in, price_out):
+    """Print what a whole run would take, from a sample of each split's prompts.
 
-    jobs_of: {split: function of a number -> Job}; counts: {split: dialogues}; prices: dollars a million tokens, or None.
+    jobs_of: {split: function of a number that returns a Job}; counts: {split: dialogues}
+    price_in, price_out: dollars per million tokens, or None
     """
-    if whole_prompt:
-        print(fill(jobs_of["train"](0), lyrics_words))
     tokens_in, tokens_out = 0, 0
     for split, n in counts.items():
-        found = estimate([jobs_of[split](i) for i in range(min(n, SAMPLE))], n, lyrics_words)
-        tokens_in, tokens_out = tokens_in + found[0], tokens_out + found[1]
+        sample = [jobs_of[split](number) for number in range(min(n, SAMPLE))]
+        split_in, split_out = estimate(sample, n, lyrics_words)
+        tokens_in += split_in
+        tokens_out += split_out
     dollars = cost(tokens_in, tokens_out, price_in, price_out)
-    print(f"{sum(counts.values()):,} calls, about {tokens_in:,} tokens in and {tokens_out:,} out (a token counted as {TOKEN_CHARS} "
-          f"characters, without second tries and without what a model thinks before it answers): "
-          + (f"about ${dollars:,.2f}" if dollars is not None else "--price-in and --price-out (dollars a million tokens) tell the cost"))
+    told = "--price-in and --price-out (dollars per million tokens) tell the cost"
+    if dollars is not None:
+        told = f"about ${dollars:,.2f}"
+    print(f"{sum(counts.values()):,} calls, about {tokens_in:,} tokens in and {tokens_out:,} out "
+          f"(a token counted as {TOKEN_CHARS} characters, without second tries and without what a "
+          f"model thinks before it answers): {told}")
