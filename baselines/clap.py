@@ -27,13 +27,10 @@ The full command was not run: the checkpoint could not be had where this was wri
 """
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies 
 from baselines import two_towers
 from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, score_turns
 from common import data, runs, turns
-from steps.extract_embeddings.audio_workers import start_worker
-from steps.extract_embeddings.chunks import fill_in_chunks, is_finished
+from steps.extract_embeddings.audio_encoders import AudioEncoder
+from steps.extract_embeddings.audio_workers import embed_audio_files
+from steps.extract_embeddings.chunks import is_finished
 from steps.extract_embeddings.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 
 HISTORIES = two_towers.HISTORIES[:-1]  # without "turns joined", which has the tracks as text
@@ -102,37 +100,14 @@ class TextSide(NamedTuple):
 
 # ---------------------------------------------------------------- audio
 
-def read_windows(path, extractor):
-    """The spectrograms of one audio file (see mel_windows), or the reason why there are none."""
-    try:
-        return mel_windows(path, extractor)
-    except ValueError as error:
-        return str(error)
-
-
 def write_audio(folder, tracks, data_dir, model, extractor, workers):
     """Write clap.npy and clap_failed.jsonl, chunk by chunk, so that a killed run can go on."""
-    def encode(rows):
-        vectors = np.full((rows.stop - rows.start, model.config.projection_dim), np.nan, np.float32)
-        failed = []
-        audible = [i for i in range(rows.start, rows.stop) if tracks[i]["audio_path"]]
-        paths = [data_dir / tracks[i]["audio_path"] for i in audible]
-        read = pool.map if pool else map
-        for i, windows in zip(audible, read(read_windows, paths, repeat(extractor)), strict=True):
-            if isinstance(windows, str):
-                failed.append({"track_id": tracks[i]["track_id"],
-                               "audio_path": tracks[i]["audio_path"], "reason": windows})
-            else:
-                vectors[i - rows.start] = mean_of_windows(embed_windows(model, windows))
-        return vectors, failed
+    def encode(sounds):
+        return np.stack([mean_of_windows(embed_windows(model, windows)) for windows in sounds])
 
-    processes = nullcontext()  # one worker: files are read in this process
-    if workers > 1:
-        spawn = multiprocessing.get_context("spawn")
-        processes = ProcessPoolExecutor(workers, spawn, start_worker)
-    with processes as pool:
-        shape = (len(tracks), model.config.projection_dim)
-        unfinished, failed = fill_in_chunks(folder, "clap", shape, CHUNK, encode)
+    read = partial(mel_windows, extractor=extractor)
+    encoder = AudioEncoder(read, encode, model.config.projection_dim, (), CHUNK)
+    unfinished, failed = embed_audio_files(folder, "clap", tracks, data_dir, encoder, workers)
     data.write_jsonl(folder / "clap_failed.jsonl", failed)
     os.replace(unfinished, folder / "clap.npy")
     print(f"clap: {sum(not track['audio_path'] for track in tracks)} tracks have no audio_path; "
