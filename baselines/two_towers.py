@@ -216,7 +216,7 @@ def load_examples(data_dir, row_of, usable, limit=0):
     if not examples:
         raise SystemExit(f"{path}: no turn has a target that can be encoded, so there is nothing "
                          f"to learn from. Make the file again with: python 03_synthesize.py "
-                         f"--data-dir {data_dir}; or leave the fine-tuning out")
+                         f"simulate --data-dir {data_dir}; or leave the fine-tuning out")
     return examples
 
 

@@ -2,16 +2,15 @@
 
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import REAL
 
 from common import data
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 prepare = importlib.import_module("00_prepare_data")
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,12 @@ import soundfile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 prepare = importlib.import_module("00_prepare_data")
+from conftest import REAL
+
 from common import data  # noqa: E402
 from steps.prepare_data import mpd  # noqa: E402
 from steps.prepare_data.demo import catalogue, render  # noqa: E402
 
-REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 DAY = 86_400
 NOV_1 = 1_509_494_400  # 2017-11-01, midnight GMT
 

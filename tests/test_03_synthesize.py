@@ -11,11 +11,10 @@ import re
 import subprocess
 import sys
 from itertools import islice, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import REAL, ROOT
 
 from common import data
 from steps.synthesize import simulate, templates, truth
@@ -23,7 +22,6 @@ from steps.synthesize.attributes import LEXICON, agreeing, pairs, track_attribut
 from steps.synthesize.rules import problems
 
 synthesize = importlib.import_module("03_synthesize")
-REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 REAL_TRACKS = REAL / "track_annotations.jsonl"
 
 

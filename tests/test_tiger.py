@@ -2,15 +2,13 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_dialogues
+from conftest import REAL, ROOT, make_dialogues
 
 from baselines import semantic_ids, tiger
 from baselines.popularity import count_tracks
@@ -18,7 +16,6 @@ from benchmarks import tiger_sequences as bench
 from benchmarks.sasrec_sequences import read_sequences
 from common import data, turns
 
-REAL = Path(os.environ.get("TALKPLAY_REAL", ROOT.parent / "shared" / "real"))
 TINY = dict(layers=1, width=32, heads=2, head_width=16, ff=64, dropout=0.1, steps=30,
             batch_size=16, lr=0.01, warmup=1000)
 

@@ -1,8 +1,6 @@
 """Audio files, read by worker processes (01, annotate/, baselines/clap.py)."""
 
 import multiprocessing
-import os
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,15 +8,13 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from common.process import end_with_parent
 from steps.extract_embeddings.chunks import fill_in_chunks
 
 
 def start_worker():
     """What each worker does first: it will end with its parent, and it uses one thread."""
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
     threadpool_limits(1)
 
 
