@@ -34,14 +34,14 @@ A killed run goes on with the modalities that are not fitted yet.
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common import data, runs
-from common.process import agree, current_process, end_process, resolve_device, start_process
+from common.flags import add_shared, check_ranges
+from common.process import agree, current_process, end_process, start_process
 from common.tokens import MODALITIES
 from steps.quantize import report
 from steps.quantize.read import load_codebook, load_embeddings, saved_k
@@ -250,19 +250,13 @@ def assign_shared(embeddings, codebook):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
+    add_shared(parser, "data-dir", "device", "seed", "resume")
     add("--k", type=int, default=0, help="clusters per modality (paper: 1024); 0 (default): the "
         "power of two nearest to twice the root of the number of tracks, from 8 to 1024")
     add("--n-init", type=int, default=1, help="starts of k-means, the best of which is kept "
         "(default 1); they are compared on the first sample (all rows of a small catalogue)")
     add("--assign-only", action="store_true",
         help="fit nothing: codes for the present embeddings from the saved codebooks")
-    add("--device", type=resolve_device, default="auto",
-        help="of k-means: auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of k-means (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip what is finished (default); --no-resume makes it again")
     args = parser.parse_args(argv)
     if args.k and not 2 <= args.k <= LARGEST_K:
         raise SystemExit(f"--k {args.k}: from 2 to {LARGEST_K} is expected (codes are int16), or 0 "
@@ -270,8 +264,7 @@ def parse_args(argv=None):
     if args.k and args.assign_only:
         raise SystemExit(f"--k {args.k} with --assign-only: K is that of the saved codebooks; "
                          f"leave one of the two out")
-    if args.n_init < 1:
-        raise SystemExit(f"--n-init {args.n_init}: a number from 1 on is expected")
+    check_ranges(args, n_init=1)
     return args
 
 

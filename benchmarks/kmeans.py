@@ -34,7 +34,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from common.process import resolve_device
+from common.flags import add_shared
 
 quantize = importlib.import_module("02_quantize")
 BLOCK = 8192
@@ -123,7 +123,8 @@ def compare(rows, k, args):
     base = results.get("scikit-learn", results["02_quantize"])
     print(f"  {'':18s}{'inertia':>14s}{'ratio':>9s}{'seconds':>10s}{'ratio':>9s}")
     for name, (inertia, seconds) in results.items():
-        print(f"  {name:18s}{inertia:14.6g}{inertia / base[0]:9.4f}{seconds:10.2f}{seconds / base[1]:9.3f}")
+        print(f"  {name:18s}{inertia:14.6g}{inertia / base[0]:9.4f}"
+              f"{seconds:10.2f}{seconds / base[1]:9.3f}")
     if not args.alone and traces:
         goal, best = results["faiss, 25 passes"], results["02_quantize"]
         print(f"  until it has the inertia of faiss's 25 passes: 02_quantize "
@@ -142,8 +143,7 @@ def main():
     add("--embeddings", type=Path, default=None,
         help="an .npy file of (N, D) float32 to draw rows from, instead of made ones")
     add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of made rows (default both)")
-    add("--device", type=resolve_device, default="cpu",
-        help="of 02_quantize (default cpu); the peers are always on the CPU")
+    add_shared(parser, "device")
     add("--alone", action="store_true", help="02_quantize without its peers")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import REAL, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from common import data
+from steps.prepare_data import mpd
+from steps.prepare_data.demo import catalogue, render
+
 prepare = importlib.import_module("00_prepare_data")
-from conftest import REAL
-
-from common import data  # noqa: E402
-from steps.prepare_data import mpd  # noqa: E402
-from steps.prepare_data.demo import catalogue, render  # noqa: E402
 
 DAY = 86_400
 NOV_1 = 1_509_494_400  # 2017-11-01, midnight GMT
