@@ -54,11 +54,9 @@ def build_trie(codes):
 
 
 def expand_ranges(begins, nodes):
-    """The contents of several nodes' ranges, one after the other.
+    """The contents of several nodes' ranges, one after the other; the place in `nodes` of each.
 
-    begins: (n + 1,), node i has the range begins[i] to begins[i + 1] - 1: a level of trie.children
-        or trie.tracks
-    Returns: what is in the ranges; and for each of these, the place of its node in `nodes`.
+    begins: (n + 1,), node i has begins[i] to begins[i + 1] - 1, as in trie.children and .tracks
     """
     first = begins[nodes]
     sizes = begins[nodes + 1] - first
