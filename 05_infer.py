@@ -57,7 +57,6 @@ class Settings(NamedTuple):
     free: bool = True                # False holds each music token to its modality
     beam: int = 50                   # prefixes per level, of `likelihood`
     samples: int = 20                # sequences per turn, of `votes` and `expected`
-    context: int = 0                 # tokens of prompt and answer; 0: as many as in training
     max_new_tokens: int = 96         # of a response; `predict_turns` writes none with 0
 
 
@@ -69,9 +68,9 @@ PAPER = Settings()
 def prompt_of(dialogue_tokenizer, turns, codes_of, context=0):
     """Ids up to where the answer to the last turn begins: (L,) int32.
 
-    If that is more than `context` tokens, less room for the answer, the oldest turns are left out.
+    context: tokens of prompt and answer, for which the oldest turns are left out; 0: as many as in
+        training, which 04_train.py leaves in the tokenizer
     """
-    # 04_train.py leaves its own context in the tokenizer
     context = (context or dialogue_tokenizer.tokenizer.model_max_length) - ANSWER_ROOM
     for first in range(len(turns)):
         ids, _ = tokens.encode_dialogue(dialogue_tokenizer, turns[first:], codes_of, prompt=True)
@@ -132,7 +131,6 @@ def first_unplayed(rows, played):
 def rank(talkplay, ranker, prompts, cache, sampled, rngs_for, settings=PAPER):
     """Rows of the best tracks by one ranker, for each of the prompts.
 
-    cache: PromptCache of the prompts
     sampled: per prompt, what `sample_codes` has returned
     rngs_for: function of a purpose (common/metrics.py); returns a numpy Generator per prompt
     """
@@ -180,14 +178,12 @@ def reply(talkplay, turns, ranker="likelihood", settings=PAPER, rng=None, on_tra
 
     turns: dicts with query; those before the last also with music (the track_id played, or None)
         and response (str or None)
-    ranker: a key of SYSTEMS
     rng: a numpy Generator (None: a new one, so that the same turns get the same answer)
-    on_track: called with the Answer before its response is written
-    on_text: called with each new piece of the response
+    on_track, on_text: called with the Answer before its response, with each piece of the response
     """
     rng = rng or np.random.default_rng(0)
     dialogue_tokenizer = talkplay.dialogue_tokenizer
-    prompt = prompt_of(dialogue_tokenizer, turns, talkplay.codes_of, settings.context)
+    prompt = prompt_of(dialogue_tokenizer, turns, talkplay.codes_of)
     cache = PromptCache(talkplay.model, [prompt])
     sampled = sample_codes(cache, dialogue_tokenizer, [rng], settings)
     rows, = rank(talkplay, ranker, [prompt], cache, sampled, lambda purpose: [rng], settings)
@@ -239,7 +235,7 @@ def predict_turns(talkplay, turns, rankers, seed=0, settings=PAPER):
 
     dialogue_tokenizer = talkplay.dialogue_tokenizer
     prompts = [prompt_of(dialogue_tokenizer, [*turn.past, {"query": turn.query}],
-                         talkplay.codes_of, settings.context) for turn in turns]
+                         talkplay.codes_of) for turn in turns]
     cache = PromptCache(talkplay.model, prompts)
     sampled = sample_codes(cache, dialogue_tokenizer, rngs_for(metrics.SAMPLE_CODES), settings)
     rankings = [rank(talkplay, ranker, prompts, cache, sampled, rngs_for, settings)
@@ -298,21 +294,19 @@ def parse_args():
         for name, what in (("chat", "talk to the model"),
                            ("predict", "rank all tracks for every turn of a file of dialogues"),
                            ("show", "print a predicted dialogue")))
-    on_off = argparse.BooleanOptionalAction
     for command in (chat, predict):
         add_shared(command, "data-dir", "device", "seed")
         add = command.add_argument
         add("--temperature", type=float, default=1.0, help="0 = greedy (paper and default: 1)")
         add("--top-p", type=float, default=0.9, help="nucleus (paper and default: 0.9)")
         add("--repetition-penalty", type=float, default=1.0, help="1 = none (paper and default)")
-        add("--free", action=on_off, default=True,
+        add("--free", action=argparse.BooleanOptionalAction, default=True,
             help="sample the music tokens freely (default), or hold each to its modality")
         add("--beam", type=int, default=50, help="prefixes per level, of likelihood (default 50)")
         add("--cold-share", type=float, help="probability that likelihood gives to all tracks "
             "without a playlist code (default: their share of the catalogue)")
-        add("--context", type=int, default=0, help="tokens of prompt and answer; of longer prompts "
-            "the oldest turns are left out (default 0: as in training)")
-        add("--max-new-tokens", type=int, default=96, help="of a response, at most (default 96)")
+        add("--max-new-tokens", type=int, default=96,
+            help="of a response, at most; predict writes no responses with 0 (default 96)")
     chat.add_argument("--ranker", choices=("likelihood", "overlap"), default="likelihood",
                       help="what chooses the track: its probability (default), or the paper's")
 
@@ -320,7 +314,6 @@ def parse_args():
     add("--rankers", nargs="+", choices=SYSTEMS, default=["likelihood", "overlap"], help="one file "
         "each (default likelihood overlap); the top of this script says what they are")
     add("--samples", type=int, default=20, help="of votes and expected, per turn (default 20)")
-    add("--responses", action=on_off, default=True, help="write what the model says (default)")
     add("--batch-size", type=int, default=32, help="turns answered at a time (default 32)")
     add("--limit", type=int, default=0, help="dialogues; 0 = all (default, and what 06 needs)")
     add_shared(predict, "resume")
@@ -330,7 +323,7 @@ def parse_args():
         command.add_argument("--split", choices=FOLDERS, default="test",
                              help="dialogues (default test)")
     args = parser.parse_args()
-    check_ranges(args, temperature=0, top_p=(0, 1), repetition_penalty=0.01, beam=1, context=0,
+    check_ranges(args, temperature=0, top_p=(0, 1), repetition_penalty=0.01, beam=1,
                  cold_share=(0, 1), max_new_tokens=0, samples=1, batch_size=1, limit=0)
     return args
 
@@ -365,8 +358,6 @@ def main():
     out.mkdir(exist_ok=True)
     if state == "new":
         (out / JOURNAL).unlink(missing_ok=True)
-    if not args.responses:
-        settings = settings._replace(max_new_tokens=0)
     n_turns, well_formed = predict(talkplay, dialogues[:args.limit or None], paths, args.rankers,
                                    args.batch_size, args.seed, settings)
     print(f"{n_turns:,} turns; {well_formed:.1%} of the sampled music blocks are well-formed")

@@ -11,16 +11,13 @@ No model runs here. Whatever wrote predictions/<system>.jsonl, it is scored in t
 5. The paper's Tables 3 and 4: the codes that TalkPlay generated, ranked again with other weights
    (steps/evaluate/ablations.py).
 
-The subsets are: accepted or rejected (the listener turns the music down); by the target's past: in
-training dialogues, in training playlists only, or in neither (cold); by the kind of query; by its
-sentence template, which training dialogues use or not. Of several targets, the best known counts.
+The subsets are: accepted or rejected (the listener turns the music down); by the target's past (of
+several targets, the best known counts); by the kind of query; by its sentence template, which
+training dialogues use or not.
 
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is a further run of a system, trained or sampled
 once more. It has no row of its own, but counts in the spread over runs and in the margins, which
-are then those of the runs' mean.
-
-With --music-crs, the predictions are also written in the form of the Music-CRS challenge, and
-scored as its evaluator scores them (steps/evaluate/music_crs.py).
+are then those of the runs' mean. --music-crs: see steps/evaluate/music_crs.py.
 
 Reads   tracks.jsonl, playlists.jsonl, dialogues_<split>.jsonl, dialogues_train.jsonl,
         predictions/*.jsonl (predictions_valid/ with --split valid), codes.npy where a file has any
@@ -162,13 +159,10 @@ def comparison_rows(systems, reruns, turns, masks, seed, reference):
     Where a system has further runs, their mean with its own file's is compared. The interval then
     also says how far another run may change it.
     """
-    if reference not in systems:
-        return []
     groups = np.array([turn.group for turn in turns])
     rows = []
-    for other in systems:
-        if other == reference:
-            continue
+    others = [system for system in systems if system != reference and reference in systems]
+    for other in others:
         ours, theirs = runs_to_compare(systems, reruns, reference, other)
         for subset, mask in masks.items():
             for metric in COMPARED:
@@ -206,9 +200,8 @@ def load_turns(data_dir, split):
                  for name in ("train", split)}
     turns = collect_turns(dialogues[split], row_of)
     if not turns:
-        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets, so there is "
-                         "nothing to score. Make it again with: python 03_synthesize.py simulate "
-                         f"--data-dir {data_dir}")
+        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets. Make it again "
+                         f"with: python 03_synthesize.py simulate --data-dir {data_dir}")
     return row_of, playlists, dialogues, turns
 
 
@@ -221,10 +214,9 @@ def rank_again(data_dir, split, systems, turns, n_tracks, seed):
         return None, [], None
     name = f"05_infer.{split}"
     codes = data.load_codes(data_dir, n_tracks)
-    runs.check_unchanged(data_dir, name, "codes.npy", "its tokens mean other tracks now. Train and "
-                         f"predict again: python 04_train.py --data-dir {data_dir} --no-resume, "
-                         f"then python 05_infer.py predict --data-dir {data_dir} --split {split} "
-                         "--no-resume")
+    runs.check_unchanged(data_dir, name, "codes.npy", "its tokens mean other tracks now. Run again "
+                         f"with --no-resume: python 04_train.py --data-dir {data_dir}, then python "
+                         f"05_infer.py predict --data-dir {data_dir} --split {split}")
     run = runs.read_run(data_dir, name)
     ties_seed = run["arguments"]["seed"] if run else 0  # 05 drew the ties of the overlap with it
     return codes, *ablations.ablate(systems, codes, turns, ties_seed, seed)

@@ -49,10 +49,7 @@ def rank_rows(scores, rng, depth):
 
 
 def filter_played(ranked, played, targets):
-    """Leave out the tracks that earlier turns have played, unless this turn asks for them again.
-
-    ranked: catalogue rows, best first, (D,). played, targets: rows
-    """
+    """Leave out the tracks that earlier turns have played, unless this turn asks for them again."""
     keep = np.ones(len(ranked), bool)
     for row in set(played).difference(targets):  # a few only: np.isin takes five times as long
         keep &= ranked != row
@@ -85,29 +82,20 @@ def hit_at(ranks, k):
 
 
 def ndcg_at(ranks, k):
-    """nDCG@k for one relevant track: 1 / log2(1 + rank) where the rank is k or better, else 0.
-
-    The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's.
-    """
+    """nDCG@k for one relevant track, not in the paper: 1 / log2(1 + rank) if rank <= k, else 0."""
     return hit_at(ranks, k) / np.log2(1 + np.maximum(ranks, 1))
 
 
 # what results/metrics.csv has: {name: function of (n,) ranks that gives (n,) values}
-METRICS = {
-    "mrr": reciprocal_rank,
-    "hit@1": partial(hit_at, k=1),
-    "hit@10": partial(hit_at, k=10),
-    "hit@100": partial(hit_at, k=100),
-    "ndcg@10": partial(ndcg_at, k=10),
-    "ndcg@20": partial(ndcg_at, k=20),
-}
+METRICS = {"mrr": reciprocal_rank,
+           **{f"hit@{k}": partial(hit_at, k=k) for k in (1, 10, 100)},
+           **{f"ndcg@{k}": partial(ndcg_at, k=k) for k in (10, 20)}}
 
 
 # ---------------------------------------------------------------- one value per system
 
 def coverage(shown, n_tracks):
-    """Catalogue coverage, not in the paper: the share of the tracks that a system shows to anyone.
-    """
+    """Catalogue coverage, not in the paper: the share of the tracks that are shown to anyone."""
     return len(set(shown)) / n_tracks
 
 
@@ -117,9 +105,7 @@ def distinct_2(texts):
     Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space.
     It falls with the amount of text: compare like amounts only. NaN where no text has two words.
     """
-    pairs = []
-    for text in texts:
-        pairs += pairwise(text.lower().split())
+    pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
@@ -145,14 +131,10 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     # each row of `drawn` is one resample of the groups
     rng = np.random.default_rng(seed)
     drawn = rng.integers(n_groups, size=(n, n_groups))
-    sizes = counts[drawn].sum(axis=1)  # (n,)
-    means = []
-    for run in np.atleast_2d(values):
-        sums = np.bincount(group, weights=run)
-        means.append(sums[drawn].sum(axis=1) / sizes)
-    means = np.stack(means)  # (R, n)
+    sums = [np.bincount(group, weights=run) for run in np.atleast_2d(values)]
+    means = np.stack([of_run[drawn].sum(axis=1) for of_run in sums]) / counts[drawn].sum(axis=1)
 
-    # several runs: R of them are drawn for each resample
+    # several runs (R, n): R of them are drawn for each resample
     if len(means) > 1:
         means = np.take_along_axis(means, rng.integers(len(means), size=means.shape), axis=0)
     low, high = np.quantile(means.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])

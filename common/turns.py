@@ -65,8 +65,8 @@ def rank(scores, turn, seed):
 
 def target_rank(ranked, turn):
     """1-based rank of the turn's target, played tracks left out; 0 where it is not ranked."""
-    candidates = metrics.filter_played(ranked, turn.played, turn.targets)
-    return metrics.rank_of_first_hit(candidates, turn.targets)
+    unplayed = metrics.filter_played(ranked, turn.played, turn.targets)
+    return metrics.rank_of_first_hit(unplayed, turn.targets)
 
 
 def mrr(scores, turns, seed):

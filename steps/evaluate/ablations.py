@@ -1,10 +1,8 @@
 """How much each modality weighs: the paper's Tables 3 and 4, from stored codes.
 
-The paper ranks by a weighted count of equal codes (section 2.4). Other weights need no model,
-since the generated codes are stored with the predictions. Ties are drawn as 05_infer.py draws them
-with the same seed, so the default weights give back the ranks of talkplay-overlap. With other
-weights other tracks tie, and without a modality (Table 4) the draws differ too. The luck of ties
-alone moves an MRR of the demo by about .001.
+The paper ranks by a weighted count of equal codes (section 2.4). Ties are drawn as 05_infer.py
+draws them with the same seed, so the default weights give back the ranks of talkplay-overlap. With
+other weights other tracks tie: this luck alone moves an MRR of the demo by about .001.
 """
 
 import numpy as np
@@ -20,13 +18,9 @@ PAPER = (25, 16, 9, 4, 1)
 UNIFORM = (1,) * len(tokens.MODALITIES)
 # {weights of the modalities in token order: where they come from}
 WEIGHTINGS = {
-    retrieval.WEIGHTS: "common/retrieval.py",
-    PAPER: "paper, order of section 2.4",
-    (25, 9, 16, 4, 1): "paper, order of Table 3",
-    (5, 4, 3, 2, 1): "ours",
-    UNIFORM: "paper, Table 4",
-    PAPER[::-1]: "ours",
-}
+    retrieval.WEIGHTS: "common/retrieval.py", PAPER: "paper, order of section 2.4",
+    (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "ours",
+    UNIFORM: "paper, Table 4", PAPER[::-1]: "ours"}
 # a weight of 0: the modality is left out
 LEAVE_ONE_OUT = [UNIFORM, *(UNIFORM[:m] + (0,) + UNIFORM[m + 1:] for m in range(len(UNIFORM)))]
 # {the paper's table: (its rows, the weights that the others are compared with)}
@@ -79,9 +73,7 @@ def ablation_rows(ranks, turns, seed):
     for number, (weightings, against) in TABLES.items():
         for weights in weightings:
             for metric in SHOWN:
-                function = metrics.METRICS[metric]
-                values = function(ranks[weights])
-                others = function(ranks[against])
+                values, others = map(metrics.METRICS[metric], (ranks[weights], ranks[against]))
                 low, high = metrics.bootstrap_ci(values, groups, seed=seed)
                 margin = metrics.paired_difference(values, others, groups, seed=seed)
                 rows.append((number, weight_text(weights), metric, float(values.mean()), low, high,

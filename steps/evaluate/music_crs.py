@@ -3,11 +3,10 @@
 Formulas as in its public evaluator, github.com/nlp4musa/music-crs-evaluator (evaluate_devset.py,
 metrics/):
 
-  ndcg@k             1 / log2(1 + rank) of the one relevant track where the rank is k or better,
-                     else 0; the mean for each turn number, then the mean of these means
+  ndcg@k             of the one relevant track (common/metrics.py); the mean for each turn number,
+                     then the mean of these means
   catalog_diversity  different tracks in all predictions / tracks in the catalogue
-  lexical_diversity  Distinct-2 over all responses (common/metrics.py); 0 without any (an early
-                     version divided different words by all words)
+  lexical_diversity  Distinct-2 over all responses (common/metrics.py); 0 without any
 
 At most 20 tracks are predicted per turn. Tracks played in earlier turns are left out, even where
 this turn plays one of them again: unlike 06's own figures, a submission cannot see the target.
@@ -31,8 +30,7 @@ def check_targets(turns):
     for turn in turns:
         if len(turn.targets) > 1:
             raise SystemExit(f"--music-crs: turn {turn.number} of dialogue {turn.dialogue_id} has "
-                             f"{len(turn.targets)} targets; that evaluator knows one per turn. "
-                             "Evaluate these dialogues without --music-crs")
+                             f"{len(turn.targets)} targets; that evaluator knows one per turn")
 
 
 def warnings(data_dir, n_all, n_scored, n_tracks):

@@ -66,21 +66,19 @@ class PromptCache:
         keep = torch.as_tensor(keep, device=self.device, dtype=torch.long)
         self.mask = torch.cat([self.mask, keep], 1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        return self.model.base_model(input_ids=ids, attention_mask=self.mask,
-                                     position_ids=positions,
-                                     past_key_values=self.past).last_hidden_state
+        return self.forward(ids, self.mask, positions)
 
     def read_tree(self, ids, sees):
-        """Append ids (B, W) that are alternatives to each other. `mask` does not change.
+        """Append ids (B, W) that are alternatives to each other: hidden states (B, W, d).
 
         sees: (B, W, T + W) bool, which places of the cache each of them attends to
-        Returns: hidden states (B, W, d).
         """
-        dtype = self.end.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
-        mask = mask.masked_fill(~sees, torch.finfo(dtype).min)
-        return self.model.base_model(input_ids=ids, attention_mask=mask[:, None],
-                                     position_ids=sees.sum(2) - 1,
+        mask = torch.zeros(sees.shape, dtype=self.end.dtype, device=self.device)
+        mask = mask.masked_fill(~sees, torch.finfo(mask.dtype).min)
+        return self.forward(ids, mask[:, None], sees.sum(2) - 1)
+
+    def forward(self, ids, mask, positions):
+        return self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions,
                                      past_key_values=self.past).last_hidden_state
 
     def truncate(self, length):
@@ -119,12 +117,10 @@ def sample(cache, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, repet
            grammar=None, on_token=None, may_be_empty=True):
     """Generate up to max_new tokens per row.
 
-    cache: PromptCache of B prompts. The caller truncates it.
-    hidden: (B, d) at the last token read
+    cache: PromptCache of B prompts; the caller truncates it. hidden: (B, d) at the last token read
     stop: ids that end a row; it keeps the one that ended it
     repetition_penalty: as in transformers, over what is generated here; 1 = none
-    grammar: None, or (allowed, next_state) from `music_grammar`
-    on_token: called with the row's ids after each token
+    grammar: None, or from `music_grammar`. on_token: called with the row's ids after each token
     may_be_empty: whether the first token may be one of `stop`
     Returns: B lists of ids.
     """

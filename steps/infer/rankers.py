@@ -25,9 +25,7 @@ BAND = 1000.0  # larger than any log-probability: what the beam has kept longer 
 def code_log_probs(hidden, weight):
     """Log-probabilities of the codes of one modality, and of a missing code: their expected value.
 
-    hidden: (..., d) where the modality's token comes next
-    weight: (K, d) output rows of its tokens
-    Returns: (..., K) and (...), float32.
+    hidden: (..., d) where the token comes next. weight: (K, d). Returns: (..., K), (...), float32.
     """
     logp = torch.log_softmax(hidden.float() @ weight.float().T, -1)
     return logp, (logp.exp() * logp).sum(-1)
@@ -43,13 +41,10 @@ def music_weight(model, vocabulary):
 # ---------------------------------------------------------------- likelihood
 
 def unconditional_log_probs(model, dialogue_tokenizer, codes, batch_size=256):
-    """What the model thinks of each track's tokens before it knows what is wanted.
+    """Log-probability of each code (N, 5) after a query that says nothing: (N, 5) float32.
 
-    The log-probability of each code after a query that says nothing (contextual calibration: Zhao
+    What the model thinks of a track before it knows what is wanted (contextual calibration: Zhao
     et al. 2021).
-
-    codes: (N, 5) int, -1 where missing
-    Returns: (N, 5) float32.
     """
     vocabulary = dialogue_tokenizer.vocabulary
     weight = music_weight(model, vocabulary)                             # (5, K, d)
@@ -102,12 +97,10 @@ def group_tracks(model, dialogue_tokenizer, codes, cold_share=None):
 
 
 def rank_tracks(cache, dialogue_tokenizer, groups, depth, beam=50):
-    """The `depth` best tracks after each prompt, and some more.
+    """The `depth` best tracks after each prompt, and some more: (rows, scores float64), by row.
 
     A score is a log-probability; each group's add up to its share. Tracks that the beam has lost
     lie 1000 and more lower, by the level at which it lost them.
-
-    Returns: per prompt (rows, scores float64), by row.
     """
     ranked = [[] for _ in range(len(cache.mask))]
     for group in groups:
@@ -130,8 +123,7 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
     """Walk down the trie level by level, keeping the `beam` best nodes of each prompt.
 
     All nodes of a level are read in one pass; each attends to its prompt and its own ancestors.
-    The probability of a code is taken among the codes of its modality. A missing code counts as an
-    average one, and a modality that no track has counts nothing.
+    The probability of a code is taken among the codes of its modality.
 
     prior: (N, 5), subtracted code by code, or None
     Returns: per prompt, and per level: (nodes, scores). These are the nodes that the beam has lost
@@ -239,7 +231,7 @@ def best_tracks(trie, levels, depth):
 
 
 def log_total(trie, levels):
-    """log of the sum of exp(score) over the distinct codes below the nodes of (the last) levels."""
+    """log of the sum of exp(score) over the distinct codes below the nodes of the last levels."""
     scores = []
     for tracks, (nodes, node_scores) in zip(trie.tracks[-len(levels):], levels, strict=True):
         # how many nodes of the last level lie below each node
@@ -263,11 +255,9 @@ def code_shares(sequences, k):
 def code_marginals(cache, dialogue_tokenizer, rngs, samples):
     """P(code of each modality | prompt): (B, 5, K) float32 numpy; each modality sums to 1.
 
-    It depends on the codes before. So these are drawn `samples` times, and the model's
-    probabilities of the next modality are averaged.
+    The codes before are drawn `samples` times, and the probabilities of the next one averaged.
 
-    cache: of B x samples prompts, the copies of each prompt one after the other
-    rngs: a numpy Generator for each of them
+    cache: of B x samples prompts, the copies of each prompt one after the other, each with a rng
     """
     vocabulary = dialogue_tokenizer.vocabulary
     weight = music_weight(cache.model, vocabulary)
@@ -290,8 +280,7 @@ def code_marginals(cache, dialogue_tokenizer, rngs, samples):
 def expected_overlap(codes, p):
     """Weighted overlap of every track, where code c of modality m has probability p[m, c].
 
-    codes: (N, 5), -1 where missing. p: (5, K); of one sequence, this is `retrieval.overlap`.
-    Returns: (N,) float32.
+    codes: (N, 5). p: (5, K), as from one sequence: then this is `retrieval.overlap`, (N,) float32.
     """
     # code -1 finds the last column: 0
     table = np.pad(p, ((0, 0), (0, 1))) * np.asarray(WEIGHTS, np.float32)[:, None]

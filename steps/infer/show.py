@@ -58,6 +58,6 @@ def why(sampled, codes):
     marks = []
     for modality, code, of_track in zip(MODALITIES, sampled, codes, strict=True):
         if code >= 0:
-            has = f" (track: {of_track if of_track >= 0 else None})"
-            marks.append(f"{modality}-{code}{' =' if code == of_track else has}")
+            has = f"(track: {of_track if of_track >= 0 else None})"
+            marks.append(f"{modality}-{code} {'=' if code == of_track else has}")
     return f"sampled {', '.join(marks)}"

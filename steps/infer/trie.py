@@ -23,10 +23,9 @@ import numpy as np
 
 
 class Trie(NamedTuple):
-    """All tracks in the order of their codes. A level has one node per distinct start of codes.
+    """All tracks in the order of their codes; a missing code is an edge with code -1.
 
-    A missing code is an edge like any other, with code -1. Nodes are in the order of their tracks,
-    so the children of a node are neighbours, and so are its tracks.
+    A level has one node per distinct start of codes. The children of a node are neighbours.
     """
     rows: np.ndarray          # (N,) rows of the catalogue, in the order of their codes
     n_same_codes: np.ndarray  # (N,) in the same order: how many tracks have all codes of this one
