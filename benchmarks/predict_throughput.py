@@ -10,8 +10,9 @@ anew. The tokens of both are the same.
 import argparse
 import importlib
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -85,9 +86,7 @@ def main():
         first, second = (predict(generate) for generate in systems.values())  # also warms up
         for measured in range(args.rounds):
             for system, generate in enumerate(systems.values()):
-                begin = time.perf_counter()
-                predict(generate)
-                speeds[system, measured] = n_turns / (time.perf_counter() - begin)
+                speeds[system, measured] = n_turns / timeit(partial(predict, generate), number=1)
     same = np.mean([a == b for a, b in zip(first, second, strict=True)])
     print(f"{n_turns} turns; {same:.1%} have the same five tokens by both")
     for name, speed in zip(systems, speeds, strict=True):

@@ -12,7 +12,9 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,12 +38,7 @@ def long_tailed_codes(n, k, rng):
 
 def time_ms(function, arguments):
     """How long each call takes, in ms."""
-    times = []
-    for argument in arguments:
-        begin = time.perf_counter()
-        function(argument)
-        times.append(time.perf_counter() - begin)
-    return np.array(times) * 1e3
+    return np.array([timeit(partial(function, x), number=1) for x in arguments]) * 1e3
 
 
 def time_overlap(codes, queries, rng):

@@ -53,9 +53,8 @@ def search(index, query, depth, rng, weights=WEIGHTS):
     found = [np.empty(0, np.int32)]
     values = [np.empty(0, np.float32)]
     for rows in lists:
-        value = scores[rows]
-        found.append(rows[value > 0])
-        values.append(value[value > 0])
+        found.append(rows[scores[rows] > 0])
+        values.append(scores[found[-1]])
         scores[rows] = 0
     found = np.concatenate(found)
     values = np.concatenate(values)
@@ -72,8 +71,7 @@ def search(index, query, depth, rng, weights=WEIGHTS):
         top = np.argpartition(-keys, depth - 1)[:depth]
     top = top[np.argsort(-keys[top])]
     others = draw_others(len(index.codes), found[top], depth - len(top), rng)
-    return (np.concatenate([found[top], others]),
-            np.concatenate([values[top], np.zeros(len(others), np.float32)]))
+    return np.append(found[top], others), np.pad(values[top], (0, len(others)))
 
 
 def draw_others(n, taken, count, rng):

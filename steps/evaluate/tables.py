@@ -54,8 +54,7 @@ def metric_title(metric):
 
 
 def table(header, rows, left=1):
-    """A Markdown table whose columns are also aligned as plain text, the first `left` to the left.
-    """
+    """A Markdown table whose columns are also aligned as plain text, `left` of them to the left."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width if i < left else "-" * (width - 1) + ":"
