@@ -11,16 +11,13 @@ No model runs here. Whatever wrote predictions/<system>.jsonl, it is scored in t
 5. The paper's Tables 3 and 4: the codes that TalkPlay generated, ranked again with other weights
    (steps/evaluate/ablations.py).
 
-The subsets are: accepted or rejected (the listener turns the music down); by the target's past: in
-training dialogues, in training playlists only, or in neither (cold); by the kind of query; by its
-sentence template, which training dialogues use or not. Of several targets, the best known counts.
+The subsets are: accepted or rejected (the listener turns the music down); by the target's past (of
+several targets, the best known counts); by the kind of query; by its sentence template, which
+training dialogues use or not.
 
 A file <system>@<run>.jsonl (talkplay@seed1.jsonl) is a further run of a system, trained or sampled
 once more. It has no row of its own, but counts in the spread over runs and in the margins, which
-are then those of the runs' mean.
-
-With --music-crs, the predictions are also written in the form of the Music-CRS challenge, and
-scored as its evaluator scores them (steps/evaluate/music_crs.py).
+are then those of the runs' mean. --music-crs: see steps/evaluate/music_crs.py.
 
 Reads   tracks.jsonl, playlists.jsonl, dialogues_<split>.jsonl, dialogues_train.jsonl,
         predictions/*.jsonl (predictions_valid/ with --split valid), codes.npy where a file has any
@@ -37,11 +34,12 @@ It always computes everything afresh: 3 s for 5 systems, 1,145 turns and N = 1,0
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from common import data, metrics, runs
+from common.flags import add_shared
 from common.metrics import METRICS
 from common.turns import FOLDERS, collect_turns
 from steps.evaluate import ablations, figures, music_crs, predictions, scores, tables
@@ -52,8 +50,6 @@ REFERENCE = "talkplay"  # the system whose margins are shown, unless --compare n
 COMPARED = ("mrr", "hit@10")  # the metrics of the margins
 METRIC_COLUMNS = ("system", "subset", "turn", "metric", "value", "ci_low", "ci_high", "n")
 COMPARISON_COLUMNS = ("system", "against", "subset", "metric", "margin", "ci_low", "ci_high", "n")
-WRITES = ("metrics.csv", "comparisons.csv", "systems.csv", "ablations.csv", "results.md",
-          "mrr_per_turn.png")
 
 
 # ---------------------------------------------------------------- subsets of the turns
@@ -71,26 +67,20 @@ def target_past(targets, in_dialogues, in_playlists):
     """Where the targets of a turn have been before: one of PASTS."""
     if in_dialogues.intersection(targets):
         return PASTS[0]
-    if in_playlists.intersection(targets):
-        return PASTS[1]
-    return PASTS[2]
+    return PASTS[1] if in_playlists.intersection(targets) else PASTS[2]
 
 
 def subset_masks(turns, in_dialogues, in_playlists):
     """{subset: (n_turns,) bool}, empty subsets left out. KEPT has the same turns as "all"."""
     pasts = np.array([target_past(turn.targets, in_dialogues, in_playlists) for turn in turns])
     rejected = np.array([turn.rejected for turn in turns])
-    kinds = np.array([str(turn.kind) for turn in turns])
-    templates = np.array([str(turn.template) for turn in turns])
     everything = np.ones(len(turns), bool)
-
     masks = {"all": everything, KEPT: everything, "accepted": ~rejected, "rejected": rejected}
-    for past in PASTS:
-        masks[past] = pasts == past
+    masks |= {past: pasts == past for past in PASTS}
     for kind in sorted({turn.kind for turn in turns if turn.kind}):
-        masks[f"kind: {kind}"] = kinds == kind
+        masks[f"kind: {kind}"] = np.array([turn.kind == kind for turn in turns])
     for template in ("seen", "unseen"):
-        masks[f"templates: {template}"] = templates == template
+        masks[f"templates: {template}"] = np.array([turn.template == template for turn in turns])
     return {subset: mask for subset, mask in masks.items() if mask.any()}
 
 
@@ -103,38 +93,44 @@ def score_all(folder, turns, row_of):
     """
     systems = {}
     reruns = {}
-    for system, run, predicted in predictions.read_all(folder, turns, row_of):
+    depths = {min(metrics.DEPTH, len(row_of)), len(row_of)}
+    for (system, run), path in tqdm(predictions.find_files(folder).items(), desc="systems"):
+        scored = score_system(path, turns, row_of, depths)
+        depths = {scored.depth}  # the first file sets the depth of all
         if run:
-            reruns.setdefault(system, {})[run] = score_system(predicted, turns)
+            reruns.setdefault(system, {})[run] = scored
         else:
-            systems[system] = score_system(predicted, turns)
+            systems[system] = scored
     return systems, reruns
 
 
-def score_system(predicted, turns):
-    """Ranks of the targets, with played tracks left out and kept, and what is shown to listeners.
+def score_system(path, turns, row_of, depths):
+    """Ranks of the targets in one file, and what the system shows and says to listeners: Scores.
 
-    predicted: steps.evaluate.predictions.Predictions.
+    depths: the accepted lengths of a ranking
     """
     ranks = np.zeros(len(turns), int)
     ranks_kept = np.zeros(len(turns), int)
+    codes = [None] * len(turns)
+    well_formed = [False] * len(turns)
     shown = set()
-    for i, (ranked, turn) in enumerate(zip(predicted.rankings, turns, strict=True)):
-        unplayed = metrics.filter_played(ranked, turn.played, turn.targets)
-        ranks[i] = metrics.rank_of_first_hit(unplayed, turn.targets)
-        ranks_kept[i] = metrics.rank_of_first_hit(ranked, turn.targets)
+    responses = []
+    for i, ranked, line in predictions.read_predictions(path, turns, row_of, depths):
+        unplayed = metrics.filter_played(ranked, turns[i].played, turns[i].targets)
+        ranks[i] = metrics.rank_of_first_hit(unplayed, turns[i].targets)
+        ranks_kept[i] = metrics.rank_of_first_hit(ranked, turns[i].targets)
         shown.update(unplayed[:COVERED].tolist())
-    return Scores(ranks, ranks_kept, shown, predicted.codes, predicted.well_formed,
-                  predicted.responses, depth=predicted.rankings.shape[1])
+        codes[i] = line.get("codes")
+        well_formed[i] = bool(line.get("well_formed"))
+        if line.get("response") is not None:
+            responses.append(line["response"])
+    return Scores(ranks, ranks_kept, shown, codes, well_formed, responses, depth=len(ranked))
 
 
 # ---------------------------------------------------------------- from ranks to metrics
 
 def metric_rows(systems, turns, masks, seed):
-    """Rows of metrics.csv: each subset over all turns, and "all" also for each turn number.
-
-    systems: {system: Scores}. masks: {subset: (n_turns,) bool}.
-    """
+    """Rows of metrics.csv: each subset over all turns, and "all" also for each turn number."""
     groups = np.array([turn.group for turn in turns])
     numbers = np.array([turn.number for turn in turns])
     cells = [(subset, "all", mask) for subset, mask in masks.items()]
@@ -163,13 +159,10 @@ def comparison_rows(systems, reruns, turns, masks, seed, reference):
     Where a system has further runs, their mean with its own file's is compared. The interval then
     also says how far another run may change it.
     """
-    if reference not in systems:
-        return []
     groups = np.array([turn.group for turn in turns])
     rows = []
-    for other in systems:
-        if other == reference:
-            continue
+    others = [system for system in systems if system != reference and reference in systems]
+    for other in others:
         ours, theirs = runs_to_compare(systems, reruns, reference, other)
         for subset, mask in masks.items():
             for metric in COMPARED:
@@ -207,53 +200,40 @@ def load_turns(data_dir, split):
                  for name in ("train", split)}
     turns = collect_turns(dialogues[split], row_of)
     if not turns:
-        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets, so there is "
-                         "nothing to score. Make it again with: python 03_synthesize.py simulate "
-                         f"--data-dir {data_dir}")
+        raise SystemExit(f"{data_dir}/dialogues_{split}.jsonl: no turn has targets. Make it again "
+                         f"with: python 03_synthesize.py simulate --data-dir {data_dir}")
     return row_of, playlists, dialogues, turns
 
 
-def prediction_seed(data_dir, split):
-    """The --seed of 05_infer.py, which drew the ties of the overlap; 0 without its record."""
-    run = runs.read_run(data_dir, f"05_infer.{split}")
-    return run["arguments"]["seed"] if run else 0
+def rank_again(data_dir, split, systems, turns, n_tracks, seed):
+    """The codes where a system generates any, and what `ablations.ablate` makes of them.
 
-
-def load_predicted_codes(data_dir, split, n_tracks):
-    """codes.npy. Raises SystemExit: 02_quantize.py has made other codes since 05 predicted."""
+    Raises SystemExit: 02_quantize.py has made other codes since 05 predicted.
+    """
+    if not any(map(scores.generates, systems.values())):
+        return None, [], None
+    name = f"05_infer.{split}"
     codes = data.load_codes(data_dir, n_tracks)
-    runs.check_unchanged(
-        data_dir, f"05_infer.{split}", "codes.npy",
-        f"its tokens mean other tracks now. Train and predict again: python 04_train.py --data-dir "
-        f"{data_dir} --no-resume, then python 05_infer.py predict --data-dir {data_dir} --split "
-        f"{split} --no-resume")
-    return codes
-
-
-def write_page(path, page):
-    """Write the sections (heading, text) to a Markdown file, and print the first tables."""
-    sections = [f"{heading}\n\n{text}" for heading, text in page]
-    data.write_text(path, "\n\n".join(sections) + "\n")
-    for section in sections:
-        if section.startswith(("# Results", "## Margins")):
-            print(f"\n{section}")
+    runs.check_unchanged(data_dir, name, "codes.npy", "its tokens mean other tracks now. Run again "
+                         f"with --no-resume: python 04_train.py --data-dir {data_dir}, then python "
+                         f"05_infer.py predict --data-dir {data_dir} --split {split}")
+    run = runs.read_run(data_dir, name)
+    ties_seed = run["arguments"]["seed"] if run else 0  # 05 drew the ties of the overlap with it
+    return codes, *ablations.ablate(systems, codes, turns, ties_seed, seed)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description="Score predictions/*.jsonl; write tables and a figure to results/.")
+    add_shared(parser, "data-dir", "seed")
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"),
-        help="folder of the data (default data/demo)")
     add("--split", choices=("test", "valid"), default="test",
-        help="dialogues to score; valid reads predictions_valid/ and writes results_valid/ "
-             "(default test)")
+        help="dialogues to score; valid: predictions_valid/ to results_valid/ (default test)")
     add("--compare", default=REFERENCE, metavar="SYSTEM",
         help=f"the system whose margins over the others are shown (default {REFERENCE})")
     add("--music-crs", action="store_true",
         help="also write the predictions in the Music-CRS challenge's form, with its figures")
-    add("--seed", type=int, default=0, help="of the bootstrap's resamples (default 0)")
     return parser.parse_args()
 
 
@@ -261,7 +241,8 @@ def main():
     args = parse_args()
     data_dir, split, reference = args.data_dir, args.split, args.compare
     folder = data_dir / FOLDERS[split]
-    results = data_dir / ("results" if split == "test" else "results_valid")
+    suffix = "" if split == "test" else "_valid"
+    results = data_dir / f"results{suffix}"
 
     # the turns to score, and their subsets
     row_of, playlists, dialogues, turns = load_turns(data_dir, split)
@@ -271,9 +252,10 @@ def main():
     masks = subset_masks(turns, *training_rows(playlists, dialogues["train"], row_of))
 
     # the run's record
-    writes = [*WRITES, "music_crs.csv"] if args.music_crs else WRITES
+    writes = ["metrics.csv", "comparisons.csv", "systems.csv", "ablations.csv", "results.md",
+              "mrr_per_turn.png", *["music_crs.csv"] * args.music_crs]
     run, _ = runs.begin_run(
-        data_dir, "06_evaluate" if split == "test" else "06_evaluate_valid", args,
+        data_dir, f"06_evaluate{suffix}", args,
         [*data.catalogue_files(data_dir), "playlists.jsonl", "dialogues_train.jsonl",
          f"dialogues_{split}.jsonl", "codes.npy",
          *sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.jsonl"))],
@@ -284,13 +266,10 @@ def main():
     if reference not in systems and reference != REFERENCE:
         raise SystemExit(f"--compare {reference}: {folder} has no such system; "
                          f"it has {', '.join(systems)}")
-    generating = any(map(scores.generates, systems.values()))
-    codes = load_predicted_codes(data_dir, split, n_tracks) if generating else None
+    codes, ablated, same_rank = rank_again(data_dir, split, systems, turns, n_tracks, args.seed)
     metric_table = metric_rows(systems, turns, masks, args.seed)
     comparisons = comparison_rows(systems, reruns, turns, masks, args.seed, reference)
-    measures = scores.system_rows(systems, reruns, n_tracks, codes)
-    ablated, same_rank = ablations.ablate(
-        systems, codes, turns, prediction_seed(data_dir, split), args.seed)
+    measures = scores.system_rows(systems, reruns, codes, n_tracks)
 
     # files
     data.write_csv(results / "metrics.csv", METRIC_COLUMNS, metric_table)
@@ -298,17 +277,20 @@ def main():
     data.write_csv(results / "systems.csv", scores.COLUMNS, measures)
     data.write_csv(results / "ablations.csv", ablations.COLUMNS, ablated)
     figures.plot_per_turn(results / "mrr_per_turn.png", metric_table, reference)
-    numbers = tables.make_results(metric_table, comparisons, measures, ablated, same_rank)
     page = tables.results_page(
-        numbers, split, reference,
-        tables.overview(turns, n_tracks, depth=systems[numbers.order[0]].depth),
-        tables.data_table(dialogues, playlists),
+        metric_table, comparisons, measures, ablated, reference, same_rank=same_rank, split=split,
+        n_turns=len(turns), n_dialogues=len({turn.dialogue_id for turn in turns}),
+        n_playlists=len({turn.group for turn in turns}), n_tracks=n_tracks,
+        depth=next(iter(systems.values())).depth, data=tables.data_table(dialogues, playlists),
         command=f"python 06_evaluate.py --data-dir {data_dir} --split {split} "
                 f"--compare {reference} --seed {args.seed}")
-    write_page(results / "results.md", page)
+    data.write_text(results / "results.md", "\n\n".join(page) + "\n")
+    for section in page:
+        if section.startswith(("# Results", "## Margins")):
+            print(f"\n{section}")
     if args.music_crs:
-        music_crs.write_all(data_dir, results, folder, numbers.order, turns, list(row_of),
-                            dialogues[split])
+        music_crs.write_all(data_dir, results, folder, tables.best_first(metric_table), turns,
+                            list(row_of), dialogues[split])
     print()
     runs.finish_run(run)
     model = (data_dir / "model").is_dir()

@@ -2,18 +2,17 @@
 
     python benchmarks/predict_throughput.py                  (the demo's model, two cores: a minute)
 
-Both predict every turn of --dialogues dialogues of --turns turns: five music tokens, greedily, and
-the 1,000 best tracks by weighted overlap; no responses. Both take --batch-size turns at a time.
+Both predict five music tokens greedily, and the 1,000 best tracks by weighted overlap; no response.
 05_infer.py reads what the turns of a dialogue have in common once; model.generate reads each prompt
 anew. The tokens of both are the same.
 """
 
 import argparse
 import importlib
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from common import data, tokens
-from common.process import resolve_device
+from common.flags import add_shared
 from steps.infer.generation import PromptCache, stop_ids
 
 infer = importlib.import_module("05_infer")
@@ -36,7 +35,7 @@ def long_dialogues(path, row_of, n, n_turns):
 def ours(model, dialogue_tokenizer, prompts):
     cache = PromptCache(model, prompts)
     return infer.sample_codes(cache, dialogue_tokenizer, [None] * len(prompts),
-                              infer.Sampling(temperature=0))
+                              infer.Settings(temperature=0))
 
 
 def turn_by_turn(model, dialogue_tokenizer, prompts):
@@ -45,8 +44,8 @@ def turn_by_turn(model, dialogue_tokenizer, prompts):
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=model.device)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt):] = torch.as_tensor(prompt).long()
-        mask[row, longest - len(prompt):] = 1
+        ids[row, -len(prompt):] = torch.as_tensor(prompt).long()
+        mask[row, -len(prompt):] = 1
     end = dialogue_tokenizer.vocabulary.end
     made = model.generate(ids, attention_mask=mask, max_new_tokens=infer.BLOCK_LENGTH,
                           do_sample=False, pad_token_id=0,
@@ -59,12 +58,11 @@ def turn_by_turn(model, dialogue_tokenizer, prompts):
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default="data/demo", help="folder (default data/demo)")
+    add_shared(parser, "data-dir", "device")
     add("--dialogues", type=int, default=16, help="dialogues (default 16)")
     add("--turns", type=int, default=10, help="turns per dialogue (default 10)")
     add("--batch-size", type=int, default=40, help="turns at a time (default 40)")
     add("--rounds", type=int, default=5, help="times that both are measured (default 5)")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda ...")
     args = parser.parse_args()
     talkplay = infer.load(args.data_dir, args.device)
     dialogues = long_dialogues(args.data_dir / "dialogues_valid.jsonl", talkplay.row_of,
@@ -82,21 +80,18 @@ def main():
         return found
 
     systems = {"05_infer.py": ours, "model.generate": turn_by_turn}
-    speeds = {name: [] for name in systems}
     n_turns = args.dialogues * args.turns
+    speeds = np.zeros((len(systems), args.rounds))  # turns per second
     with torch.inference_mode():
         first, second = (predict(generate) for generate in systems.values())  # also warms up
-        for _ in range(args.rounds):
-            for name, generate in systems.items():
-                begin = time.perf_counter()
-                predict(generate)
-                speeds[name].append(n_turns / (time.perf_counter() - begin))
+        for measured in range(args.rounds):
+            for system, generate in enumerate(systems.values()):
+                speeds[system, measured] = n_turns / timeit(partial(predict, generate), number=1)
     same = np.mean([a == b for a, b in zip(first, second, strict=True)])
     print(f"{n_turns} turns; {same:.1%} have the same five tokens by both")
-    for name, speed in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(speeds["05_infer.py"], speed, strict=True))
-        print(f"{name:15} {statistics.median(speed):7.1f} turns/s ({min(speed):.1f} to "
-              f"{max(speed):.1f});  05_infer.py / this: {ratio:.2f}")
+    for name, speed in zip(systems, speeds, strict=True):
+        print(f"{name:15} {np.median(speed):7.1f} turns/s ({speed.min():.1f} to {speed.max():.1f});"
+              f"  05_infer.py / this: {np.median(speeds[0] / speed):.2f}")
 
 
 if __name__ == "__main__":

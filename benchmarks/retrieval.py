@@ -3,19 +3,18 @@
     python benchmarks/retrieval.py            (1.7 million tracks, K = 1024; about 1 GB of memory)
 
 Codes are drawn with a long tail (Zipf), since real clusters are not equally large. Prints the time
-to build the index, and of a query for the 1,000 best tracks by the index and by numpy's plain
-comparison of all rows. It checks that both find the same scores.
-
-Then what the rankers of 05_infer.py do besides asking the model. `likelihood` walks down the trie
-with a beam of 50, here with random log-probabilities. `votes` and `expected` add five numbers for
-every track.
+of a query for the 1,000 best tracks by the index, and by plain comparison of all rows, which must
+agree. Then what the rankers of 05_infer.py do besides asking the model: `likelihood` walks down the
+trie, here with random log-probabilities; `votes` and `expected` add five numbers per track.
 """
 
 import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,8 +23,7 @@ import numpy as np
 
 from common import metrics, retrieval
 from common.tokens import MODALITIES
-from steps.infer.expected_overlap import expected_overlap
-from steps.infer.likelihood_ranker import LAST, best_tracks, extend_beam
+from steps.infer.rankers import LAST, best_tracks, expected_overlap, extend_beam
 from steps.infer.trie import build_trie
 
 
@@ -38,29 +36,32 @@ def long_tailed_codes(n, k, rng):
     return codes
 
 
+def time_ms(function, arguments):
+    """How long each call takes, in ms."""
+    return np.array([timeit(partial(function, x), number=1) for x in arguments]) * 1e3
+
+
 def time_overlap(codes, queries, rng):
-    """Time of a search by the index, and by brute force, per query: two arrays in ms."""
+    """Time of a search by the index, and by brute force, per query."""
     begin = time.perf_counter()
     index = retrieval.build_index(codes)
     print(f"index of {len(codes):,} tracks: {time.perf_counter() - begin:.1f} s")
-    fast = []
-    slow = []
-    for query in queries:
-        begin = time.perf_counter()
-        _, scores = retrieval.search(index, query, metrics.DEPTH, rng)
-        fast.append(time.perf_counter() - begin)
-        if len(slow) < 20:
-            begin = time.perf_counter()
-            plain = retrieval.overlap(codes, query)
-            best = np.argpartition(-plain, metrics.DEPTH - 1)[:metrics.DEPTH]
-            slow.append(time.perf_counter() - begin)
-            if not np.array_equal(np.floor(scores), np.sort(plain[best])[::-1]):
-                raise SystemExit("the two disagree")
-    return np.array(fast) * 1e3, np.array(slow) * 1e3
+
+    def by_index(query):
+        return retrieval.search(index, query, metrics.DEPTH, rng)[1]
+
+    def plainly(query):
+        scores = retrieval.overlap(codes, query)
+        return scores[np.argpartition(-scores, metrics.DEPTH - 1)[:metrics.DEPTH]]
+
+    for query in queries[:20]:
+        if not np.array_equal(np.floor(by_index(query)), np.sort(plainly(query))[::-1]):
+            raise SystemExit("the two disagree")
+    return time_ms(by_index, queries), time_ms(plainly, queries[:20])
 
 
 def time_rankers(codes, k, beam, n_queries, rng):
-    """Time of the likelihood ranker, and of votes and expected, per query: two arrays in ms."""
+    """Time of the likelihood ranker, and of votes and expected, per query."""
     begin = time.perf_counter()
     trie = build_trie(codes)
     print(f"trie of {len(codes):,} tracks: {time.perf_counter() - begin:.1f} s, nodes per level "
@@ -68,10 +69,8 @@ def time_rankers(codes, k, beam, n_queries, rng):
     p = rng.dirichlet(np.full(k, 0.1), (len(MODALITIES), beam))
     logp = np.log(p + 1e-9).astype(np.float32)                           # (5, beam, K)
     missing = np.full(beam, -np.log(k), np.float32)
-    likelihood = []
-    sums = []
-    for _ in range(n_queries):
-        begin = time.perf_counter()
+
+    def likelihood(_):
         nodes = np.zeros(1, np.int64), np.zeros(1, np.float32)
         levels = []
         for level in range(LAST + 1):
@@ -79,14 +78,12 @@ def time_rankers(codes, k, beam, n_queries, rng):
                                             beam if level < LAST else 0)
             levels.append(lost)
         rows, scores = best_tracks(trie, levels, metrics.DEPTH)
-        rows[metrics.rank_rows(scores, rng, metrics.DEPTH)]
-        likelihood.append(time.perf_counter() - begin)
+        return rows[metrics.rank_rows(scores, rng, metrics.DEPTH)]
 
-        begin = time.perf_counter()
-        scores = expected_overlap(codes, np.exp(logp[:, 0]))
-        metrics.rank_rows(scores, rng, metrics.DEPTH)
-        sums.append(time.perf_counter() - begin)
-    return np.array(likelihood) * 1e3, np.array(sums) * 1e3
+    def sums(_):
+        return metrics.rank_rows(expected_overlap(codes, np.exp(logp[:, 0])), rng, metrics.DEPTH)
+
+    return time_ms(likelihood, range(n_queries)), time_ms(sums, range(n_queries))
 
 
 def main():
@@ -101,14 +98,13 @@ def main():
     codes = long_tailed_codes(args.n, args.k, rng)
 
     fast, slow = time_overlap(codes, codes[rng.integers(args.n, size=args.queries)], rng)
-    print(f"inverted lists: median {np.median(fast):.2f} ms, 99% under "
-          f"{np.quantile(fast, 0.99):.2f} ms per query")
-    print(f"brute force:    median {np.median(slow):.1f} ms per query; "
-          f"{np.median(slow) / np.median(fast):.0f} times as long")
-
     likelihood, sums = time_rankers(codes, args.k, args.beam, args.queries, rng)
-    print(f"likelihood, besides the model: median {np.median(likelihood):.2f} ms per query")
-    print(f"votes and expected, besides the model: median {np.median(sums):.1f} ms per query")
+    print("median time per query (99% of inverted lists in under "
+          f"{np.quantile(fast, 0.99):.2f} ms):")
+    print(f"inverted lists       {np.median(fast):.2f} ms")
+    print(f"brute force          {np.median(slow):.1f} ms")
+    print(f"likelihood           {np.median(likelihood):.2f} ms, besides the model")
+    print(f"votes and expected   {np.median(sums):.1f} ms, besides the model")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The rules and the metrics of the evaluation (the paper's section 5), the same for every system.
 
 A ranking is an array of catalogue rows, best first. The candidate pool is the whole catalogue.
-Every system ranks `ranking_depth(N)` tracks. Tracks with equal scores are ordered by a seeded draw,
-a fresh one for each turn. Tracks already played are left out after the ranking, by `filter_played`.
+Every system ranks DEPTH tracks, or all where there are fewer. Tracks with equal scores are ordered
+by a seeded draw, a fresh one for each turn. Tracks already played are left out after the ranking.
 
 A *rank* is 1-based, and 0 when no target is within the depth. Metrics return one value per turn, so
 that they can be averaged, compared in pairs and resampled by playlist.
@@ -17,26 +17,24 @@ import numpy as np
 DEPTH = 1000
 
 
-def ranking_depth(n_tracks):
-    """How many tracks every system ranks: 1,000, or the whole catalogue where it is smaller."""
-    return min(DEPTH, n_tracks)
-
-
 # ---------------------------------------------------------------- rankings
 
-def turn_rng(seed, dialogue_id, turn, *purpose):
-    """The random generator of one turn of one dialogue, the same on every run.
+# what 05_infer.py draws for a turn: one generator each, so that no draw depends on another
+SAMPLE_CODES, BREAK_TIES, BREAK_OVERLAP_TIES, WRITE_RESPONSE, DRAW_MANY = range(5)
 
-    turn: from 1. purpose: an int, where a turn needs several generators.
+
+def turn_rng(seed, dialogue_id, turn, *purpose):
+    """The random generator of one turn (from 1) of one dialogue, the same on every run.
+
+    purpose: an int, such as BREAK_OVERLAP_TIES, where a turn needs several generators
     """
     return np.random.default_rng([seed, zlib.crc32(dialogue_id.encode()), turn, *purpose])
 
 
 def rank_rows(scores, rng, depth):
-    """The `depth` best rows of `scores`, best first, equal scores in an order drawn from `rng`.
+    """The `depth` best rows of (N,) scores, best first, equal ones in an order drawn from `rng`.
 
-    scores: one number per track, (N,).
-    Returns: rows, (min(depth, N),) int64.
+    Returns: (min(depth, N),) int64.
     """
     depth = min(depth, len(scores))
     threshold = np.partition(scores, -depth)[-depth]  # the score of the last row that is ranked
@@ -51,12 +49,7 @@ def rank_rows(scores, rng, depth):
 
 
 def filter_played(ranked, played, targets):
-    """Leave out the tracks that earlier turns have played, unless this turn asks for them again.
-
-    ranked: catalogue rows, best first, (D,). played: rows of the music of the turns before.
-    targets: rows of this turn.
-    Returns: rows in the same order, (<= D,).
-    """
+    """Leave out the tracks that earlier turns have played, unless this turn asks for them again."""
     keep = np.ones(len(ranked), bool)
     for row in set(played).difference(targets):  # a few only: np.isin takes five times as long
         keep &= ranked != row
@@ -64,10 +57,7 @@ def filter_played(ranked, played, targets):
 
 
 def rank_of_first_hit(ranked, targets):
-    """1-based rank of the first target in a ranking, 0 when none is in it.
-
-    ranked: catalogue rows, best first, (D,). targets: the rows that count as a hit.
-    """
+    """1-based rank of the first of the targets (rows) in a ranking (D,), 0 when none is in it."""
     hits = [np.flatnonzero(ranked == row) for row in targets]
     return min((int(at[0]) + 1 for at in hits if len(at)), default=0)
 
@@ -92,44 +82,30 @@ def hit_at(ranks, k):
 
 
 def ndcg_at(ranks, k):
-    """nDCG@k for one relevant track: 1 / log2(1 + rank) where the rank is k or better, else 0.
-
-    The ideal ranking has DCG 1, so nothing is divided. Not in the paper; the Music-CRS challenge's.
-    """
+    """nDCG@k for one relevant track, not in the paper: 1 / log2(1 + rank) if rank <= k, else 0."""
     return hit_at(ranks, k) / np.log2(1 + np.maximum(ranks, 1))
 
 
 # what results/metrics.csv has: {name: function of (n,) ranks that gives (n,) values}
-METRICS = {
-    "mrr": reciprocal_rank,
-    "hit@1": partial(hit_at, k=1),
-    "hit@10": partial(hit_at, k=10),
-    "hit@100": partial(hit_at, k=100),
-    "ndcg@10": partial(ndcg_at, k=10),
-    "ndcg@20": partial(ndcg_at, k=20),
-}
+METRICS = {"mrr": reciprocal_rank,
+           **{f"hit@{k}": partial(hit_at, k=k) for k in (1, 10, 100)},
+           **{f"ndcg@{k}": partial(ndcg_at, k=k) for k in (10, 20)}}
 
 
 # ---------------------------------------------------------------- one value per system
 
 def coverage(shown, n_tracks):
-    """Catalogue coverage: the share of the N tracks that a system shows to anyone.
-
-    Not in the paper. shown: rows, such as the first 20 of every turn; repeats count once.
-    """
+    """Catalogue coverage, not in the paper: the share of the tracks that are shown to anyone."""
     return len(set(shown)) / n_tracks
 
 
 def distinct_2(texts):
     """Distinct-2: different pairs of neighbouring words / all pairs, over all texts.
 
-    Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space;
-    no pair spans two texts. It falls with the amount of text: compare like amounts only.
-    Returns: 0 to 1; nan where no text has two words.
+    Not in the paper; the Music-CRS challenge's. Words are lower-cased and separated by white space.
+    It falls with the amount of text: compare like amounts only. NaN where no text has two words.
     """
-    pairs = []
-    for text in texts:
-        pairs += pairwise(text.lower().split())
+    pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
@@ -142,9 +118,9 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     brings all its turns. With S_g the sum and c_g the number of values in group g, and w_g how
     often a resample of G groups draws g, the resampled mean is  sum_g w_g S_g / sum_g w_g c_g.
 
-    values: (m,) float; or (R, m), the same turns in R training runs, which are then drawn too.
-    groups: labels, (m,). n: number of resamples. level: of the interval.
-    Returns: (low, high); (nan, nan) with fewer than two groups, where nothing can be resampled.
+    values: (m,) float; or (R, m), the same turns in R training runs, which are then drawn too
+    groups: labels, (m,). n: number of resamples. level: of the interval
+    Returns: (low, high); NaN with fewer than two groups, where nothing can be resampled.
     """
     _, group = np.unique(groups, return_inverse=True)
     counts = np.bincount(group)
@@ -155,14 +131,10 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
     # each row of `drawn` is one resample of the groups
     rng = np.random.default_rng(seed)
     drawn = rng.integers(n_groups, size=(n, n_groups))
-    sizes = counts[drawn].sum(axis=1)  # (n,)
-    means = []
-    for run in np.atleast_2d(values):
-        sums = np.bincount(group, weights=run)
-        means.append(sums[drawn].sum(axis=1) / sizes)
-    means = np.stack(means)  # (R, n)
+    sums = [np.bincount(group, weights=run) for run in np.atleast_2d(values)]
+    means = np.stack([of_run[drawn].sum(axis=1) for of_run in sums]) / counts[drawn].sum(axis=1)
 
-    # several runs: R of them are drawn for each resample
+    # several runs (R, n): R of them are drawn for each resample
     if len(means) > 1:
         means = np.take_along_axis(means, rng.integers(len(means), size=means.shape), axis=0)
     low, high = np.quantile(means.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
@@ -172,8 +144,7 @@ def bootstrap_ci(values, groups, n=1000, seed=0, level=0.95):
 def paired_difference(a, b, groups, seed=0):
     """Mean of a - b over the same turns, and its interval by `bootstrap_ci`.
 
-    a, b: one value per turn of two systems, (m,) float, or (R, m) for R training runs.
-    groups: labels, (m,).
+    a, b, groups: as the values and groups there
     Returns: (mean, low, high). The difference is significant where the interval excludes 0.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)

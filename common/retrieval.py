@@ -34,10 +34,9 @@ def build_index(codes):
 
 
 def search(index, query, depth, rng, weights=WEIGHTS):
-    """The `depth` tracks that share most with the five codes `query`.
+    """The `depth` tracks that share most with the five codes `query`; `rng` breaks ties.
 
-    Only tracks that share a code are looked at. Draws from `rng` (a numpy Generator) break ties. If
-    fewer than `depth` tracks share anything, the rest are drawn at random.
+    Only tracks that share a code are looked at. If they are too few, the rest are drawn at random.
 
     Returns: rows (depth,) int, best first; scores (depth,) float32 (exact match: + 0.5).
     """
@@ -54,9 +53,8 @@ def search(index, query, depth, rng, weights=WEIGHTS):
     found = [np.empty(0, np.int32)]
     values = [np.empty(0, np.float32)]
     for rows in lists:
-        value = scores[rows]
-        found.append(rows[value > 0])
-        values.append(value[value > 0])
+        found.append(rows[scores[rows] > 0])
+        values.append(scores[found[-1]])
         scores[rows] = 0
     found = np.concatenate(found)
     values = np.concatenate(values)
@@ -68,14 +66,12 @@ def search(index, query, depth, rng, weights=WEIGHTS):
     # a random number below 0.5 orders ties; whole weights keep different scores apart
     depth = min(depth, len(index.codes))
     keys = values + 0.499 * rng.random(len(values), dtype=np.float32)
+    top = np.arange(len(keys))
     if len(keys) > depth:
         top = np.argpartition(-keys, depth - 1)[:depth]
-    else:
-        top = np.arange(len(keys))
     top = top[np.argsort(-keys[top])]
     others = draw_others(len(index.codes), found[top], depth - len(top), rng)
-    return (np.concatenate([found[top], others]),
-            np.concatenate([values[top], np.zeros(len(others), np.float32)]))
+    return np.append(found[top], others), np.pad(values[top], (0, len(others)))
 
 
 def draw_others(n, taken, count, rng):

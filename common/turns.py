@@ -1,8 +1,7 @@
-"""What ranking and scoring share: the turns, the random draw of ties, the prediction files.
+"""What ranking and scoring share: the turns, and the prediction files of a baseline.
 
-A baseline is a function of a turn's past and query that gives every track a score. `rank` and
-`write_predictions` turn the scores into rankings by the rules of the evaluation
-(common/metrics.py), which are the same for every system.
+A baseline gives every track a score, from a turn's past and query. `write_predictions` makes
+rankings of the scores, by the rules of the evaluation (common/metrics.py).
 """
 
 from typing import NamedTuple
@@ -38,53 +37,36 @@ def collect_turns(dialogues, row_of):
     """The turns of the dialogues that have targets, in file order: list of Turn."""
     turns = []
     for dialogue in dialogues:
-        if dialogue["playlist_id"] is not None:
-            group = f"playlist {dialogue['playlist_id']}"
-        else:
+        group = f"playlist {dialogue['playlist_id']}"
+        if dialogue["playlist_id"] is None:
             group = f"dialogue {dialogue['dialogue_id']}"
         for t, turn in enumerate(dialogue["turns"]):
-            if not turn["targets"]:
-                continue
             past = dialogue["turns"][:t]
-            turns.append(Turn(
-                dialogue_id=dialogue["dialogue_id"],
-                number=t + 1,
-                past=past,
-                query=turn["query"],
-                played=[row_of[before["music"]] for before in past if before["music"]],
-                targets=[row_of[track_id] for track_id in turn["targets"]],
-                rejected=bool(turn["rejected"]),
-                kind=turn["kind"],
-                template=turn.get("template"),
-                group=group))
+            played = [row_of[before["music"]] for before in past if before["music"]]
+            targets = [row_of[track_id] for track_id in turn["targets"]]
+            if targets:
+                turns.append(Turn(
+                    dialogue["dialogue_id"], t + 1, past, turn["query"], played, targets,
+                    bool(turn["rejected"]), turn["kind"], turn.get("template"), group))
     return turns
 
 
 def load_turns(data_dir, row_of):
     """{split: list of Turn} of the valid and the test dialogues."""
-    dialogues = {split: data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of)
-                 for split in FOLDERS}
-    return {split: collect_turns(dialogues[split], row_of) for split in FOLDERS}
+    return {split: collect_turns(data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of),
+                                 row_of) for split in FOLDERS}
 
 
-def rank(scores, turn, seed, depth=None):
-    """The rows of the best tracks for one turn, best first, ties by the turn's own draw.
-
-    scores: higher is better, (N,).
-    depth: how many rows; None: as many as the evaluation asks for.
-    """
-    scores = np.asarray(scores)
-    depth = metrics.ranking_depth(len(scores)) if depth is None else depth
-    return metrics.rank_rows(scores, metrics.turn_rng(seed, *turn.key), depth)
+def rank(scores, turn, seed):
+    """Rows of the best of (N,) scores for one turn, ties in the order of the turn's own draw."""
+    rng = metrics.turn_rng(seed, *turn.key)
+    return metrics.rank_rows(np.asarray(scores), rng, metrics.DEPTH)
 
 
 def target_rank(ranked, turn):
-    """1-based rank of the turn's target, tracks already played left out; 0 where it is not ranked.
-
-    ranked: catalogue rows, best first, (D,).
-    """
-    candidates = metrics.filter_played(ranked, turn.played, turn.targets)
-    return metrics.rank_of_first_hit(candidates, turn.targets)
+    """1-based rank of the turn's target, played tracks left out; 0 where it is not ranked."""
+    unplayed = metrics.filter_played(ranked, turn.played, turn.targets)
+    return metrics.rank_of_first_hit(unplayed, turn.targets)
 
 
 def mrr(scores, turns, seed):
@@ -95,11 +77,9 @@ def mrr(scores, turns, seed):
 
 def write_predictions(data_dir, split, name, scores, turns, track_ids, seed):
     """Write predictions/<name>.jsonl (valid: predictions_valid/), from (N,) scores per turn."""
-    rows = ({"dialogue_id": turn.dialogue_id,
-             "turn": turn.number,
+    rows = ({"dialogue_id": turn.dialogue_id, "turn": turn.number,
              "track_ids": [track_ids[row] for row in rank(turn_scores, turn, seed)],
-             "response": None}
-            for turn_scores, turn in zip(scores, turns, strict=True))
+             "response": None} for turn_scores, turn in zip(scores, turns, strict=True))
     data.write_jsonl(data_dir / FOLDERS[split] / f"{name}.jsonl", rows)
 
 

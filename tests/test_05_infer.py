@@ -14,12 +14,13 @@ from conftest import ROOT, K, make_codes, make_dialogues
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from common import retrieval, tokens
-from steps.infer import expected_overlap, generation, likelihood_ranker
+from steps.infer import generation, rankers
 from steps.infer.generation import PromptCache
 from steps.infer.trie import build_trie, expand_ranges
 
 infer = importlib.import_module("05_infer")
 CODES_OF = {f"t{i}": codes for i, codes in enumerate(make_codes(30))}
+HELD = infer.Settings(free=False)
 
 
 def prompts_for(dialogue_tokenizer, n=3):
@@ -71,9 +72,9 @@ def test_beginnings_are_read_once():
 def score_tracks(cache, dialogue_tokenizer, trie, prior=None, beam=50):
     """score_nodes and best_tracks of the likelihood ranker as one array, float64: (B, N)."""
     scores = np.full((len(cache.mask), len(trie.rows)), np.nan)
-    searched = likelihood_ranker.score_nodes(cache, dialogue_tokenizer, trie, prior, beam)
+    searched = rankers.score_nodes(cache, dialogue_tokenizer, trie, prior, beam)
     for row, levels in zip(scores, searched, strict=True):
-        rows, values = likelihood_ranker.best_tracks(trie, levels, len(trie.rows))
+        rows, values = rankers.best_tracks(trie, levels, len(trie.rows))
         assert len(set(rows)) == len(rows) == len(trie.rows)
         row[rows] = values
     return scores
@@ -94,8 +95,8 @@ def test_turns_read_together_are_as_if_read_alone(tiny):
         assert len(generation.shared_prefixes(prompts)[0]) == 2 and n > 6
         alone = [PromptCache(model, [prompt]) for prompt in prompts]
         assert torch.cat([cache.end for cache in alone]).sub(together.end).abs().max() < 1e-4
-        sampled = infer.sample_codes(together, dialogue_tokenizer, generators(n), free=False)
-        assert sampled == [infer.sample_codes(cache, dialogue_tokenizer, [rng], free=False)[0]
+        sampled = infer.sample_codes(together, dialogue_tokenizer, generators(n), HELD)
+        assert sampled == [infer.sample_codes(cache, dialogue_tokenizer, [rng], HELD)[0]
                            for cache, rng in zip(alone, generators(n), strict=True)]
         ranked = score_tracks(together, dialogue_tokenizer, trie, beam=10)
         each = [score_tracks(cache, dialogue_tokenizer, trie, beam=10) for cache in alone]
@@ -125,8 +126,8 @@ def test_grammar_gives_well_formed_blocks_only(tiny):
     rngs = generators(len(prompts))
     with torch.inference_mode():
         cache = PromptCache(model, prompts)
-        held = infer.sample_codes(cache, dialogue_tokenizer, rngs, free=False)
-        free = infer.sample_codes(cache, dialogue_tokenizer, rngs, free=True)
+        held = infer.sample_codes(cache, dialogue_tokenizer, rngs, HELD)
+        free = infer.sample_codes(cache, dialogue_tokenizer, rngs)
     assert all(codes is not None for codes in held)
     assert {sum(code >= 0 for code in codes) for codes in held} > {1}  # blocks of several lengths
     # random weights rarely keep the grammar
@@ -220,7 +221,7 @@ def test_likelihood_equals_plain_scoring(tiny, no_audio, calibration):
     nothing, _ = tokens.encode_dialogue(dialogue_tokenizer, [{"query": "Play some music."}], {},
                                         prompt=True)
     with torch.inference_mode():
-        prior = likelihood_ranker.unconditional_log_probs(model, dialogue_tokenizer, codes,
+        prior = rankers.unconditional_log_probs(model, dialogue_tokenizer, codes,
                                                           batch_size=16)
         cache = PromptCache(model, prompts)
         length = len(cache)
@@ -245,12 +246,12 @@ def test_known_and_cold_tracks_share_the_probability(tiny):
     cold = codes[:, 0] < 0
     prompts = prompts_for(dialogue_tokenizer, 1)
     with torch.inference_mode():
-        prior = likelihood_ranker.unconditional_log_probs(model, dialogue_tokenizer, codes)
+        prior = rankers.unconditional_log_probs(model, dialogue_tokenizer, codes)
         cache = PromptCache(model, prompts)
         plain = score_tracks(cache, dialogue_tokenizer, build_trie(codes), None, 1000)
         for share in (None, 0.3):
-            groups = likelihood_ranker.group_tracks(model, dialogue_tokenizer, codes, share)
-            ranked = likelihood_ranker.rank_tracks(cache, dialogue_tokenizer, groups, 40, 1000)
+            groups = rankers.group_tracks(model, dialogue_tokenizer, codes, share)
+            ranked = rankers.rank_tracks(cache, dialogue_tokenizer, groups, 40, 1000)
             assert all(rows.tolist() == list(range(40)) for rows, _ in ranked)
             scores = np.array([values for _, values in ranked])
             p = np.exp(scores)
@@ -260,7 +261,7 @@ def test_known_and_cold_tracks_share_the_probability(tiny):
             raised = plain - prior.sum(1)
             for group, order in ((~cold, plain), (cold, raised)):
                 assert np.allclose(np.diff(scores[:, group]), np.diff(order[:, group]), atol=2e-3)
-        assert len(likelihood_ranker.group_tracks(model, dialogue_tokenizer, codes[~cold])) == 1
+        assert len(rankers.group_tracks(model, dialogue_tokenizer, codes[~cold])) == 1
 
 
 def test_narrow_beam_keeps_exact_scores_in_front(tiny):
@@ -309,7 +310,7 @@ def test_marginals_of_the_codes(tiny):
 
     with torch.inference_mode():
         cache = PromptCache(model, [prompt for prompt in prompts for _ in range(samples)])
-        marginals = expected_overlap.code_marginals(
+        marginals = rankers.code_marginals(
             cache, dialogue_tokenizer, generators(len(prompts) * samples), samples)
         assert marginals.shape == (2, 5, v.k)
         assert np.abs(marginals.sum(2) - 1).max() < 1e-4
@@ -325,12 +326,12 @@ def test_marginals_of_the_codes(tiny):
 def test_expected_overlap_by_hand():
     """Two sampled sequences and one that is not well-formed, each a third of the votes."""
     codes = np.array([[0, 1, -1, 2, 0], [1, 1, 0, -1, 0], [2, 2, 2, 2, 2]], np.int16)
-    shares = expected_overlap.code_shares([[0, 1, -1, 2, 1], [1, 1, 1, -1, 0], None], 3)
+    shares = rankers.code_shares([[0, 1, -1, 2, 1], [1, 1, 1, -1, 0], None], 3)
     assert np.allclose(shares[:3], [[1 / 3, 1 / 3, 0], [0, 2 / 3, 0], [0, 1 / 3, 0]])
     expected = [(25 + 2 * 16 + 4 + 1) / 3, (25 + 2 * 16 + 1) / 3, 4 / 3]
-    assert np.allclose(expected_overlap.expected_overlap(codes, shares), expected)
-    one = expected_overlap.code_shares([[0, 1, -1, 2, 1]], 3)
-    assert np.allclose(expected_overlap.expected_overlap(codes, one),
+    assert np.allclose(rankers.expected_overlap(codes, shares), expected)
+    one = rankers.code_shares([[0, 1, -1, 2, 1]], 3)
+    assert np.allclose(rankers.expected_overlap(codes, one),
                        retrieval.overlap(codes, [0, 1, -1, 2, 1]))
 
 
@@ -419,9 +420,9 @@ def test_cut_prediction_goes_on(copy):
 
 def test_other_rankers(trained, copy):
     """One file each, all different, without responses."""
-    rankers = "expected", "votes", "greedy"
-    infer_run(copy, "predict", "--no-resume", "--rankers", *rankers, "--no-responses")
-    files = [predictions(copy, f"talkplay-{ranker}") for ranker in rankers]
+    names = "expected", "votes", "greedy"
+    infer_run(copy, "predict", "--no-resume", "--rankers", *names, "--max-new-tokens", "0")
+    files = [predictions(copy, f"talkplay-{name}") for name in names]
     for rows in files:
         assert list(rows) == list(predictions(trained)) and all(map(all_tracks, rows.values()))
         assert all(row["response"] is None for row in rows.values())
@@ -452,8 +453,9 @@ def test_reply_in_a_notebook(trained):
 
     turns = [{"query": "Something sad", "music": answer.track["track_id"],
               "response": answer.response}, {"query": "Something sad"}]
+    brief = infer.Settings(max_new_tokens=2)
     for ranker in infer.SYSTEMS:
-        assert infer.reply(talkplay, turns, ranker, max_new_tokens=2).row != answer.row
+        assert infer.reply(talkplay, turns, ranker, brief).row != answer.row
 
 
 def test_chat(trained):

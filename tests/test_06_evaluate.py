@@ -181,7 +181,7 @@ def write_overlap(data_dir, seed):
     rankings = []
     for (d, t, _, _), codes in zip(TURNS, generated, strict=True):
         rows = infer.rank_by_overlap(index, codes,
-                                     metrics.turn_rng(seed, d, t, infer.BREAK_OVERLAP_TIES))
+                                     metrics.turn_rng(seed, d, t, metrics.BREAK_OVERLAP_TIES))
         rankings.append("".join("abcdef"[row] for row in rows))
     write_predictions(data_dir / "predictions", "talkplay-overlap", [
         row | {"codes": codes, "well_formed": codes is not None}

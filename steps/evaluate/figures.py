@@ -8,6 +8,8 @@ matplotlib.use("Agg")  # figures go to files; no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+from steps.evaluate.tables import best_first
+
 FEWEST = 50  # turns behind a point, at least: with fewer, one lucky turn sets the scale
 N_SYSTEMS = 4  # with more lines a reader cannot tell them apart
 FLOOR = "popularity"  # what every system should beat
@@ -24,15 +26,14 @@ def plot_per_turn(path, rows, reference):
     Turn numbers with fewer than FEWEST turns are left out; in small data, those with fewer than
     half the turns of the most frequent one. metrics.csv has them all.
 
-    rows: of metrics.csv, as tuples of numbers or of the strings that the file holds.
-    reference: the system to show in black.
+    rows: of metrics.csv, as tuples of numbers or of the strings that the file holds
+    reference: the system to show in black
     """
     mrr = {}  # {(system, turn): (value, low, high, n)}, turn a number or "all"
     for system, subset, turn, metric, *numbers in rows:
         if (subset, metric) == ("all", "mrr"):
             mrr[system, turn if turn == "all" else int(turn)] = tuple(map(float, numbers))
-    order = sorted({system for system, _ in mrr}, key=lambda system: -mrr[system, "all"][0])
-    styles = choose_systems(order, reference)
+    styles = choose_systems(best_first(rows), reference)
     n_turns = {turn: int(numbers[3]) for (_, turn), numbers in mrr.items() if turn != "all"}
     fewest = min(FEWEST, max(n_turns.values()) / 2)
     turns = sorted(turn for turn, n in n_turns.items() if n >= fewest)
@@ -64,11 +65,10 @@ def plot_per_turn(path, rows, reference):
 
 
 def choose_systems(order, reference):
-    """The systems that the figure shows, best first: {system: style}.
+    """The systems that the figure shows, best first as all in `order`: {system: style}.
 
     The reference, popularity, and the best of the others. Other rankers of the reference's model
     (talkplay-votes) are none of them.
-    order: all systems, best first.
     """
     styles = {reference: REFERENCE_STYLE, FLOOR: FLOOR_STYLE}
     fixed = [system for system in order if system in styles]
@@ -78,10 +78,7 @@ def choose_systems(order, reference):
 
 
 def label_lines(axis, x, ends):
-    """Write the systems' names at the ends of their lines, moved up where they would overlap.
-
-    ends: (height, system, colour) of each line.
-    """
+    """Write the names at the lines' `ends` (height, name, colour), moved up from each other."""
     gap = 0.07 * axis.get_ylim()[1]
     lowest = 0
     for height, system, colour in sorted(ends):

@@ -16,22 +16,20 @@ COVERED = 20  # the first tracks of a ranking, which count as shown to the liste
 
 class Scores(NamedTuple):
     """A predictions file against the targets, in the order of the turns."""
-    ranks: np.ndarray       # ranks of the targets, played tracks left out, (n_turns,) int; 0: none
-    ranks_kept: np.ndarray  # the same, played tracks kept
+    ranks: np.ndarray         # of the targets, played tracks left out, (n_turns,) int; 0: none
+    ranks_kept: np.ndarray    # the same, played tracks kept
     shown: set = frozenset()  # rows that are among the first COVERED of any turn
-    codes: tuple = ()       # per turn: the generated codes, or None
-    well_formed: np.ndarray = np.zeros(0, bool)  # (n_turns,) bool
-    responses: tuple = ()   # strings, only of turns that have one
-    depth: int = 0          # length of the rankings
+    codes: tuple = ()         # per turn: the generated codes, or None
+    well_formed: tuple = ()   # per turn: whether what was generated is a music sequence
+    responses: tuple = ()     # strings, only of turns that have one
+    depth: int = 0            # length of the rankings
 
 
-def system_rows(systems, reruns, n_tracks, catalogue):
-    """Rows of systems.csv.
+def system_rows(systems, reruns, catalogue, n_tracks):
+    """Rows of systems.csv; a measure is left out where there is nothing to measure.
 
-    systems: {system: Scores}. reruns: {system: {run: Scores}}, further runs of a system.
-    catalogue: codes, (N, modalities), or None where no system generates codes. Distinct-2 is left
-    out where a system writes no responses, the shares of codes where it generates none, the spread
-    where there is one run only.
+    systems: {system: Scores}. reruns: {system: {run: Scores}}, further runs of a system
+    catalogue: codes, (N, modalities), or None where no system generates codes
     """
     rows = []
     for system, scores in systems.items():
@@ -40,8 +38,10 @@ def system_rows(systems, reruns, n_tracks, catalogue):
         if scores.responses:
             rows.append((system, "distinct-2", metrics.distinct_2(scores.responses)))
         if generates(scores):
-            rows.append((system, "well_formed", float(scores.well_formed.mean())))
-            rows.append((system, "exact match", exact_share(scores.codes, catalogue)))
+            known = set(map(tuple, catalogue.tolist()))
+            exact = [codes is not None and tuple(codes) in known for codes in scores.codes]
+            rows.append((system, "well_formed", float(np.mean(scores.well_formed))))
+            rows.append((system, "exact match", float(np.mean(exact))))
     for system, further in reruns.items():
         runs = [systems[system], *further.values()]
         rows += [(system, measure, value) for measure, value in spread(runs).items()]
@@ -53,18 +53,11 @@ def generates(scores):
     return any(codes is not None for codes in scores.codes)
 
 
-def exact_share(generated, catalogue):
-    """The share of turns whose generated codes are exactly a track's, the same ones missing."""
-    known = set(map(tuple, catalogue.tolist()))
-    return float(np.mean([codes is not None and tuple(codes) in known for codes in generated]))
-
-
 def spread(runs):
-    """Mean and sample standard deviation of each metric over the runs of one system (Scores).
+    """{measure: value}: mean and sample standard deviation of each metric over runs (Scores).
 
     The interval over playlists says how far other listeners might change a number. This says how
     far another training seed does.
-    Returns: {measure: value}.
     """
     measures = {"runs": len(runs)}
     for metric, function in metrics.METRICS.items():

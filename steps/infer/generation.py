@@ -1,8 +1,7 @@
 """Generate tokens with a Hugging Face model, batch by batch and reproducibly (paper, section 2.4).
 
-transformers' `generate` draws all rows of a batch from one random stream, and forgets its cache.
-Here each row has a stream of its own, so an answer does not depend on its batch. And a prompt that
-has been read once can be continued in several ways.
+Unlike transformers' `generate`: each row of a batch has a random stream of its own, so an answer
+does not depend on its batch; and a prompt that has been read can be continued in several ways.
 """
 
 import numpy as np
@@ -13,9 +12,7 @@ from common.tokens import MODALITIES
 
 
 def shared_prefixes(prompts):
-    """Which prompts must be read so that all of them have been read.
-
-    A prompt that begins a longer one need not be read itself, like the turns of a dialogue.
+    """Which prompts to read: not those that begin a longer one, like the turns of a dialogue.
 
     Returns: the indices of the prompts to read; and for each prompt, its place among these.
     """
@@ -47,7 +44,7 @@ class PromptCache:
 
         # read the longest prompts, left-aligned
         to_read, place = shared_prefixes(prompts)
-        ids = np.zeros((len(to_read), max(len(prompt) for prompt in prompts)), np.int64)
+        ids = np.zeros((len(to_read), max(map(len, prompts))), np.int64)
         keep = np.zeros_like(ids)
         for row, i in enumerate(to_read):
             ids[row, :len(prompts[i])] = prompts[i]
@@ -57,36 +54,31 @@ class PromptCache:
 
         # a shorter prompt has the cache of the longer one, and a mask that ends earlier
         rows = torch.tensor(place, device=self.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        lengths = torch.tensor([*map(len, prompts)], device=self.device)
         self.end = hidden[rows, lengths - 1]                             # (B, d)
         self.mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
         if place != list(range(len(prompts))):
             self.past.batch_select_indices(rows)
 
     def read(self, ids, keep):
-        """Append ids (B, T) to the prompts, but for the places where keep (B, T) is 0.
-
-        Returns: hidden states (B, T, d).
-        """
+        """Append ids (B, T), but for places where keep (B, T) is 0: hidden states (B, T, d)."""
         ids = torch.as_tensor(ids, device=self.device, dtype=torch.long)
         keep = torch.as_tensor(keep, device=self.device, dtype=torch.long)
         self.mask = torch.cat([self.mask, keep], 1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        return self.model.base_model(input_ids=ids, attention_mask=self.mask,
-                                     position_ids=positions,
-                                     past_key_values=self.past).last_hidden_state
+        return self.forward(ids, self.mask, positions)
 
     def read_tree(self, ids, sees):
-        """Append ids (B, W) that are alternatives to each other. `mask` does not change.
+        """Append ids (B, W) that are alternatives to each other: hidden states (B, W, d).
 
         sees: (B, W, T + W) bool, which places of the cache each of them attends to
-        Returns: hidden states (B, W, d).
         """
-        dtype = self.end.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
-        mask = mask.masked_fill(~sees, torch.finfo(dtype).min)
-        return self.model.base_model(input_ids=ids, attention_mask=mask[:, None],
-                                     position_ids=sees.sum(2) - 1,
+        mask = torch.zeros(sees.shape, dtype=self.end.dtype, device=self.device)
+        mask = mask.masked_fill(~sees, torch.finfo(mask.dtype).min)
+        return self.forward(ids, mask[:, None], sees.sum(2) - 1)
+
+    def forward(self, ids, mask, positions):
+        return self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions,
                                      past_key_values=self.past).last_hidden_state
 
     def truncate(self, length):
@@ -101,11 +93,9 @@ class PromptCache:
 
 
 def choose(logits, rngs, temperature=1.0, top_p=0.9):
-    """One token per row, by nucleus sampling, or the best one where temperature is 0.
+    """One token per row of logits (B, V), by nucleus sampling; the best if temperature is 0: (B,).
 
-    logits: (B, V)
     rngs: a numpy Generator per row, so that a row's draw does not depend on its batch
-    Returns: (B,) int64.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -127,12 +117,10 @@ def sample(cache, hidden, rngs, stop, max_new, temperature=1.0, top_p=0.9, repet
            grammar=None, on_token=None, may_be_empty=True):
     """Generate up to max_new tokens per row.
 
-    cache: PromptCache of B prompts. The caller truncates it.
-    hidden: (B, d) at the last token read
+    cache: PromptCache of B prompts; the caller truncates it. hidden: (B, d) at the last token read
     stop: ids that end a row; it keeps the one that ended it
     repetition_penalty: as in transformers, over what is generated here; 1 = none
-    grammar: None, or (allowed, next_state) from `music_grammar`
-    on_token: called with the row's ids after each token
+    grammar: None, or from `music_grammar`. on_token: called with the row's ids after each token
     may_be_empty: whether the first token may be one of `stop`
     Returns: B lists of ids.
     """
@@ -175,7 +163,7 @@ def stop_ids(dialogue_tokenizer):
 
 
 def stream_text(tokenizer, on_text):
-    """An on_token for `sample` with one row; it passes on_text what each token adds to the text."""
+    """An on_token for `sample` with one row: on_text gets what each token adds to the text."""
     shown = 0
 
     def on_token(ids):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, retrieval, runs, tokens
 from common.process import resolve_device
-from steps.infer.likelihood_ranker import group_tracks
+from steps.infer.rankers import group_tracks
 
 
 class TalkPlay(NamedTuple):
@@ -27,46 +27,37 @@ class TalkPlay(NamedTuple):
 
 @torch.inference_mode()
 def load(data_dir="data/demo", device="auto", cold_share=None):
-    """The trained model and the catalogue of a data directory: TalkPlay.
+    """The model and the catalogue of a data directory: TalkPlay; bfloat16 on a GPU.
 
-    device: auto (cuda if there is one), cpu, cuda ...
-    cold_share: the probability that the likelihood ranker gives to all tracks without a playlist
-        code, 0 to 1 (None: their share of the catalogue)
+    cold_share: of `group_tracks`
     Raises SystemExit: a file is missing or broken, or does not fit the others.
     """
     torch.set_flush_denormal(True)  # numbers next to 0 slow a CPU down
-    data_dir = Path(data_dir)
+    folder = Path(data_dir) / "model"
+    device = resolve_device(device)
     tracks = data.load_tracks(data_dir)
     codes = data.load_codes(data_dir, len(tracks))
-    model, dialogue_tokenizer = load_model(data_dir / "model", codes, resolve_device(device))
-    groups = group_tracks(model, dialogue_tokenizer, codes, cold_share)
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    codes_of = {track_id: codes[row] for track_id, row in row_of.items()}
-    return TalkPlay(model, dialogue_tokenizer, tracks, row_of, codes, codes_of,
-                    retrieval.build_index(codes), groups)
+    train = f"python 04_train.py --data-dir {data_dir}"
 
-
-def load_model(folder, codes, device="cpu"):
-    """(model, dialogue_tokenizer) from a folder made by 04_train.py; bfloat16 on a GPU.
-
-    folder: Path; codes: (N, 5) of the catalogue
-    Raises SystemExit: no such folder, or trained with other codes than the catalogue's.
-    """
-    made_by = f"python 04_train.py --data-dir {folder.parent}"
     if not (folder / "config.json").is_file():
-        raise SystemExit(f"{folder} is missing or holds no model; make it with: {made_by}")
-    dtype = torch.bfloat16 if "cuda" in str(device) else torch.float32
+        raise SystemExit(f"{folder} is missing or holds no model; make it with: {train}")
+    dtype = torch.bfloat16 if "cuda" in device else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} "
-                         f"Make it again with: {made_by}") from None
+                         f"Make it again with: {train}") from None
     dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
     k = dialogue_tokenizer.vocabulary.k
     if codes.max() >= k:
         raise SystemExit(f"{folder} was trained with K = {k} codes per modality, but codes.npy has "
-                         f"a code {codes.max()}. Train again with: {made_by} --no-resume")
-    mend = f"its tokens mean other tracks now. Train again with: {made_by} --no-resume"
-    runs.check_unchanged(folder.parent, "04_train", "codes.npy", mend)
-    return model.to(device).eval(), dialogue_tokenizer
+                         f"a code {codes.max()}. Train again with: {train} --no-resume")
+    runs.check_unchanged(data_dir, "04_train", "codes.npy", "its tokens mean other tracks now. "
+                         f"Train again with: {train} --no-resume")
+
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    codes_of = dict(zip(row_of, codes, strict=True))
+    groups = group_tracks(model, dialogue_tokenizer, codes, cold_share)
+    return TalkPlay(model, dialogue_tokenizer, tracks, row_of, codes, codes_of,
+                    retrieval.build_index(codes), groups)

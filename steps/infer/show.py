@@ -20,8 +20,8 @@ def show(data_dir, split="test", dialogue_id=None):
     ids = list(dialogues)
     dialogue_id = dialogue_id or ids[0]
     if dialogue_id not in dialogues:
-        raise SystemExit(f"--dialogue {dialogue_id} is not in {path}; its ids run from {ids[0]} to "
-                         f"{ids[-1]}")
+        raise SystemExit(f"--dialogue {dialogue_id} is not in {path}, whose ids run from {ids[0]} "
+                         f"to {ids[-1]}")
     predict = f"python 05_infer.py predict --data-dir {data_dir} --split {split}"
     lines = data.read_jsonl(data_dir / FOLDERS[split] / "talkplay.jsonl", predict)
     predictions = {row["turn"]: row for _, row in lines if row["dialogue_id"] == dialogue_id}
@@ -36,12 +36,12 @@ def show(data_dir, split="test", dialogue_id=None):
         if number not in predictions:  # a turn without targets
             continue
         turn = turns[number]
-        prediction = predictions[number]
-        ranked = np.array([row_of[track_id] for track_id in prediction["track_ids"]])
+        ranked = np.array([row_of[track_id] for track_id in predictions[number]["track_ids"]])
         ranked = filter_played(ranked, turn.played, turn.targets)
         rank = rank_of_first_hit(ranked, turn.targets) or f"below {len(ranked)}"
         turned_down = "; the listener turns it down" if turn.rejected else ""
-        print(f"model     {describe(tracks[ranked[0]])}\n          \"{prediction['response']}\"")
+        print(f"model     {describe(tracks[ranked[0]])}")
+        print(f"          \"{predictions[number]['response']}\"")
         print(f"data      {describe(tracks[turn.targets[0]])}  (the model ranks it {rank} of "
               f"{len(tracks)}{turned_down})")
 
@@ -58,6 +58,6 @@ def why(sampled, codes):
     marks = []
     for modality, code, of_track in zip(MODALITIES, sampled, codes, strict=True):
         if code >= 0:
-            has = f" (track: {of_track if of_track >= 0 else None})"
-            marks.append(f"{modality}-{code}{' =' if code == of_track else has}")
+            has = f"(track: {of_track if of_track >= 0 else None})"
+            marks.append(f"{modality}-{code} {'=' if code == of_track else has}")
     return f"sampled {', '.join(marks)}"

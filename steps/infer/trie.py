@@ -23,10 +23,9 @@ import numpy as np
 
 
 class Trie(NamedTuple):
-    """All tracks in the order of their codes. A level has one node per distinct start of codes.
+    """All tracks in the order of their codes; a missing code is an edge with code -1.
 
-    A missing code is an edge like any other, with code -1. Nodes are in the order of their tracks,
-    so the children of a node are neighbours, and so are its tracks.
+    A level has one node per distinct start of codes. The children of a node are neighbours.
     """
     rows: np.ndarray          # (N,) rows of the catalogue, in the order of their codes
     n_same_codes: np.ndarray  # (N,) in the same order: how many tracks have all codes of this one
@@ -54,11 +53,9 @@ def build_trie(codes):
 
 
 def expand_ranges(begins, nodes):
-    """The contents of several nodes' ranges, one after the other.
+    """The contents of several nodes' ranges, one after the other; the place in `nodes` of each.
 
-    begins: (n + 1,), node i has the range begins[i] to begins[i + 1] - 1: a level of trie.children
-        or trie.tracks
-    Returns: what is in the ranges; and for each of these, the place of its node in `nodes`.
+    begins: (n + 1,), node i has begins[i] to begins[i + 1] - 1, as in trie.children and .tracks
     """
     first = begins[nodes]
     sizes = begins[nodes + 1] - first

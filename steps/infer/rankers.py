@@ -1,8 +1,9 @@
-"""The ranker `likelihood`: the model's probability of each track's own tokens (not in the paper).
+"""Other ways to order all tracks than the paper's one sampled sequence.
 
-The paper samples one sequence and looks for tracks that resemble it. Here a beam search walks down
-the trie of all tracks (trie.py), so it meets sequences of real tracks only. `rank_tracks` is what
-05_infer.py calls.
+`rank_tracks`, the ranker `likelihood`: the model's probability of each track's own tokens. A beam
+search walks down the trie of all tracks (trie.py), so it meets sequences of real tracks only.
+`expected_overlap`: the paper's overlap with many sampled sequences (`votes`: `code_shares`), or
+with the model's own probabilities of the codes (`expected`: `code_marginals`).
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from common import tokens
+from common.retrieval import WEIGHTS
 from common.tokens import MODALITIES
 from steps.infer.generation import PromptCache
 from steps.infer.trie import Trie, build_trie, expand_ranges
@@ -21,13 +23,9 @@ BAND = 1000.0  # larger than any log-probability: what the beam has kept longer 
 
 
 def code_log_probs(hidden, weight):
-    """Log-probabilities of the codes of one modality, and the value of a missing code.
+    """Log-probabilities of the codes of one modality, and of a missing code: their expected value.
 
-    A missing code counts as an average one: the expected log-probability, minus the entropy.
-
-    hidden: (..., d) where the modality's token comes next
-    weight: (K, d) output rows of its tokens
-    Returns: (..., K) and (...), float32.
+    hidden: (..., d) where the token comes next. weight: (K, d). Returns: (..., K), (...), float32.
     """
     logp = torch.log_softmax(hidden.float() @ weight.float().T, -1)
     return logp, (logp.exp() * logp).sum(-1)
@@ -40,24 +38,22 @@ def music_weight(model, vocabulary):
     return weight.view(len(MODALITIES), vocabulary.k, -1)
 
 
-def unconditional_log_probs(model, dialogue_tokenizer, codes, query="Play some music.",
-                            batch_size=256):
-    """What the model thinks of each track's tokens before it knows what is wanted.
+# ---------------------------------------------------------------- likelihood
 
-    The log-probability of each code after a query that says nothing (contextual calibration: Zhao
+def unconditional_log_probs(model, dialogue_tokenizer, codes, batch_size=256):
+    """Log-probability of each code (N, 5) after a query that says nothing: (N, 5) float32.
+
+    What the model thinks of a track before it knows what is wanted (contextual calibration: Zhao
     et al. 2021).
-
-    codes: (N, 5) int, -1 where missing
-    Returns: (N, 5) float32.
     """
     vocabulary = dialogue_tokenizer.vocabulary
     weight = music_weight(model, vocabulary)                             # (5, K, d)
-    prompt, _ = tokens.encode_dialogue(dialogue_tokenizer, [{"query": query}], {}, prompt=True)
-    prompt = [*prompt, vocabulary.start]
+    turns = [{"query": "Play some music."}]
+    prompt, _ = tokens.encode_dialogue(dialogue_tokenizer, turns, {}, prompt=True)
     log_probs = np.zeros(codes.shape, np.float32)
     for first in tqdm(range(0, len(codes), batch_size), desc="prior", leave=False):
         rows = torch.from_numpy(codes[first:first + batch_size].astype(np.int64)).to(model.device)
-        cache = PromptCache(model, [prompt] * len(rows))
+        cache = PromptCache(model, [[*prompt, vocabulary.start]] * len(rows))
         hidden = cache.end                                               # (B, d)
         for m in range(len(MODALITIES)):
             present = rows[:, m:m + 1] >= 0                              # (B, 1)
@@ -73,23 +69,22 @@ def unconditional_log_probs(model, dialogue_tokenizer, codes, query="Play some m
 
 class Group(NamedTuple):
     """Tracks that the ranker compares with each other: the known ones, or the cold ones."""
-    rows: np.ndarray         # (n,) rows of the catalogue
-    trie: Trie               # of these tracks
-    prior: np.ndarray        # (n, 5) to subtract from the codes' log-probabilities, or None
-    share: float             # of the probability, whatever the query
-    beam_share: float        # of --beam
+    rows: np.ndarray   # (n,) rows of the catalogue
+    trie: Trie         # of these tracks
+    prior: np.ndarray  # (n, 5) to subtract from the codes' log-probabilities, or None
+    share: float       # of the probability, whatever the query
+    beam_share: float  # of --beam
 
 
 def group_tracks(model, dialogue_tokenizer, codes, cold_share=None):
     """The known tracks and the cold ones (those without a playlist code): list of Group.
 
     Known tracks are ordered by their probability: what is often played is likelier to be wanted.
-    The probability of a cold track says above all that the model has not met its codes. So cold
-    tracks are ordered by how much the query raises it: pointwise mutual information, with
-    `unconditional_log_probs`. The two numbers cannot be compared, so each group gets a fixed share
-    of the probability.
+    That of a cold track says above all that the model has not met its codes. So cold tracks are
+    ordered by how much the query raises it (pointwise mutual information). The two numbers cannot
+    be compared, so each group gets a fixed share of the probability.
 
-    cold_share: that of the cold tracks, 0 to 1 (None: their share of the catalogue)
+    cold_share: of the probability, 0 to 1 (None: their share of the catalogue)
     """
     cold = codes[:, 0] < 0
     if cold.all() or not cold.any():  # without a playlist modality, nobody can tell them apart
@@ -102,12 +97,10 @@ def group_tracks(model, dialogue_tokenizer, codes, cold_share=None):
 
 
 def rank_tracks(cache, dialogue_tokenizer, groups, depth, beam=50):
-    """The `depth` best tracks after each prompt, and some more.
+    """The `depth` best tracks after each prompt, and some more: (rows, scores float64), by row.
 
     A score is a log-probability; each group's add up to its share. Tracks that the beam has lost
     lie 1000 and more lower, by the level at which it lost them.
-
-    Returns: per prompt (rows, scores float64), by row.
     """
     ranked = [[] for _ in range(len(cache.mask))]
     for group in groups:
@@ -117,8 +110,7 @@ def rank_tracks(cache, dialogue_tokenizer, groups, depth, beam=50):
             rows, scores = best_tracks(group.trie, levels, depth)
             # the probability of a prefix that the beam has lost is not that of its tracks
             total = log_total(group.trie, levels[-1:] if group.prior is None else levels)
-            scores = scores - total + np.log(max(group.share, 1e-9))
-            so_far.append((group.rows[rows], scores))
+            so_far.append((group.rows[rows], scores - total + np.log(max(group.share, 1e-9))))
 
     for i, of_groups in enumerate(ranked):
         rows, scores = (np.concatenate(arrays) for arrays in zip(*of_groups, strict=True))
@@ -131,8 +123,7 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
     """Walk down the trie level by level, keeping the `beam` best nodes of each prompt.
 
     All nodes of a level are read in one pass; each attends to its prompt and its own ancestors.
-    The probability of a code is taken among the codes of its modality. A missing code counts as an
-    average one, and a modality that no track has counts nothing.
+    The probability of a code is taken among the codes of its modality.
 
     prior: (N, 5), subtracted code by code, or None
     Returns: per prompt, and per level: (nodes, scores). These are the nodes that the beam has lost
@@ -162,12 +153,11 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
         code = np.full(shape, -1)
         width = beam if level < LAST else 0  # at the end, all nodes go on the list
         for i in range(n_prompts):
-            (nodes, scores, parents), lost_here = extend_beam(
-                trie, level, *beams[i], logp[i], missing[i], width, expected)
-            beams[i] = nodes, scores
+            (*beams[i], parents), lost_here = extend_beam(trie, level, *beams[i], logp[i],
+                                                          missing[i], width, expected)
             lost[i].append(lost_here)
-            parent[i, :len(nodes)] = parents
-            code[i, :len(nodes)] = trie.codes[level][nodes]
+            parent[i, :len(parents)] = parents
+            code[i, :len(parents)] = trie.codes[level][beams[i][0]]
         if level == LAST:
             break
         width = max(len(nodes) for nodes, _ in beams)
@@ -190,27 +180,24 @@ def score_nodes(cache, dialogue_tokenizer, trie, prior=None, beam=50):
 
 
 def level_log_probs(hidden, weight, trie, level, prior=None):
-    """What the codes of a level add to the scores: numpy.
+    """What the codes of a level add to the scores, from hidden (B, W, d) and weight (K, d): numpy.
 
-    hidden: (B, W, d); weight: (K, d); prior: from `score_nodes`
     Returns: log-probabilities (B, W, K), of a missing code (B, W), to subtract (n_nodes,) or None.
     """
     logp, missing = (x.cpu().numpy() for x in code_log_probs(hidden, weight))
     if (trie.codes[level] < 0).all():  # a modality that no track has
         return np.zeros_like(logp), np.zeros_like(missing), None
-    if prior is None:
-        return logp, missing, None
     first_tracks = trie.rows[trie.tracks[level][:-1]]  # all tracks of a node have the same prior
-    return logp, missing, prior[first_tracks, level]
+    return logp, missing, None if prior is None else prior[first_tracks, level]
 
 
 def extend_beam(trie, level, nodes, scores, logp, missing, beam, expected=None):
     """From one prompt's nodes to their children at `level`: the `beam` best, and the lost ones.
 
     nodes, scores: (W,)
-    logp, missing, expected: (W, K), (W,) and (n_nodes,) or None, from `level_log_probs`
-    Returns: (nodes, scores, their parents' places in the given `nodes`) of the best, (nodes,
-        scores) of the lost.
+    logp, missing, expected: of the prompt, from `level_log_probs`
+    Returns: (nodes, scores, parents' places in the given `nodes`) of the best, (nodes, scores) of
+        the lost.
     """
     children, parents = expand_ranges(trie.children[level], nodes)
     codes = trie.codes[level][children]
@@ -227,8 +214,7 @@ def extend_beam(trie, level, nodes, scores, logp, missing, beam, expected=None):
 def best_tracks(trie, levels, depth):
     """The `depth` best tracks and some more. Those that the beam has kept longest come first.
 
-    levels: per level (nodes, scores), from `score_nodes`. Tracks with the same codes share their
-        probability.
+    levels: of a prompt, from `score_nodes`. Tracks with the same codes share their probability.
     Returns: rows of the trie's codes, scores float64.
     """
     rows = []
@@ -236,8 +222,8 @@ def best_tracks(trie, levels, depth):
     for level in reversed(range(LAST + 1)):
         nodes, node_scores = levels[level]
         tracks, place = expand_ranges(trie.tracks[level], nodes)
-        rows.append(trie.rows[tracks])
         shared = np.log(trie.n_same_codes[tracks])
+        rows.append(trie.rows[tracks])
         scores.append(node_scores[place] - shared - BAND * (LAST - level))
         if sum(map(len, rows)) >= depth:
             break
@@ -245,13 +231,60 @@ def best_tracks(trie, levels, depth):
 
 
 def log_total(trie, levels):
-    """log of the sum of exp(score) over the distinct codes below the nodes.
-
-    levels: from `score_nodes`, all of them or the last ones.
-    """
+    """log of the sum of exp(score) over the distinct codes below the nodes of the last levels."""
     scores = []
     for tracks, (nodes, node_scores) in zip(trie.tracks[-len(levels):], levels, strict=True):
         # how many nodes of the last level lie below each node
         first, end = np.searchsorted(trie.tracks[LAST], [tracks[nodes], tracks[nodes + 1]])
         scores.append(node_scores + np.log(end - first))
     return float(np.logaddexp.reduce(np.concatenate(scores).astype(float)))
+
+
+# ---------------------------------------------------------------- votes and expected
+
+def code_shares(sequences, k):
+    """Share of the sampled sequences (of `sample_codes`) that have each code: (5, k) float32."""
+    shares = np.zeros((len(MODALITIES), k), np.float32)
+    for codes in sequences:
+        for m, code in enumerate(codes or ()):
+            if code >= 0:
+                shares[m, code] += 1 / len(sequences)
+    return shares
+
+
+def code_marginals(cache, dialogue_tokenizer, rngs, samples):
+    """P(code of each modality | prompt): (B, 5, K) float32 numpy; each modality sums to 1.
+
+    The codes before are drawn `samples` times, and the probabilities of the next one averaged.
+
+    cache: of B x samples prompts, the copies of each prompt one after the other, each with a rng
+    """
+    vocabulary = dialogue_tokenizer.vocabulary
+    weight = music_weight(cache.model, vocabulary)
+    length = len(cache)
+    ones = np.ones((len(rngs), 1), np.int64)
+    hidden = cache.read(vocabulary.start * ones, ones)[:, -1]            # (B x samples, d)
+    marginals = []
+    for m in range(len(MODALITIES)):
+        p = code_log_probs(hidden, weight[m])[0].exp()                   # (B x samples, K)
+        marginals.append(p.view(-1, samples, vocabulary.k).mean(1))      # (B, K)
+        if m < LAST:
+            draws = torch.tensor([[rng.random()] for rng in rngs], device=p.device, dtype=p.dtype)
+            code = torch.searchsorted(p.cumsum(1), draws).clamp(max=vocabulary.k - 1)
+            ids = vocabulary.first + m * vocabulary.k + code             # (B x samples, 1)
+            hidden = cache.read(ids, torch.ones_like(code))[:, -1]
+    cache.truncate(length)
+    return torch.stack(marginals, 1).cpu().numpy()
+
+
+def expected_overlap(codes, p):
+    """Weighted overlap of every track, where code c of modality m has probability p[m, c].
+
+    codes: (N, 5). p: (5, K), as from one sequence: then this is `retrieval.overlap`, (N,) float32.
+    """
+    # code -1 finds the last column: 0
+    table = np.pad(p, ((0, 0), (0, 1))) * np.asarray(WEIGHTS, np.float32)[:, None]
+    scores = table[0][codes[:, 0]]
+    for m in range(1, len(MODALITIES)):
+        scores += table[m][codes[:, m]]
+    return scores
