@@ -246,16 +246,7 @@ def describe_split(dialogues, warm):
             "words per query": round(np.mean([len(turn["query"].split()) for turn in turns]), 1),
             "rejected": f"{np.mean([turn['rejected'] for turn in turns]):.1%}",
             "unseen templates": f"{unseen:.1%}",
-            "kinds": ", ".join(f"{kind} {n / len(turns):.0%}" for kind, n in sorted(kinds.items()))}
-
-
-def print_table(table):
-    """table: {split: from `describe_split`}"""
-    *names, kinds = table["train"]
-    for name in ("", *names):
-        print(f"{name:20}" + "".join(f"{row.get(name, split):>10}" for split, row in table.items()))
-    for split, row in table.items():
-        print(f"{split}: {row[kinds]}")
+            **{f"kind: {kind}": f"{n / len(turns):.0%}" for kind, n in sorted(kinds.items())}}
 
 
 # ---------------------------------------------------------------- the script
@@ -345,7 +336,9 @@ def main():
         warm = warm_tracks(playlists)
         table = {split: describe_split(data.load_dialogues(path, tracks_by_id), warm)
                  for split, path in paths.items()}
-        print_table(table)
+        print(f"{'':22}" + "".join(f"{split:>10}" for split in table))
+        for name in dict.fromkeys(name for column in table.values() for name in column):
+            print(f"{name:22}" + "".join(f"{c.get(name, '-'):>10}" for c in table.values()))
         runs.finish_run(run, table=table)
     print(f"wrote {', '.join(map(str, paths.values()))}; "
           f"next: python 04_train.py --data-dir {folder}")

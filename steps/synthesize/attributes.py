@@ -1,8 +1,7 @@
 """What is true of a track, and of one track beside another.
 
 An attribute is a pair (kind, concept), such as ("mood", "calm"). All attributes of a track are a
-dict {kind: [concepts]}. common/lexicon.json has the concepts, the tags that stand for them, and the
-words by which captions tell of them.
+dict {kind: [concepts]}. common/lexicon.json has the concepts and the words that tell of them.
 """
 
 import json
@@ -11,7 +10,7 @@ from pathlib import Path
 
 LEXICON = json.loads(
     (Path(__file__).parents[2] / "common" / "lexicon.json").read_text(encoding="utf-8"))
-KINDS = ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")
+KINDS = (*LEXICON, "tag")
 HEARD = ("genre", "mood", "instrument", "vocal")  # kinds that tags and captions tell of
 NOUNS = ("genre", "tag")  # kinds that name a sort of music
 FASTER = 1.12  # a tempo is called faster or slower when it differs by this factor
@@ -40,7 +39,7 @@ GRANTED = {  # what goes without saying
 
 
 def track_attributes(track):
-    """A track (dict) -> {kind: [concepts]}, for each of KINDS.
+    """A track (dict) -> {kind: [concepts]}.
 
     Tags are wrong at times. So where the caption names a genre or a voice, those among the tags are
     left out. The kind `tag` holds tags that the lexicon does not know; they are said as they are.
@@ -89,10 +88,7 @@ def year_of(track):
 
 
 def intersection(attributes):
-    """What several tracks have in common, in the order of the first: {kind: [concepts]}.
-
-    attributes: list of {kind: [concepts]}, one per track
-    """
+    """A list of {kind: [concepts]} -> what is in all of them, in the order of the first."""
     first, *others = attributes
     return {kind: [c for c in concepts if all(c in other[kind] for other in others)]
             for kind, concepts in first.items()}
@@ -152,9 +148,8 @@ def changes(a, b, attributes_of):
     """
     old, new = (attributes_of[track["track_id"]] for track in (a, b))
     years = year_of(b) - year_of(a) if a["release_date"] and b["release_date"] else 0
-    found = []
-    if compared_tempo(a, b):
-        found.append(("compared", compared_tempo(a, b)))
+    tempo = compared_tempo(a, b)
+    found = [("compared", tempo)] if tempo else []
     if abs(years) > YEARS:
         found.append(("compared", "newer" if years > 0 else "older"))
     found += [(kind, c) for kind, c in pairs(new, ("instrument", "mood", "vocal", "theme"))

@@ -13,16 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common import data
-from steps.synthesize.audit_words import (
-    RULES,
-    all_turns,
-    coverage,
-    directions,
-    give_away,
-    obedience,
-    share,
-    truth,
-)
+from steps.synthesize import audit_words
+from steps.synthesize.audit_words import all_turns, share
 from steps.synthesize.spoken import words_of
 
 SHINGLE = 5  # words in a row that count as the same text
@@ -91,10 +83,10 @@ def usable(dialogues, track_of):
     for dialogue in dialogues:
         rows = dialogue.get("turns")
         rows = rows if isinstance(rows, list) else []
-        turns = [Turn(row["query"], text_of(row.get("music")) or None, text_of(row.get("response")),
-                      row.get("rejected") is True, text_of(row.get("kind")) or None)
+        turns = [Turn(row["query"], track_of.get(text_of(row.get("music")), {}).get("track_id"),
+                      text_of(row.get("response")), row.get("rejected") is True,
+                      text_of(row.get("kind")) or None)
                  for row in rows if isinstance(row, dict) and text_of(row.get("query")).strip()]
-        turns = [t if t.music in track_of else t._replace(music=None) for t in turns]
         playlist_id = dialogue.get("playlist_id")
         if turns:
             kept.append({"playlist_id": playlist_id if is_type(playlist_id, str, int) else None,
@@ -217,22 +209,20 @@ SECTIONS = {"What there is": "table_1",
             "Rejections and changes of direction": "directions",
             "Tracks that no training playlist has": "cold",
             "Repeated from train": "duplicates",
-            "What answers say of their track": "truth"}
+            "What answers say of their track": "truth",
+            "Does the next track obey?": "obedience"}
 
 
 def as_text(value, key=""):
     """A cell: counts as they are, means with one digit, shares as per cent."""
     if value is None:
         return "-"
+    if isinstance(value, dict):  # of obedience
+        return (f"{as_text(value['obeyed'])} of {value['checked']} "
+                f"(chance {as_text(value['chance'])})")
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.1f}" if " per " in key else f"{value:.1%}"
-
-
-def table(names, rows, align):
-    """Lines of a Markdown table. rows: {name of a row: cells}."""
-    return ["", "| | " + " | ".join(names) + " |", "| --- |" + f" {align} |" * len(names),
-            *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())]
 
 
 def markdown(report):
@@ -243,27 +233,22 @@ def markdown(report):
         found = {name: sections[section] for name, sections in report.items()
                  if section in sections}
         keys = dict.fromkeys(key for numbers in found.values() for key, value in numbers.items()
-                             if not isinstance(value, dict))
-        if keys:
-            rows = {key: [as_text(numbers.get(key), key) for numbers in found.values()]
-                    for key in keys}
-            lines += ["", f"## {title}", *table(found, rows, "---:")]
-
-    found = {name: sections["obedience"] for name, sections in report.items()
-             if "obedience" in sections}
-    rows = {}
-    for rule in RULES:
-        if any(rule in numbers for numbers in found.values()):
-            cells = [numbers.get(rule) for numbers in found.values()]
-            rows[rule] = [f"{as_text(c['obeyed'])} of {c['checked']} "
-                          f"(chance {as_text(c['chance'])})" if c else "-" for c in cells]
-    lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed "
-              "requests among those where both tracks' fields are known; the share by chance.",
-              *table(found, rows, "---")]
+                             if section == "obedience" or not isinstance(value, dict))
+        if not keys:
+            continue
+        lines += ["", f"## {title}", ""]
+        if section == "obedience":
+            lines += ["Asked for in words; the share of obeyed requests among those where both "
+                      "tracks' fields are known; the share by chance.", ""]
+        align = " --- |" if section == "obedience" else " ---: |"
+        lines += ["| | " + " | ".join(found) + " |", "| --- |" + align * len(found)]
+        for key in keys:
+            cells = [as_text(numbers.get(key), key) for numbers in found.values()]
+            lines.append(f"| {key} | {' | '.join(cells)} |")
 
     lines += ["", "Kinds, as the files name them:", ""]
     for name, sections in report.items():
-        kinds = sections.get("coverage", {}).get("kinds, as the file names them")
+        kinds = sections.get("coverage", {}).get("kinds, as the file names them", {})
         if kinds:
             lines.append(f"- {name}: " + ", ".join(f"{kind} {n:.0%}" for kind, n in kinds.items()))
     return "\n".join(lines) + "\n"
@@ -276,8 +261,7 @@ def read_files(folder, files):
     rows = {}
     for path in files:
         if path.name in rows:
-            raise SystemExit(f"--file: two files are called {path.name}; the names tell them apart "
-                             f"in the report")
+            raise SystemExit(f"--file: two files are called {path.name}; rename one of them")
         made_by = f"python 03_synthesize.py simulate --data-dir {folder}"
         rows[path.name] = [row for _, row in data.read_jsonl(path, made_by)]
         if rows[path.name] and not any("turns" in row for row in rows[path.name]):
@@ -302,26 +286,25 @@ def examine(folder, files, predictions=()):
     usable_of = {name: usable(found, track_of) for name, found in rows.items()}
     train = next((name for name in rows if "train" in name), None)
 
-    report = {}
+    report = {name: {"schema": schema_faults(found, track_of)} for name, found in rows.items()}
     for name, dialogues in usable_of.items():
-        report[name] = {"schema": schema_faults(rows[name], track_of)}
         if not dialogues:
             continue
         report[name] |= {"table_1": describe(dialogues),
-                         "give_away": give_away(dialogues, track_of),
-                         "coverage": coverage(dialogues, track_of),
-                         "directions": directions(dialogues, track_of),
-                         "obedience": obedience(dialogues, track_of, tracks)}
+                         "give_away": audit_words.give_away(dialogues, track_of),
+                         "coverage": audit_words.coverage(dialogues, track_of),
+                         "directions": audit_words.directions(dialogues, track_of),
+                         "obedience": audit_words.obedience(dialogues, track_of, tracks)}
         if warm is not None:
             report[name]["cold"] = cold(dialogues, warm)
         if train and name != train:
             report[name]["duplicates"] = duplicates(usable_of[train], dialogues)
         answers = [(turn.query, turn.response, track_of[turn.music])
                    for turn in all_turns(dialogues) if turn.music and turn.response]
-        report[name]["truth"] = truth(answers, tracks)
+        report[name]["truth"] = audit_words.truth(answers, tracks)
     for system in predictions:
         answers = predicted_answers(folder, system, track_of)
-        report[f"predictions/{system}"] = {"truth": truth(answers, tracks)}
+        report[f"predictions/{system}"] = {"truth": audit_words.truth(answers, tracks)}
     return report
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from steps.synthesize.attributes import KINDS, LEXICON, TAG_CONCEPT, pairs, track_attributes, year_of
+from steps.synthesize.attributes import LEXICON, TAG_CONCEPT, pairs, track_attributes, year_of
 from steps.synthesize.spoken import bare, names_of, speaks, words_of
 
 SAID = ("tags", "noun", "adj", "more", "use", "with", "about")  # where the lexicon has phrases
@@ -97,13 +97,12 @@ def coverage(dialogues, track_of):
     per_dialogue = [[sides(turn.query, track_of.get(turn.music), phrases)
                      for turn in dialogue["turns"]] for dialogue in dialogues]
     flat = [found for of_turns in per_dialogue for found in of_turns]
-    kinds = Counter(turn.kind or "not known" for turn in all_turns(dialogues))
+    all_four = [len(set().union(*of_turns)) == len(WORDS) for of_turns in per_dialogue]
+    kinds = Counter(turn.kind or "not known" for turn in all_turns(dialogues)).most_common()
     return {**{side: share([side in found for found in flat]) for side in WORDS},
             "none of them": share([not found for found in flat]),
-            "dialogues with all four": share([len(set().union(*of_turns)) == len(WORDS)
-                                              for of_turns in per_dialogue]),
-            "kinds, as the file names them": {kind: n / len(flat)
-                                              for kind, n in kinds.most_common()}}
+            "dialogues with all four": share(all_four),
+            "kinds, as the file names them": {kind: n / len(flat) for kind, n in kinds}}
 
 
 def give_away(dialogues, track_of):
@@ -202,10 +201,7 @@ def wish_alone(query, before, now):
 
 
 def wishes(pattern, dialogues, track_of):
-    """Yield (the track before, the track played) for each request that says what a pattern finds.
-
-    A track that is not known is None.
-    """
+    """Yield (track before, track played), or None for one, of each request with a pattern in it."""
     for dialogue in dialogues:
         for last, turn in pairwise(dialogue["turns"]):
             before, now = track_of.get(last.music), track_of.get(turn.music)
@@ -241,17 +237,15 @@ def obedience(dialogues, track_of, tracks):
 
 # ---------------------------------------------------------------- are answers true?
 
-IN_LEXICON = [kind for kind in KINDS if kind != "tag"]
 DENIED = {"not", "no", "without", "less", "never"}  # a phrase after one of these is no fact
 
 
 def fact_phrases(tracks):
-    """{phrase: [(kind, concept), ...]}.
+    """{phrase: [(kind, concept), ...]}: the lexicon's phrases, other tags, names.
 
-    The lexicon's phrases; tags that it does not know (kind "tag"); names of two words or more, of
-    titles and artists (kind "name").
+    Names (kind "name") are those of titles and artists that have two words or more.
     """
-    facts = [(phrase, (kind, concept)) for kind in IN_LEXICON
+    facts = [(phrase, (kind, concept)) for kind in LEXICON
              for phrase, concept in lexicon_phrases(kind)]
     for track in tracks:
         facts += [(words_of(tag), ("tag", tag)) for tag in track_attributes(track)["tag"]]
@@ -267,8 +261,7 @@ def fact_phrases(tracks):
 def stated(text, phrases):
     """The facts in an answer: a list of [(kind, concept), ...], of which one has to hold.
 
-    It is read from left to right, the longest phrase first; so "I picked guitar band music" speaks
-    of a picked guitar. A name needs its capitals.
+    It is read from left to right, the longest phrase first. A name needs its capitals.
 
     phrases: from `fact_phrases`
     """
@@ -290,10 +283,8 @@ def stated(text, phrases):
 def truth(answers, tracks):
     """What the facts in answers are worth, as shares of them.
 
-    True is what the catalogue knows: attributes, title and artist. An answer can say what it was
-    asked for without a look at the track, and the other way round. So besides the share that holds
-    of the track there are the share that holds of another answer's track, drawn at random, and the
-    share that the request named.
+    True is what the catalogue knows: attributes, title and artist. Two shares tell what that is
+    worth: how often it is true of the track of another answer, and how often the request named it.
 
     answers: list of (request, text, track)
     """
@@ -308,11 +299,10 @@ def truth(answers, tracks):
     checked = []  # for each fact: true of the track, true of the other track, named in the request
     for (query, text, track), other in zip(answers, order, strict=True):
         asked = {fact for facts in stated(query, phrases) for fact in facts}
-        other_track = answers[other][2]
-        sides = (known[track["track_id"]], known[other_track["track_id"]], asked)
+        true, true_of_other = (known[t["track_id"]] for t in (track, answers[other][2]))
         for facts in stated(text, phrases):
             kinds.append(facts[0][0])
-            checked.append([not side.isdisjoint(facts) for side in sides])
+            checked.append([not s.isdisjoint(facts) for s in (true, true_of_other, asked)])
     if not checked:
         return {"answers": len(answers), "facts in them": 0}
 
@@ -323,5 +313,5 @@ def truth(answers, tracks):
             "true of the track of another answer": share(true_of_another),
             "facts that the request names": share(asked),
             **{f"{kind}: true": share(true[np.array(kinds) == kind])
-               for kind in (*IN_LEXICON, "tag", "name") if kind in kinds},
+               for kind in (*LEXICON, "tag", "name") if kind in kinds},
             "facts by kind": dict(Counter(kinds))}

@@ -1,9 +1,8 @@
-"""The requests of the simulated listener, who walks through a playlist (`walk` in 03_synthesize.py).
+"""What the simulated listener asks for on the walk through a playlist (03_synthesize.py, `walk`).
 
-The listener knows what is true of each track (attributes.py). They ask for the next one by
-description, by comparison with the track before, by way of one that was played earlier, by name, or
-just for more. What the track before has is not said again ("one with piano"). How things are said
-is in templates.py.
+The listener knows what is true of each track (attributes.py), and says it as in templates.py. They
+ask for the next one by description, by comparison with the track before, by way of one that was
+played earlier, by name, or just for more.
 
 A request is made for `candidates` and holds for each of them: the track to come, at times with one
 of the negative set that is played before it and turned down (reactions.py). `asked` is always a
