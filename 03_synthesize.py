@@ -53,22 +53,10 @@ MAX_TURNS = 14
 # ---------------------------------------------------------------- what a dialogue is made from
 
 class Source(NamedTuple):
-    """What one dialogue is made from."""
     playlist: dict
-    visit: int              # how many dialogues this playlist has had before
-    negatives: list         # track ids: the negative set
+    visit: int        # how many dialogues this playlist has had before
+    negatives: list   # track ids, sorted: by artists of the playlist, but not in it
     rng: np.random.Generator
-
-
-def negative_set(playlist, artist_of, tracks_by_artist):
-    """Ids of the tracks by artists of the playlist that are not in it, sorted.
-
-    artist_of: {track_id: artist}
-    tracks_by_artist: {artist: track ids that may be played}
-    """
-    artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
-    by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
-    return sorted(by_them - set(playlist["track_ids"]))
 
 
 def make_sources(split, playlists, tracks, seed):
@@ -93,8 +81,10 @@ def make_sources(split, playlists, tracks, seed):
     def source_of(number):
         visit, turn = divmod(number, len(chosen))
         playlist = chosen[order[turn]]
-        return Source(playlist, visit, negative_set(playlist, artist_of, tracks_by_artist),
-                      np.random.default_rng([*stream, number]))
+        artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
+        by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
+        negatives = sorted(by_them - set(playlist["track_ids"]))
+        return Source(playlist, visit, negatives, np.random.default_rng([*stream, number]))
     return source_of
 
 
@@ -120,8 +110,7 @@ def walk(title, sampled, negatives, attributes_of, split, rng,
     Mostly they are played in their order, but "more of this" waits for a track like the last one.
 
     title: the playlist's, or None
-    sampled, negatives: lists of tracks (dicts)
-    attributes_of: {track_id: track_attributes(track)}
+    sampled, negatives: lists of tracks (dicts); attributes_of: {track_id: track_attributes(track)}
     opening, later, rejection: from simulate.mix_of
     Returns: list of turns {query, music, response, targets, rejected, kind, template}
     """
@@ -183,10 +172,9 @@ def play(listener, track, kind, query, asked, rejected=False):
 
 
 def write_simulated(args, counts, sources, tracks_by_id):
-    """Write the simulated dialogues of all splits, or go on with that.
+    """Write the simulated dialogues of all splits, one by one; go on where an earlier run stopped.
 
-    counts: {split: number of dialogues}
-    sources: {split: from `make_sources`}
+    counts: {split: number of dialogues}; sources: {split: from `make_sources`}
     Returns: the run to be finished, or None if all was done before
     """
     run, state = guards.begin_run(args, runs.PLACE)
@@ -199,33 +187,25 @@ def write_simulated(args, counts, sources, tracks_by_id):
     mix = simulate.mix_of(args.mix, args.rejections)
     attributes_of = {i: track_attributes(track) for i, track in tracks_by_id.items()}
     for split, path in guards.dialogue_paths(args.data_dir).items():
-        if not path.is_file():
-            write_split(path, split, counts[split], sources[split], tracks_by_id, attributes_of,
-                        args.max_tracks, mix)
+        if path.is_file():
+            continue
+        part = path.with_name(path.name + ".part")
+        done = data.keep_whole_lines(part)
+        with open(part, "a", encoding="utf-8") as f:
+            for number in tqdm(range(done, counts[split]), split, counts[split], initial=done):
+                playlist, _, negatives, rng = sources[split](number)
+                sampled = sample_tracks(playlist["track_ids"], rng, args.max_tracks)
+                turns = walk(playlist.get("title"), [tracks_by_id[t] for t in sampled],
+                             [tracks_by_id[t] for t in negatives], attributes_of, split, rng, **mix)
+                wrong = guards.problems(turns, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
+                if wrong:
+                    raise SystemExit(f"dialogue {split}-{number}: {'; '.join(wrong)}")
+                row = {"dialogue_id": f"{split}-{number}", "playlist_id": playlist["playlist_id"],
+                       "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
+                f.write(json.dumps(row, ensure_ascii=False) + "\n")
+                f.flush()
+        os.replace(part, path)
     return run
-
-
-def write_split(path, split, n, source_of, tracks_by_id, attributes_of, most, mix):
-    """Write n simulated dialogues, one by one to `path`.part; go on behind its last whole line.
-
-    most: tracks sampled for one dialogue; mix: from simulate.mix_of
-    """
-    part = path.with_name(path.name + ".part")
-    done = data.keep_whole_lines(part)
-    with open(part, "a", encoding="utf-8") as f:
-        for number in tqdm(range(done, n), initial=done, total=n, desc=split):
-            playlist, _, negatives, rng = source_of(number)
-            sampled = sample_tracks(playlist["track_ids"], rng, most)
-            turns = walk(playlist.get("title"), [tracks_by_id[t] for t in sampled],
-                         [tracks_by_id[t] for t in negatives], attributes_of, split, rng, **mix)
-            dialogue = {"dialogue_id": f"{split}-{number}", "playlist_id": playlist["playlist_id"],
-                        "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
-            wrong = guards.problems(turns, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
-            if wrong:
-                raise SystemExit(f"dialogue {dialogue['dialogue_id']}: {'; '.join(wrong)}")
-            f.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
-            f.flush()
-    os.replace(part, path)
 
 
 # ---------------------------------------------------------------- the paper's Table 1
@@ -268,22 +248,18 @@ def parse_args():
                 help="also the answers in predictions/SYSTEM.jsonl, as of talkplay (default none)")
             continue
         add_shared(command, "data-dir", "seed", "resume")
-        for split, n, paper in (("train", 4000, "531552"), ("valid", 150, "-"),
-                                ("test", 150, "1000")):
-            add(f"--n-{split}", type=int, default=n,
-                help=f"{split} dialogues (default {n}; paper {paper})")
+        for split, n in (("train", 4000), ("valid", 150), ("test", 150)):
+            add(f"--n-{split}", type=int, default=n, help=f"{split} dialogues (default {n})")
         if name == "simulate":
             add_simulate_flags(add)
         else:
             converse.add_flags(add, name)
     args = parser.parse_args()
-    at_least_1 = ("n_train", "n_valid", "n_test", "max_new_tokens", "concurrency", "tries",
-                  "batch_size")
-    at_least_0 = ("seed", "lyrics_words", "negatives", "temperature", "price_in", "price_out",
-                  "requests_per_minute")
-    check_ranges(args, **dict.fromkeys(at_least_1, 1), **dict.fromkeys(at_least_0, 0),
-                 rejections=(0, 1), max_tracks=(MIN_TURNS, 10), chunk=MIN_TURNS,
-                 chunk_test=MIN_TURNS, top_p=(1e-6, 1), timeout=(1e-3, 86400))
+    check_ranges(
+        args, n_train=1, n_valid=1, n_test=1, max_new_tokens=1, concurrency=1, tries=1, seed=0,
+        batch_size=1, lyrics_words=0, negatives=0, temperature=0, price_in=0, price_out=0,
+        requests_per_minute=0, rejections=(0, 1), max_tracks=(MIN_TURNS, 10), chunk=MIN_TURNS,
+        chunk_test=MIN_TURNS, top_p=(1e-6, 1), timeout=(1e-3, 86400))
     if args.command == "simulate":
         args.mix = simulate.read_mix(args.mix)
     elif args.command != "audit":

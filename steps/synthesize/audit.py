@@ -32,12 +32,10 @@ class Turn(NamedTuple):
 # ---------------------------------------------------------------- the files
 
 def is_type(value, *types):
-    """Whether a value of a JSON file is null or of one of the types."""
     return value is None or type(value) in types
 
 
 def text_of(value):
-    """A string, or "" of anything else: what is no text is not said, and no track."""
     return value if isinstance(value, str) else ""
 
 
@@ -95,11 +93,9 @@ def usable(dialogues, track_of):
 
 
 def predicted_answers(folder, system, track_of):
-    """[(query, response, track)] of predictions/<system>.jsonl.
+    """[(query, response, track)] of predictions/<system>.jsonl: the first track not played yet.
 
-    The track is the first one that the dialogue has not played yet.
-
-    Raises SystemExit: the file, or the test dialogues, are missing; no line has a response.
+    Raises SystemExit: a line is of other dialogues, or none has a response.
     """
     asked = {}
     for dialogue in data.load_dialogues(folder / "dialogues_test.jsonl", track_of):
@@ -142,14 +138,9 @@ def describe(dialogues):
 
 
 def cold(dialogues, warm):
-    """Shares of the tracks, and of the turns, whose track no training playlist has.
-
-    warm: set of track ids
-    """
+    """Shares of the tracks, and of the turns, whose track is not in `warm`: a set of track ids."""
     music = [turn.music for turn in all_turns(dialogues) if turn.music]
-    if not music:
-        return {}
-    return {"tracks": len(set(music) - warm) / len(set(music)),
+    return {"tracks": share([track_id not in warm for track_id in set(music)]),
             "turns": share([track_id not in warm for track_id in music])}
 
 
@@ -214,7 +205,6 @@ SECTIONS = {"What there is": "table_1",
 
 
 def as_text(value, key=""):
-    """A cell: counts as they are, means with one digit, shares as per cent."""
     if value is None:
         return "-"
     if isinstance(value, dict):  # of obedience
@@ -259,23 +249,19 @@ def markdown(report):
 def read_files(folder, files):
     """{name of a file: its rows}. Raises SystemExit: one is missing, or holds no dialogues."""
     rows = {}
+    made_by = f"python 03_synthesize.py simulate --data-dir {folder}"
     for path in files:
         if path.name in rows:
             raise SystemExit(f"--file: two files are called {path.name}; rename one of them")
-        made_by = f"python 03_synthesize.py simulate --data-dir {folder}"
         rows[path.name] = [row for _, row in data.read_jsonl(path, made_by)]
         if rows[path.name] and not any("turns" in row for row in rows[path.name]):
-            raise SystemExit(f"{path} holds no dialogues (no line has turns); give dialogue files, "
-                             f"such as {folder}/dialogues_test.jsonl")
+            raise SystemExit(f"{path} holds no dialogues (lines with turns), as has for instance "
+                             f"{folder}/dialogues_test.jsonl")
     return rows
 
 
 def examine(folder, files, predictions=()):
-    """{name of a file: {section: numbers}}.
-
-    files: paths of dialogues; predictions: names of systems
-    Raises SystemExit: a file is missing.
-    """
+    """{name of a file: {section: numbers}}. predictions: names of systems"""
     tracks = data.load_tracks(folder)
     track_of = {track["track_id"]: track for track in tracks}
     warm = None  # not known

@@ -51,14 +51,12 @@ WORDS = {
         "quiet quieter soft softer bass voice voices vocal vocals singing sung guitar guitars drum "
         "drums piano strings key major minor chord chords melody production acoustic instrumental "
         "instrument instruments sound",
-    "lyrics":
-        "lyric lyrics words story stories verse verses chorus subject",
+    "lyrics": "lyric lyrics words story stories verse verses chorus subject",
     "metadata":
         "artist artists band bands album albums title called named released year years decade "
         "older newer earlier recent popular famous hit hits underground sixties seventies eighties "
         "nineties",
-    "tags":
-        "genre genres mood moods vibe vibes style atmosphere"}
+    "tags": "genre genres mood moods vibe vibes style atmosphere"}
 SPOKEN = {
     "lyrics": re.compile(r"(?<!what )(?<!how )(?<!sorry )\babout\b", re.IGNORECASE),
     "metadata": re.compile(r"\b(?:(?:19|20)\d\ds?|\d0s)\b")}
@@ -177,9 +175,9 @@ def rule_pattern(name):
 
 def obeys(name, before, now):
     """Whether a rule of RULES holds for two tracks; None where one, or its field, is not known."""
-    _, field, holds = RULES[name]
     if not before or not now:
         return None
+    _, field, holds = RULES[name]
     known = {"year": year_of, "tags": lambda track: concepts(track) or None}
     a, b = (known[field](t) if field in known else t[field] for t in (before, now))
     return None if a is None or b is None else holds(a, b)
@@ -191,13 +189,12 @@ def wish_alone(query, before, now):
     before, now: tracks, or None. The name of the artist before becomes ARTIST.
     """
     artist = " ".join(((before or {}).get("artist") or "").split())
-    names = [name for name in names_of([t for t in (before, now) if t])
+    names = [re.escape(name) for name in names_of([t for t in (before, now) if t])
              if name != name.lower() or name == artist]
     if not names:
         return query
-    # The longest comes first.
-    one_of_them = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)
-    return re.sub(one_of_them, lambda match: ARTIST if match[0] == artist else " ", query)
+    return re.sub(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)",  # the longest comes first
+                  lambda match: ARTIST if match[0] == artist else " ", query)
 
 
 def wishes(pattern, dialogues, track_of):

@@ -27,11 +27,6 @@ def shuffled(items, rng):
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def sentence_case(text):
-    """Capital letters at the start and after a full stop."""
-    return re.sub(r"(^|[.!?] )(\w)", lambda m: m.group(1) + m.group(2).upper(), text)
-
-
 def with_article(phrase):
     """"an easy-going song"; "an 80s song", but "a uk garage song" and "an R&B song"."""
     vowel = re.match("[aio8]|e(?!u)|u(?!k|s|ni)|R&B", phrase)
@@ -100,8 +95,8 @@ def noun_phrase(attributes, rng, known_genre=False, answer=False, said=""):
 def choose_words(attributes, rng, word, known_genre, answer):
     """The words of a noun phrase: (nouns, moods, other adjectives, decade, ends).
 
-    word: a function that picks one of several phrases. Arguments else as in `noun_phrase`.
-    A noun is (list of words, concept); the decade is a text; all others are lists of texts.
+    Arguments as in `noun_phrase`; word: a function that picks one of several phrases
+    Returns: a list of (words, concept), two lists of texts, a text, a list of texts
     """
     nouns, moods, others, with_, ends = [], [], [], [], []
     decade, occasion = "", ""
@@ -176,7 +171,8 @@ class Listener:
         return template.format(**slots)
 
     def say(self, name, **slots):
-        return sentence_case(self.words(name, **slots))
+        """The same, with capital letters at the start and after a full stop."""
+        return re.sub(r"(^|[.!?] )\w", lambda m: m[0].upper(), self.words(name, **slots))
 
     def without_disliked(self, attributes):
         """{kind: [concepts]} without what the listener has turned down before."""
@@ -193,9 +189,8 @@ class Listener:
         return {"same": same, "kept": PREPOSITION.get(kind, "with ") + same}
 
     def changed(self, attributes, also=False):
-        """Attributes from `changes` -> slots.
+        """Attributes from `changes` -> slots: diff (all in words), at times adj or with.
 
-        diff: all of them in words
         adj, with: the same, where it is an adjective ("sadder") or a phrase ("with piano")
         also: another instrument comes to the one that is kept ("but also with piano")
         """
