@@ -166,7 +166,7 @@ def play(listener, track, kind, query, asked, rejected=False):
     listener.wished |= set(asked)
     listener.by_title = kind == "title"
     listener.played.add(track["track_id"])
-    listener.plays[track["artist"]] = listener.plays.get(track["artist"], 0) + 1
+    listener.plays[track["artist"]] += 1
     return {"query": query, "music": track["track_id"], "targets": [track["track_id"]],
             "rejected": rejected, "kind": kind, "response": response, "template": template}
 

@@ -73,10 +73,7 @@ def side_phrases():
 
 
 def sides(query, target, phrases):
-    """The sides of the music that a request speaks of: a set.
-
-    target: the track it asks for, or None; phrases: from `side_phrases`
-    """
+    """The set of sides that a request for a track, or None, speaks of. phrases: `side_phrases()`"""
     words = words_of(query).split()
     spoken = {" ".join(words[i:i + n]) for n in range(1, LONGEST_PHRASE + 1)
               for i in range(len(words) - n + 1)}
@@ -249,10 +246,10 @@ def fact_phrases(tracks):
         facts += [(words_of(name), ("name", name))
                   for name in (bare(track["title"]), bare(track["artist"]))
                   if " " in words_of(name) and name != name.lower()]
-    found = defaultdict(dict)
-    for phrase, fact in facts:
-        found[phrase][fact] = True
-    return {phrase: list(facts) for phrase, facts in found.items() if phrase}
+    found = defaultdict(list)
+    for phrase, fact in dict.fromkeys(facts):
+        found[phrase].append(fact)
+    return found
 
 
 def stated(text, phrases):

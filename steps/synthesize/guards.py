@@ -56,10 +56,7 @@ def journal_paths(folder):
 
 @contextmanager
 def folder_lock(folder):
-    """Within it this process is the only one that writes the folder's dialogues.
-
-    Raises SystemExit: another process does, or something cannot be written.
-    """
+    """Within it only this process writes the folder's dialogues; SystemExit if another does."""
     lock = folder / "runs" / "03_synthesize.lock"
     try:
         lock.parent.mkdir(exist_ok=True)
@@ -78,8 +75,7 @@ def folder_lock(folder):
 def begin_run(args, ignore, more_writes=()):
     """runs.begin_run for 03_synthesize.py; the record is not written yet.
 
-    ignore: arguments that change no dialogue
-    more_writes: files besides the dialogues
+    ignore: arguments that change no dialogue; more_writes: files besides the dialogues
     Raises SystemExit: the folder has dialogues that must not be replaced.
     """
     folder = args.data_dir
@@ -91,11 +87,7 @@ def begin_run(args, ignore, more_writes=()):
 
 
 def refuse_others(folder, writer, resume):
-    """Raises SystemExit: the folder has dialogues or answers that must not be lost.
-
-    Those are dialogues from elsewhere, or by another writer than `writer`, and answers without a
-    record of what they were asked for.
-    """
+    """Raises SystemExit: the folder has dialogues or answers of others than `writer`."""
     record = folder / "runs" / "03_synthesize.json"
     for path in filter(lambda path: path.is_file(), dialogue_paths(folder).values()):
         _, first = next(data.read_jsonl(path, "the script that wrote it"), (1, {}))
@@ -131,8 +123,7 @@ def refuse_changed(folder):
 
 def remove_old(folder):
     """Delete what an earlier run left: dialogues, answers, half-written files."""
-    paths = dialogue_paths(folder).values()
+    paths = [*dialogue_paths(folder).values(), folder / "dialogues_rejected.jsonl"]
     parts = [path.with_name(path.name + ".part") for path in paths]
-    aside = folder / "dialogues_rejected.jsonl"
-    for path in [*paths, *parts, *journal_paths(folder).values(), aside]:
+    for path in [*paths, *parts, *journal_paths(folder).values()]:
         path.unlink(missing_ok=True)

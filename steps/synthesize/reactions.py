@@ -27,9 +27,8 @@ NEAR = {frozenset(moods) for moods in (  # who gets the one may not complain of 
 def complaints(listener, a, b, asked, coming):
     """Reasons to turn track a down that track b does not give, and that were not asked for.
 
-    Nobody complains of what they enjoyed in an earlier track, or of what a track to come has.
+    Nobody complains of what they enjoyed in an earlier track, or of what one of `coming` has.
 
-    coming: the tracks that are still to be played
     Returns: list of (name of its templates, slots, attribute or None)
     """
     old, new = (listener.attributes(track) for track in (a, b))
@@ -60,9 +59,8 @@ def complaints(listener, a, b, asked, coming):
 
     artist = a["artist"]
     if artist and artist not in {track["artist"] for track in [b, *coming]}:
-        names = {0: "unloved_artist", 1: "wrong_artist"}
-        name = names.get(listener.plays.get(artist, 0), "enough_of_artist")
-        reasons.append((name, {"artist": artist}, None))
+        names = ("unloved_artist", "wrong_artist", "enough_of_artist")
+        reasons.append((names[min(listener.plays[artist], 2)], {"artist": artist}, None))
     return reasons
 
 
@@ -152,7 +150,7 @@ def praise(listener, kind, before, target, asked):
 def answer(listener, track, kind, asked, query):
     """One sentence that says truly what the track is like.
 
-    kind, asked, query: the request; one or two of the attributes asked for are taken up
+    kind, asked, query: the request
     """
     rng = listener.rng
     compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]

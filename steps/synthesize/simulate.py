@@ -55,8 +55,6 @@ def mix_of(weights, rejection=REJECTION):
     """The mix of queries as the walk takes it: {opening, later, rejection}.
 
     weights: {kind: weight} in place of the defaults, for opening and later queries alike
-    rejection: share of the later turns
-    Raises SystemExit: no weight is left.
     """
     mix = {}
     for name, defaults in (("opening", OPENING), ("later", LATER)):
@@ -74,11 +72,7 @@ def one_or_two(attributes, rng):
 
 
 def choose_attributes(attributes, kind, rng):
-    """Two to four attributes to speak of. Empty if nothing is known.
-
-    attributes: {kind: [concepts]} of a track
-    kind: of description, as in ABOUT
-    """
+    """Two to four attributes to speak of, if known. kind: of description, as in ABOUT"""
     known = [attribute for attribute in pairs(attributes, ABOUT[kind])
              if attribute[0] != "mode" or rng.random() < 0.5]  # few people speak of keys
     if not known:
@@ -250,13 +244,12 @@ def next_request(listener, remaining, before, playlist, weights):
     """(kind, target, query, asked): what to ask for next, and the track it is asked for.
 
     A kind is drawn by weight; the target is the first of the remaining tracks for which such a
-    request holds. playlist: at the opening, of Situation, else None. weights: {kind: weight}
+    request holds. before, playlist: of Situation; weights: {kind: weight}
     """
     weights = {kind: weight for kind, weight in weights.items() if weight}
     while weights:
-        kinds = list(weights)
-        p = [weights[kind] / sum(weights.values()) for kind in kinds]
-        kind = kinds[int(listener.rng.choice(len(kinds), p=p))]
+        p = [weight / sum(weights.values()) for weight in weights.values()]
+        kind = list(weights)[int(listener.rng.choice(len(weights), p=p))]
         for target in remaining:
             request = REQUESTS[kind](Situation(listener, [target], before, playlist))
             if request:

@@ -6,6 +6,7 @@ sentences with {slots}; those under "test" never occur in training.
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from steps.synthesize.attributes import LEXICON, NOUNS, pairs
@@ -151,7 +152,7 @@ class Listener:
         self.liked = []        # tracks that were played and not turned down
         self.by_title = False  # whether the last track was asked for by title
         self.played = set()    # track ids
-        self.plays = {}        # {artist: how often played}
+        self.plays = Counter()  # how often each artist was played
 
     def attributes(self, track):
         """{kind: [concepts]} of a track."""
