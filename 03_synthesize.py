@@ -4,17 +4,15 @@ A dialogue is a walk through tracks of one playlist: a query, a track, an answer
 then the listener turns a track down. That track comes from the negative set: tracks by artists of
 the playlist that are not in it.
 
-  simulate  a simulated listener writes the dialogues, offline (steps/synthesize/simulate.py);
-            --mix and --rejections say how often it asks in which way
+  simulate  a simulated listener writes the dialogues, offline (steps/synthesize/simulate.py)
   gemini    a model of Google's writes them, as in the paper; needs a key in GEMINI_API_KEY or
             GOOGLE_API_KEY (steps/synthesize/llm, which may be skipped at first reading)
   local     a chat model from Hugging Face writes them, on this machine
-  audit     counts what there is to doubt in dialogues from any source (steps/synthesize/audit.py);
-            with --predictions also in the answers of systems
+  audit     counts what there is to doubt in dialogues from any source (steps/synthesize/audit.py)
 
-Before a large run of gemini or local: --show-prompt prints one prompt and the cost, and calls
-nobody; then make a few dialogues in a folder of its own and read them (--n-train 20 --n-valid 5
---n-test 5).
+Before a large run of gemini or local, see one prompt and the cost with --show-prompt, and make a
+few dialogues in a folder of its own (--n-train 20 --n-valid 5 --n-test 5). Answers are paid for
+once: they are kept when a run is killed, and for another --n-train, until --no-resume.
 
 Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl
         audit: the dialogues, predictions/*.jsonl
@@ -29,15 +27,11 @@ Full scale  python 03_synthesize.py simulate --data-dir data/mpd --n-train 53155
             python 03_synthesize.py gemini --data-dir data/mpd-gemini --n-train 531552 --show-prompt
             python 03_synthesize.py local --data-dir data/mpd-local --device cuda --batch-size 32 \
                 --model Qwen/Qwen3-4B-Instruct-2507
-
-A run that was killed goes on where it stopped when the same command is given again. Nothing is paid
-for twice; gemini and local keep their answers even with another --n-train, --n-valid or --n-test.
 """
 
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -46,10 +40,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data, runs
+from common.flags import add_shared, check_ranges
 from steps.synthesize import audit, guards, reactions, simulate
 from steps.synthesize.attributes import pairs, track_attributes
 from steps.synthesize.llm import converse
-from steps.synthesize.rules import problems
 from steps.synthesize.templates import Listener
 
 MIN_TURNS = 4   # of a simulated dialogue; for any writer a playlist needs as many tracks
@@ -59,37 +53,21 @@ MAX_TURNS = 14
 # ---------------------------------------------------------------- what a dialogue is made from
 
 class Source(NamedTuple):
-    """What one dialogue is made from."""
     playlist: dict
-    visit: int              # how many dialogues this playlist has had before
-    negatives: list         # track ids: the negative set
+    visit: int        # how many dialogues this playlist has had before
+    negatives: list   # track ids, sorted: by artists of the playlist, but not in it
     rng: np.random.Generator
-
-
-def negative_set(playlist, artist_of, tracks_by_artist):
-    """Ids of the tracks by artists of the playlist that are not in it, sorted.
-
-    artist_of: {track_id: artist}
-    tracks_by_artist: {artist: track ids that may be played}
-    """
-    artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
-    by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
-    return sorted(by_them - set(playlist["track_ids"]))
 
 
 def make_sources(split, playlists, tracks, seed):
     """A function of a dialogue's number that returns its Source.
 
-    The playlists come in a seeded order, again and again. Each dialogue has a random stream of its
-    own.
-
-    Raises SystemExit: no playlist of the split is long enough.
+    The playlists come in a seeded order, again and again; each dialogue has its own random stream.
     """
     stream = [seed, data.SPLITS.index(split)]
     chosen = [p for p in playlists if p["split"] == split and len(p["track_ids"]) >= MIN_TURNS]
     if not chosen:
-        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks or more; make more playlists "
-                         f"with 00_prepare_data.py")
+        raise SystemExit(f"no {split} playlist has {MIN_TURNS} tracks; make more of them with 00")
     order = np.random.default_rng(stream).permutation(len(chosen))
 
     # Training dialogues play warm tracks only, or cold tracks would be met in training.
@@ -103,8 +81,10 @@ def make_sources(split, playlists, tracks, seed):
     def source_of(number):
         visit, turn = divmod(number, len(chosen))
         playlist = chosen[order[turn]]
-        return Source(playlist, visit, negative_set(playlist, artist_of, tracks_by_artist),
-                      np.random.default_rng([*stream, number]))
+        artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
+        by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
+        negatives = sorted(by_them - set(playlist["track_ids"]))
+        return Source(playlist, visit, negatives, np.random.default_rng([*stream, number]))
     return source_of
 
 
@@ -130,8 +110,7 @@ def walk(title, sampled, negatives, attributes_of, split, rng,
     Mostly they are played in their order, but "more of this" waits for a track like the last one.
 
     title: the playlist's, or None
-    sampled, negatives: lists of tracks (dicts)
-    attributes_of: {track_id: track_attributes(track)}
+    sampled, negatives: lists of tracks (dicts); attributes_of: {track_id: track_attributes(track)}
     opening, later, rejection: from simulate.mix_of
     Returns: list of turns {query, music, response, targets, rejected, kind, template}
     """
@@ -158,8 +137,8 @@ def walk(title, sampled, negatives, attributes_of, split, rng,
             negative, query, asked, reason = refused
 
         # 3. At times the query begins with a word on the track before.
-        needs_none = first or kind == "redirect" or query.startswith(reactions.OPINIONS)
-        if not needs_none and rng.random() < simulate.PRAISE:
+        no_praise = first or kind == "redirect" or query.startswith(reactions.OPINIONS)
+        if not no_praise and rng.random() < simulate.PRAISE:
             query = f"{reactions.praise(listener, kind, before, target, asked)} {query}"
 
         # 4. The negative track is played and turned down; the listener says what they meant.
@@ -187,36 +166,46 @@ def play(listener, track, kind, query, asked, rejected=False):
     listener.wished |= set(asked)
     listener.by_title = kind == "title"
     listener.played.add(track["track_id"])
-    listener.plays[track["artist"]] = listener.plays.get(track["artist"], 0) + 1
+    listener.plays[track["artist"]] += 1
     return {"query": query, "music": track["track_id"], "targets": [track["track_id"]],
             "rejected": rejected, "kind": kind, "response": response, "template": template}
 
 
-def write_split(path, split, n, source_of, tracks_by_id, attributes_of, most, mix):
-    """Write n simulated dialogues.
+def write_simulated(args, counts, sources, tracks_by_id):
+    """Write the simulated dialogues of all splits, one by one; go on where an earlier run stopped.
 
-    They go to `path`.part one by one; a run that was killed goes on behind its last whole line.
-
-    source_of: from `make_sources`; mix: from simulate.mix_of
-    most: tracks sampled for one dialogue
+    counts: {split: number of dialogues}; sources: {split: from `make_sources`}
+    Returns: the run to be finished, or None if all was done before
     """
-    part = path.with_name(path.name + ".part")
-    done = data.keep_whole_lines(part)
-    with open(part, "a", encoding="utf-8") as f:
-        for number in tqdm(range(done, n), initial=done, total=n, desc=split):
-            playlist, _, negatives, rng = source_of(number)
-            sampled = sample_tracks(playlist["track_ids"], rng, most)
-            turns = walk(playlist.get("title"), [tracks_by_id[t] for t in sampled],
-                         [tracks_by_id[t] for t in negatives], attributes_of, split, rng, **mix)
-            dialogue = {"dialogue_id": f"{split}-{number}", "playlist_id": playlist["playlist_id"],
-                        "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
-            wrong = problems(turns, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
-            if wrong:
-                raise SystemExit(f"dialogue {dialogue['dialogue_id']} of playlist "
-                                 f"{playlist['playlist_id']}: {'; '.join(wrong)}")
-            f.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
-            f.flush()
-    os.replace(part, path)
+    run, state = guards.begin_run(args, runs.PLACE)
+    if state == "done":
+        return None
+    if state == "new":
+        guards.remove_old(args.data_dir)
+    runs.record_run(run)
+
+    mix = simulate.mix_of(args.mix, args.rejections)
+    attributes_of = {i: track_attributes(track) for i, track in tracks_by_id.items()}
+    for split, path in guards.dialogue_paths(args.data_dir).items():
+        if path.is_file():
+            continue
+        part = path.with_name(path.name + ".part")
+        done = data.keep_whole_lines(part)
+        with open(part, "a", encoding="utf-8") as f:
+            for number in tqdm(range(done, counts[split]), split, counts[split], initial=done):
+                playlist, _, negatives, rng = sources[split](number)
+                sampled = sample_tracks(playlist["track_ids"], rng, args.max_tracks)
+                turns = walk(playlist.get("title"), [tracks_by_id[t] for t in sampled],
+                             [tracks_by_id[t] for t in negatives], attributes_of, split, rng, **mix)
+                wrong = guards.problems(turns, sampled, set(negatives), MIN_TURNS, MAX_TURNS)
+                if wrong:
+                    raise SystemExit(f"dialogue {split}-{number}: {'; '.join(wrong)}")
+                row = {"dialogue_id": f"{split}-{number}", "playlist_id": playlist["playlist_id"],
+                       "meta": {"backend": "simulate", "sampled": len(sampled)}, "turns": turns}
+                f.write(json.dumps(row, ensure_ascii=False) + "\n")
+                f.flush()
+        os.replace(part, path)
+    return run
 
 
 # ---------------------------------------------------------------- the paper's Table 1
@@ -225,8 +214,7 @@ def describe_split(dialogues, warm):
     """One column of Table 1. warm: ids of the tracks in training playlists."""
     turns = [turn for d in dialogues for turn in d["turns"]]
     music = {turn["music"] for turn in turns}
-    words = {w for turn in turns for text in (turn["query"], turn["response"])
-             for w in text.lower().split()}
+    said = [turn[who] for turn in turns for who in ("query", "response")]
     kinds = Counter(turn["kind"] or "not known" for turn in turns)
     unseen = np.mean([turn.get("template") == "unseen" for turn in turns])
     return {"dialogues": len(dialogues),
@@ -234,45 +222,14 @@ def describe_split(dialogues, warm):
             "turns per dialogue": round(len(turns) / len(dialogues), 2),
             "tracks": len(music),
             "cold tracks": len(music - warm),
-            "words": len(words),
+            "words": len({word for text in said for word in text.lower().split()}),
             "words per query": round(np.mean([len(turn["query"].split()) for turn in turns]), 1),
             "rejected": f"{np.mean([turn['rejected'] for turn in turns]):.1%}",
             "unseen templates": f"{unseen:.1%}",
-            "kinds": ", ".join(f"{kind} {n / len(turns):.0%}" for kind, n in sorted(kinds.items()))}
-
-
-def print_table(table):
-    """table: {split: from `describe_split`}"""
-    print(f"{'':20}" + "".join(f"{split:>10}" for split in table))
-    for name in table["train"]:
-        if name != "kinds":
-            print(f"{name:20}" + "".join(f"{row[name]:>10}" for row in table.values()))
-    for split, row in table.items():
-        print(f"{split}: {row['kinds']}")
+            **{f"kind: {kind}": f"{n / len(turns):.0%}" for kind, n in sorted(kinds.items())}}
 
 
 # ---------------------------------------------------------------- the script
-
-# The least and the largest value of a flag.
-LEAST = {
-    **dict.fromkeys(("n_train", "n_valid", "n_test", "max_new_tokens", "concurrency", "tries",
-                     "batch_size"), 1),
-    **dict.fromkeys(("seed", "rejections", "lyrics_words", "negatives", "temperature", "price_in",
-                     "price_out", "requests_per_minute"), 0),
-    **dict.fromkeys(("max_tracks", "chunk", "chunk_test"), MIN_TURNS),
-    "top_p": 1e-6, "timeout": 1e-3}
-LARGEST = {"max_tracks": 10, "rejections": 1, "top_p": 1, "timeout": 86400}
-
-
-def check_ranges(arguments):
-    """Raises SystemExit: a number is out of its range. arguments: {name: value}"""
-    for name, least in LEAST.items():
-        value = arguments.get(name)
-        largest = LARGEST.get(name, sys.float_info.max)  # infinity is out of range, too
-        if value is not None and not least <= value <= largest:
-            accepted = f"{least:g} to {largest:g} are" if name in LARGEST else f"{least} or more is"
-            raise SystemExit(f"--{name.replace('_', '-')} {value:g}: {accepted} accepted")
-
 
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
@@ -283,29 +240,26 @@ def parse_args():
                        ("audit", "count what there is to doubt in dialogues from any source")):
         command = commands.add_parser(name, allow_abbrev=False, help=what, description=what)
         add = command.add_argument
-        add("--data-dir", type=Path, default=Path("data/demo"),
-            help="folder of the data (default data/demo)")
         if name == "audit":
-            add("--file", type=Path, nargs="+",
-                help="dialogue files, as paths from here (default: the three of --data-dir); train "
-                     "is the one with train in its name")
+            add_shared(command, "data-dir")
+            add("--file", type=Path, nargs="+", help="dialogue files, as paths from here; train is "
+                "the one with train in its name (default: the three of --data-dir)")
             add("--predictions", nargs="+", default=[], metavar="SYSTEM",
                 help="also the answers in predictions/SYSTEM.jsonl, as of talkplay (default none)")
             continue
-        add("--n-train", type=int, default=4000,
-            help="training dialogues (default 4000; paper 531552)")
-        add("--n-valid", type=int, default=150, help="validation dialogues (default 150)")
-        add("--n-test", type=int, default=150, help="test dialogues (default 150; paper 1000)")
-        add("--seed", type=int, default=0, help="seed of every draw (default 0)")
-        add("--resume", action=argparse.BooleanOptionalAction, default=True,
-            help="go on with a run that was cut (default); --no-resume starts afresh, and throws "
-                 "away what was paid for")
+        add_shared(command, "data-dir", "seed", "resume")
+        for split, n in (("train", 4000), ("valid", 150), ("test", 150)):
+            add(f"--n-{split}", type=int, default=n, help=f"{split} dialogues (default {n})")
         if name == "simulate":
             add_simulate_flags(add)
         else:
             converse.add_flags(add, name)
     args = parser.parse_args()
-    check_ranges(vars(args))
+    check_ranges(
+        args, n_train=1, n_valid=1, n_test=1, max_new_tokens=1, concurrency=1, tries=1, seed=0,
+        batch_size=1, lyrics_words=0, negatives=0, temperature=0, price_in=0, price_out=0,
+        requests_per_minute=0, rejections=(0, 1), max_tracks=(MIN_TURNS, 10), chunk=MIN_TURNS,
+        chunk_test=MIN_TURNS, top_p=(1e-6, 1), timeout=(1e-3, 86400))
     if args.command == "simulate":
         args.mix = simulate.read_mix(args.mix)
     elif args.command != "audit":
@@ -319,33 +273,10 @@ def add_simulate_flags(add):
     add("--mix", nargs="+", default=[], metavar="KIND=WEIGHT",
         help="how often each kind of query is tried, as in --mix lyrics=0.5 more=0; other kinds "
              "keep their weight. A kind that holds for none of the tracks to come gives way to "
-             f"another. Defaults: first queries {simulate.OPENING}, later ones {simulate.LATER}")
+             f"another. Defaults: opening {simulate.OPENING}, later {simulate.LATER}")
     add("--rejections", type=float, default=simulate.REJECTION,
         help="share of the later turns at which a negative track comes first, where one fits, and "
              f"is turned down; 0 = never (default {simulate.REJECTION:g})")
-
-
-def write_simulated(args, counts, sources, tracks_by_id):
-    """Write the simulated dialogues of all splits, or go on with that.
-
-    counts: {split: number of dialogues}
-    Returns: the run to be finished, or None if all was done before
-    """
-    folder = args.data_dir
-    run, state = guards.begin_run(args, runs.PLACE)
-    if state == "done":
-        return None
-    if state == "new":
-        guards.remove_old(folder)
-    runs.record_run(run)
-
-    mix = simulate.mix_of(args.mix, args.rejections)
-    attributes_of = {i: track_attributes(track) for i, track in tracks_by_id.items()}
-    for split, path in guards.dialogue_paths(folder).items():
-        if not path.is_file():
-            write_split(path, split, counts[split], sources[split], tracks_by_id, attributes_of,
-                        args.max_tracks, mix)
-    return run
 
 
 def main():
@@ -381,7 +312,9 @@ def main():
         warm = warm_tracks(playlists)
         table = {split: describe_split(data.load_dialogues(path, tracks_by_id), warm)
                  for split, path in paths.items()}
-        print_table(table)
+        print(f"{'':22}" + "".join(f"{split:>10}" for split in table))
+        for name in dict.fromkeys(name for column in table.values() for name in column):
+            print(f"{name:22}" + "".join(f"{c.get(name, '-'):>10}" for c in table.values()))
         runs.finish_run(run, table=table)
     print(f"wrote {', '.join(map(str, paths.values()))}; "
           f"next: python 04_train.py --data-dir {folder}")

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tracks
 
 from common import data
-from steps.synthesize import audit, coverage, obedience, truth
+from steps.synthesize import audit, audit_words
 from steps.synthesize.templates import TEMPLATES
 
 synthesize = importlib.import_module("03_synthesize")
@@ -113,7 +113,7 @@ def test_by_hand(folder, monkeypatch, capsys):
     ("sad words over a slow beat, from their first album",
      {"audio", "lyrics", "metadata", "tags"})])
 def test_sides(query, found):
-    assert coverage.sides(query, TRACKS[1], coverage.side_phrases()) == found
+    assert audit_words.sides(query, TRACKS[1], audit_words.side_phrases()) == found
 
 
 @pytest.mark.parametrize("text, facts", [
@@ -125,7 +125,8 @@ def test_sides(query, found):
     ("real vaporwave to daydream to", ["vaporwave", "dreamy"])])
 def test_facts_in_an_answer(text, facts):
     tracks = [*TRACKS, TRACKS[0] | {"tags": ["vaporwave"]}]
-    assert [concept for (_, concept), in truth.stated(text, truth.fact_phrases(tracks))] == facts
+    found = audit_words.stated(text, audit_words.fact_phrases(tracks))
+    assert [concept for (_, concept), in found] == facts
 
 
 def test_truth_by_hand():
@@ -138,7 +139,7 @@ def test_truth_by_hand():
                 "Sad folk from the eighties, a slow one.", TRACKS[1]),
                ("Not rock!", "Rock in a minor key. Night Ferry!", TRACKS[2]),
                ("Rock", "Nothing.", TRACKS[2])]
-    found = truth.truth(answers, TRACKS)
+    found = audit_words.truth(answers, TRACKS)
     assert (found["answers"], found["facts in them"]) == (3, 7) and found["facts by kind"] == {
         "mood": 1, "genre": 1, "decade": 1, "tempo": 1, "tag": 1, "mode": 1, "name": 1}
     assert found["facts that are true"] == pytest.approx(4 / 7)
@@ -146,18 +147,19 @@ def test_truth_by_hand():
     assert {k for k, v in found.items() if v == 1.0} == {
         "mood: true", "genre: true", "decade: true", "tag: true"}
     assert {k for k, v in found.items() if v == 0.0} >= {"tempo: true", "mode: true", "name: true"}
-    one = truth.truth([("Hm?", text, TRACKS[1]) for text in ("Folk.", "Folk.", "A ballad.")],
+    one = audit_words.truth([("Hm?", text, TRACKS[1]) for text in ("Folk.", "Folk.", "A ballad.")],
                       TRACKS)
     assert one["facts that are true"] == one["true of the track of another answer"] == 1.0
-    assert truth.truth([("Folk?", "Hm.", TRACKS[1])], TRACKS) == {"answers": 1, "facts in them": 0}
+    none = audit_words.truth([("Folk?", "Hm.", TRACKS[1])], TRACKS)
+    assert none == {"answers": 1, "facts in them": 0}
 
 
 def test_the_rules_know_how_the_simulator_compares():
     for name in ("faster", "slower", "newer", "older"):
         for said in TEMPLATES[name]["train"]:
             request = f"One like that, but {said}."
-            found = {rule for rule in obedience.RULES
-                     if obedience.rule_pattern(rule).search(request)}
+            found = {rule for rule in audit_words.RULES
+                     if audit_words.rule_pattern(rule).search(request)}
             assert found == {name}, said
 
 

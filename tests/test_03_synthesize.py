@@ -17,9 +17,9 @@ import pytest
 from conftest import REAL, ROOT
 
 from common import data
-from steps.synthesize import simulate, templates, truth
+from steps.synthesize import audit_words, simulate, templates
 from steps.synthesize.attributes import LEXICON, agreeing, pairs, track_attributes
-from steps.synthesize.rules import problems
+from steps.synthesize.guards import problems
 
 synthesize = importlib.import_module("03_synthesize")
 REAL_TRACKS = REAL / "track_annotations.jsonl"
@@ -140,7 +140,7 @@ def test_requests_hold_for_what_is_played(folder):
     """
     tracks = {t["track_id"]: t for t in map(json.loads, open(folder / "tracks.jsonl"))}
     phrases = {phrase: [fact for fact in facts if fact[0] != "name"]
-               for phrase, facts in truth.fact_phrases(tracks.values()).items()}
+               for phrase, facts in audit_words.fact_phrases(tracks.values()).items()}
     phrases = {phrase: facts for phrase, facts in phrases.items() if facts}
     true = {i: set(pairs(track_attributes(t))) for i, t in tracks.items()}
     praise = re.compile(r"^(Nice, especially|I love|I enjoy|I'm a big fan of|I'm into)[^.!]*[.!] ")
@@ -149,7 +149,7 @@ def test_requests_hold_for_what_is_played(folder):
         for t, after in pairwise([*d["turns"], None]):
             if t["kind"] in ("tags", "lyrics", "audio", "metadata", "redirect"):
                 said = re.sub("\".*\"", "", praise.sub("", t["query"]))
-                for facts in truth.stated(said, phrases):
+                for facts in audit_words.stated(said, phrases):
                     for track_id in [t["music"], after["music"]] if t["rejected"] else [t["music"]]:
                         assert not true[track_id].isdisjoint(facts), (t["query"], facts)
                     checked[t["rejected"]] += 1
@@ -435,10 +435,10 @@ def test_the_mix_by_argument(folder, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--mix", "tag=2"], "--mix tag=2: KIND=WEIGHT is accepted.*relative"),
     (["--mix", "tags=-1"], "--mix tags=-1: .*0 or more"),
-    (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: 0 to 1 are"),
+    (["--mix", "tags"], "--mix tags: "), (["--rejections", "2"], "--rejections 2: 0 to 1 is"),
     (["--mix", "tags=0", "lyrics=0", "audio=0", "metadata=0", "title=0"],
-     "nothing to ask for in first queries; one of tags"),
-    (["--max-tracks", "11"], "--max-tracks 11: 4 to 10 are accepted")])
+     "nothing to ask for in opening queries; one of tags"),
+    (["--max-tracks", "11"], "--max-tracks 11: 4 to 10 is accepted")])
 def test_mixes_that_are_none(folder, monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv",
                         ["03_synthesize.py", "simulate", "--data-dir", str(folder), *arguments])

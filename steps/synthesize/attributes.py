@@ -1,8 +1,7 @@
 """What is true of a track, and of one track beside another.
 
 An attribute is a pair (kind, concept), such as ("mood", "calm"). All attributes of a track are a
-dict {kind: [concepts]}. common/lexicon.json has the concepts, the tags that stand for them, and the
-words by which captions tell of them.
+dict {kind: [concepts]}. common/lexicon.json has the concepts and the words that tell of them.
 """
 
 import json
@@ -11,11 +10,9 @@ from pathlib import Path
 
 LEXICON = json.loads(
     (Path(__file__).parents[2] / "common" / "lexicon.json").read_text(encoding="utf-8"))
-KINDS = ("genre", "mood", "instrument", "vocal", "theme", "tempo", "mode", "decade", "tag")
+KINDS = (*LEXICON, "tag")
 HEARD = ("genre", "mood", "instrument", "vocal")  # kinds that tags and captions tell of
 NOUNS = ("genre", "tag")  # kinds that name a sort of music
-SAID = ("tags", "noun", "adj", "more", "use", "with", "about")  # where the lexicon has phrases
-LONGEST_PHRASE = 8  # words of one, at most
 FASTER = 1.12  # a tempo is called faster or slower when it differs by this factor
 YEARS = 7      # a track is called newer or older when more years lie between
 
@@ -31,31 +28,18 @@ AMBIGUOUS = re.compile(r"\bwistful\b")  # a tag of what is sad; captions say it 
 
 # What nobody says in one breath. Faster and slower are what `changes` finds.
 CLASHES = {frozenset((one, other)) for one, others in {
-    "happy": "melancholic dark angry",
-    "calm": "energetic angry fast",
-    "dreamy": "energetic angry",
-    "romantic": "angry",
-    "hopeful": "dark angry",
-    "energetic": "melancholic slow",
-    "angry": "slow nostalgic",
-    "slow": "faster",
-    "fast": "slower",
-}.items() for other in others.split()}
-NEAR = {frozenset(pair) for pair in (
-    ("happy", "hopeful"), ("melancholic", "nostalgic"), ("calm", "dreamy"), ("dark", "angry"),
-    ("dark", "melancholic"), ("angry", "energetic"))}
+    "happy": "melancholic dark angry", "calm": "energetic angry fast", "romantic": "angry",
+    "dreamy": "energetic angry", "hopeful": "dark angry", "energetic": "melancholic slow",
+    "angry": "slow nostalgic", "slow": "faster", "fast": "slower"}.items()
+    for other in others.split()}
 GRANTED = {  # what goes without saying
-    "synthpop": ["synthesizer"],
-    "house": ["drum machine", "dancing"],
-    "techno": ["drum machine"],
-    "hip hop": ["drum machine"],
-    "metal": ["electric guitar"],
-    "indie rock": ["electric guitar"],
+    "synthpop": ["synthesizer"], "house": ["drum machine", "dancing"], "techno": ["drum machine"],
+    "hip hop": ["drum machine"], "metal": ["electric guitar"], "indie rock": ["electric guitar"],
     "indie folk": ["acoustic guitar"]}
 
 
 def track_attributes(track):
-    """A track (dict) -> {kind: [concepts]}, for each of KINDS.
+    """A track (dict) -> {kind: [concepts]}.
 
     Tags are wrong at times. So where the caption names a genre or a voice, those among the tags are
     left out. The kind `tag` holds tags that the lexicon does not know; they are said as they are.
@@ -98,21 +82,13 @@ def track_attributes(track):
     return attributes
 
 
-def lexicon_phrases(entry):
-    """All that the lexicon says for a concept. entry: LEXICON[kind][concept]"""
-    return [phrase for name in SAID for phrase in entry.get(name, ())]
-
-
 def year_of(track):
     """The year of a track's release, or None."""
     return int(str(track["release_date"])[:4]) if track["release_date"] else None
 
 
 def intersection(attributes):
-    """What several tracks have in common, in the order of the first: {kind: [concepts]}.
-
-    attributes: list of {kind: [concepts]}, one per track
-    """
+    """A list of {kind: [concepts]} -> what is in all of them, in the order of the first."""
     first, *others = attributes
     return {kind: [c for c in concepts if all(c in other[kind] for other in others)]
             for kind, concepts in first.items()}
@@ -138,6 +114,8 @@ def agreeing(attributes):
             kept.append((kind, concept))
     return [attribute for attribute in attributes if attribute in kept]
 
+
+# ---------------------------------------------------------------- two tracks
 
 def compared_tempo(a, b):
     """"faster" or "slower", as track b is beside track a; None: about the same, or not known."""
@@ -169,13 +147,11 @@ def changes(a, b, attributes_of):
     The kinds are those of attributes, "compared" (faster, newer ...) and "without" (an instrument).
     """
     old, new = (attributes_of[track["track_id"]] for track in (a, b))
-    found = []
-    if compared_tempo(a, b):
-        found.append(("compared", compared_tempo(a, b)))
-    if a["release_date"] and b["release_date"]:
-        years = year_of(b) - year_of(a)
-        if abs(years) > YEARS:
-            found.append(("compared", "newer" if years > 0 else "older"))
+    years = year_of(b) - year_of(a) if a["release_date"] and b["release_date"] else 0
+    tempo = compared_tempo(a, b)
+    found = [("compared", tempo)] if tempo else []
+    if abs(years) > YEARS:
+        found.append(("compared", "newer" if years > 0 else "older"))
     found += [(kind, c) for kind, c in pairs(new, ("instrument", "mood", "vocal", "theme"))
               if c not in old[kind]]
     if old["mode"]:

@@ -1,12 +1,11 @@
 """03_synthesize.py audit: what there is to doubt in a file of dialogues, whoever wrote it.
 
-Everything is counted from words, with rules that are meant to be read (here, in coverage.py,
-obedience.py and truth.py); they miss what is said in other words. So the shares serve to compare
-files and to find examples, not as truths about single dialogues.
+Everything is counted from words, with rules that are meant to be read (here and in audit_words.py);
+they miss what is said in other words. So the shares serve to compare files and to find examples,
+not as truths about single dialogues.
 """
 
 import json
-import re
 from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,20 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from common import data
-from steps.synthesize.coverage import coverage
-from steps.synthesize.obedience import RULES, concepts, obedience
-from steps.synthesize.spoken import speaks, words_of
-from steps.synthesize.truth import predicted_answers, truth
+from steps.synthesize import audit_words
+from steps.synthesize.audit_words import all_turns, share
+from steps.synthesize.spoken import words_of
 
 SHINGLE = 5  # words in a row that count as the same text
 NEAR = 0.5   # share of a dialogue's shingles, or tracks, that makes another one its near-duplicate
-
-CHANGE = re.compile(
-    r"\b(something else|something (?:very |quite |totally |completely )?different|change of|"
-    r"time for a change|change direction|switch|switching|different idea|new chapter|"
-    r"done with this|somewhere new|enough of that|somewhere else|the opposite|new plan|"
-    r"turn the page|plot twist|leave that behind|enough of this|instead|let's move)\b",
-    re.IGNORECASE)
 
 
 class Turn(NamedTuple):
@@ -38,20 +29,13 @@ class Turn(NamedTuple):
     kind: str | None
 
 
-def share(values):
-    """The mean of a list of true and false; None if it is empty."""
-    return float(np.mean(values)) if len(values) else None
-
-
 # ---------------------------------------------------------------- the files
 
 def is_type(value, *types):
-    """Whether a value of a JSON file is null or of one of the types."""
     return value is None or type(value) in types
 
 
 def text_of(value):
-    """A string, or "" of anything else: what is no text is not said, and no track."""
     return value if isinstance(value, str) else ""
 
 
@@ -66,12 +50,12 @@ def schema_faults(dialogues, track_of):
             faults["dialogue without turns"] += 1
             continue
         music = [turn["music"] for turn in turns if text_of(turn.get("music"))]
+        rejected = [turn.get("rejected") is True for turn in turns]
         faults["dialogue that plays a track twice"] += len(set(music)) < len(music)
-        faults["dialogue that ends on a rejected track"] += turns[-1].get("rejected") is True
+        faults["dialogue that ends on a rejected track"] += rejected[-1]
         for turn in turns:
             faults.update(turn_faults(turn, track_of))
-        faults["two rejections in a row"] += sum(
-            a.get("rejected") is True and b.get("rejected") is True for a, b in pairwise(turns))
+        faults["two rejections in a row"] += sum(a and b for a, b in pairwise(rejected))
     ids = Counter(text_of(dialogue.get("dialogue_id")) for dialogue in dialogues)
     faults["dialogue id that occurs twice"] = sum(n > 1 for i, n in ids.items() if i)
     return dict(faults)
@@ -81,14 +65,13 @@ def turn_faults(turn, track_of):
     """{fault: how often} of one turn."""
     targets = turn.get("targets") or []
     typed = isinstance(targets, list) and all(is_type(t, str) for t in targets)
-    wrong_types = sum(not is_type(turn.get(f), str) for f in ("query", "music", "response", "kind"))
-    wrong_types += not is_type(turn.get("rejected"), bool)
-    wrong_types += not typed
+    wrong_types = [not is_type(turn.get(f), str) for f in ("query", "music", "response", "kind")]
+    wrong_types += [not is_type(turn.get("rejected"), bool), not typed]
     named = {text_of(turn.get("music")), *(targets if typed else ())} - {"", None}
     return {"turn without a query": not text_of(turn.get("query")).strip(),
             "turn without a track": not text_of(turn.get("music")),
             "turn without an answer": not text_of(turn.get("response")).strip(),
-            "field of another type": wrong_types,
+            "field of another type": sum(wrong_types),
             "track that the catalogue does not have": sum(t not in track_of for t in named)}
 
 
@@ -96,14 +79,12 @@ def usable(dialogues, track_of):
     """What of the dialogues can be measured: [{playlist_id, turns: list of Turn}]."""
     kept = []
     for dialogue in dialogues:
-        turns = []
         rows = dialogue.get("turns")
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, dict) and text_of(row.get("query")).strip():
-                music = text_of(row.get("music"))
-                turns.append(Turn(row["query"], music if music in track_of else None,
-                                  text_of(row.get("response")), row.get("rejected") is True,
-                                  text_of(row.get("kind")) or None))
+        rows = rows if isinstance(rows, list) else []
+        turns = [Turn(row["query"], track_of.get(text_of(row.get("music")), {}).get("track_id"),
+                      text_of(row.get("response")), row.get("rejected") is True,
+                      text_of(row.get("kind")) or None)
+                 for row in rows if isinstance(row, dict) and text_of(row.get("query")).strip()]
         playlist_id = dialogue.get("playlist_id")
         if turns:
             kept.append({"playlist_id": playlist_id if is_type(playlist_id, str, int) else None,
@@ -111,11 +92,35 @@ def usable(dialogues, track_of):
     return kept
 
 
-def all_turns(dialogues):
-    return [turn for dialogue in dialogues for turn in dialogue["turns"]]
+def predicted_answers(folder, system, track_of):
+    """[(query, response, track)] of predictions/<system>.jsonl: the first track not played yet.
+
+    Raises SystemExit: a line is of other dialogues, or none has a response.
+    """
+    asked = {}
+    for dialogue in data.load_dialogues(folder / "dialogues_test.jsonl", track_of):
+        played = set()
+        for number, turn in enumerate(dialogue["turns"], 1):
+            asked[dialogue["dialogue_id"], number] = turn["query"], set(played)
+            played.add(turn["music"])
+
+    path = folder / "predictions" / f"{system}.jsonl"
+    made_by = f"python 05_infer.py predict --data-dir {folder}, or the baseline of that name"
+    found = []
+    for number, row in data.read_jsonl(path, made_by):
+        query, played = asked.get((row.get("dialogue_id"), row.get("turn")), (None, None))
+        if played is None or not set(row.get("track_ids") or ["-"]) <= set(track_of):
+            raise SystemExit(f"{path}:{number}: a dialogue_id and turn of dialogues_test.jsonl and "
+                             f"track_ids of tracks.jsonl are expected; make the file again")
+        if row.get("response"):
+            first = next((t for t in row["track_ids"] if t not in played), row["track_ids"][0])
+            found.append((query, row["response"], track_of[first]))
+    if not found:
+        raise SystemExit(f"{path}: no responses in it; talkplay and two_stage write some")
+    return found
 
 
-# ---------------------------------------------------------------- the measures
+# ---------------------------------------------------------------- counts, cold tracks, duplicates
 
 def describe(dialogues):
     """The paper's Table 1, and the lengths of what is said."""
@@ -132,45 +137,19 @@ def describe(dialogues):
             "queries that are said once only": sum(n == 1 for n in queries.values()) / len(turns)}
 
 
-def give_away(dialogues, track_of):
-    """Shares of the requests that say the title, or the artist, of the track they bring."""
-    first = [dialogue["turns"][0] for dialogue in dialogues]
-    later = [turn for dialogue in dialogues for turn in dialogue["turns"][1:]]
-    return {f"{field}, {name}": share([speaks(turn.query, track_of[turn.music][field])
-                                       for turn in turns if turn.music])
-            for name, turns in (("first turns", first), ("later turns", later))
-            for field in ("title", "artist")}
-
-
-def directions(dialogues, track_of):
-    """Rejections and changes of direction: how many, and is the next track of another kind?"""
-    turns = all_turns(dialogues)
-    nothing_in_common = {True: [], False: []}  # after a change of direction, after other requests
-    for dialogue in dialogues:
-        for last, turn in pairwise(dialogue["turns"]):
-            if last.rejected or not last.music or not turn.music:
-                continue
-            tags, tags_now = (concepts(track_of[t.music]) for t in (last, turn))
-            if tags and tags_now:
-                nothing_in_common[bool(CHANGE.search(turn.query))].append(not tags & tags_now)
-    found = {
-        "turns rejected": [turn.rejected for turn in turns],
-        "dialogues with a rejection": [any(turn.rejected for turn in d["turns"])
-                                       for d in dialogues],
-        "requests that change direction": [bool(CHANGE.search(t.query)) for t in turns],
-        "no tag in common, after a change (rejections left out)": nothing_in_common[True],
-        "no tag in common, after other requests": nothing_in_common[False]}
-    return {name: share(values) for name, values in found.items()}
+def cold(dialogues, warm):
+    """Shares of the tracks, and of the turns, whose track is not in `warm`: a set of track ids."""
+    music = [turn.music for turn in all_turns(dialogues) if turn.music]
+    return {"tracks": share([track_id not in warm for track_id in set(music)]),
+            "turns": share([track_id not in warm for track_id in music])}
 
 
 def shingles(dialogue):
     """The set of SHINGLE words in a row in what is said in a dialogue."""
-    found = set()
-    for turn in dialogue["turns"]:
-        for text in (turn.query, turn.response):
-            words = words_of(text).split()
-            found |= {" ".join(words[i:i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
-    return found
+    said = [words_of(text).split() for turn in dialogue["turns"]
+            for text in (turn.query, turn.response)]
+    return {" ".join(words[i:i + SHINGLE]) for words in said
+            for i in range(len(words) - SHINGLE + 1)}
 
 
 def journey(dialogue):
@@ -178,12 +157,17 @@ def journey(dialogue):
     return {turn.music for turn in dialogue["turns"]} - {None}
 
 
-def where(sets):
-    """List of sets -> {item: which of the sets have it}."""
-    found = {}
+def near(sets, train_sets, of_both):
+    """Which of the sets share NEAR of their items, or of both's items, with one set of train."""
+    having = {}  # {item: which of the sets have it}
     for i, items in enumerate(sets):
         for item in items:
-            found.setdefault(item, []).append(i)
+            having.setdefault(item, []).append(i)
+    found = [False] * len(sets)
+    for items in train_sets:
+        common = Counter(i for item in items for i in having.get(item, ()))
+        for i, n in common.items():
+            found[i] |= n / len(sets[i] | items if of_both else sets[i]) >= NEAR
     return found
 
 
@@ -192,45 +176,19 @@ def duplicates(train, dialogues):
 
     Only what `dialogues` have is kept in memory.
     """
-    texts = [shingles(dialogue) for dialogue in dialogues]
-    journeys = [journey(dialogue) for dialogue in dialogues]
-    texts_with = where(texts)
-    journeys_with = where(journeys)
-    queries = {words_of(turn.query) for turn in all_turns(dialogues)}
-    near_text = [0.0] * len(dialogues)     # the largest share that one of train has
-    near_journey = [0.0] * len(dialogues)
-    repeated = set()
-    for dialogue in train:
-        common = Counter(i for shingle in shingles(dialogue) for i in texts_with.get(shingle, ()))
-        for i, n in common.items():
-            near_text[i] = max(near_text[i], n / len(texts[i]))
-        played = journey(dialogue)
-        common = Counter(i for track_id in played for i in journeys_with.get(track_id, ()))
-        for i, n in common.items():
-            near_journey[i] = max(near_journey[i], n / len(played | journeys[i]))
-        repeated |= {words_of(turn.query) for turn in dialogue["turns"]} & queries
-
     playlists = {dialogue["playlist_id"] for dialogue in train} - {None}
-    long = [words_of(turn.query) for turn in all_turns(dialogues)
-            if len(turn.query.split()) >= SHINGLE]
-    found = {
-        "playlist in both": [d["playlist_id"] in playlists for d in dialogues],
-        f"queries of {SHINGLE} words or more said in train": [q in repeated for q in long],
-        "dialogues with half their wording from one of train": [x >= NEAR for x in near_text],
-        "dialogues with half their tracks from one of train": [x >= NEAR for x in near_journey]}
-    return {name: share(values) for name, values in found.items()}
-
-
-def cold(dialogues, warm):
-    """Shares of the tracks, and of the turns, whose track no training playlist has.
-
-    warm: set of track ids
-    """
-    music = [turn.music for turn in all_turns(dialogues) if turn.music]
-    if not music:
-        return {}
-    return {"tracks": len(set(music) - warm) / len(set(music)),
-            "turns": share([track_id not in warm for track_id in music])}
+    queries = {words_of(turn.query) for turn in all_turns(dialogues)}
+    repeated = {words_of(turn.query) for d in train for turn in d["turns"]
+                if words_of(turn.query) in queries}
+    near_text = near([shingles(d) for d in dialogues], map(shingles, train), of_both=False)
+    near_journey = near([journey(d) for d in dialogues], map(journey, train), of_both=True)
+    return {
+        "playlist in both": share([d["playlist_id"] in playlists for d in dialogues]),
+        f"queries of {SHINGLE} words or more said in train": share(
+            [words_of(turn.query) in repeated for turn in all_turns(dialogues)
+             if len(turn.query.split()) >= SHINGLE]),
+        "dialogues with half their wording from one of train": share(near_text),
+        "dialogues with half their tracks from one of train": share(near_journey)}
 
 
 # ---------------------------------------------------------------- the page
@@ -242,22 +200,19 @@ SECTIONS = {"What there is": "table_1",
             "Rejections and changes of direction": "directions",
             "Tracks that no training playlist has": "cold",
             "Repeated from train": "duplicates",
-            "What answers say of their track": "truth"}
+            "What answers say of their track": "truth",
+            "Does the next track obey?": "obedience"}
 
 
 def as_text(value, key=""):
-    """A cell: counts as they are, means with one digit, shares as per cent."""
     if value is None:
         return "-"
+    if isinstance(value, dict):  # of obedience
+        return (f"{as_text(value['obeyed'])} of {value['checked']} "
+                f"(chance {as_text(value['chance'])})")
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.1f}" if " per " in key else f"{value:.1%}"
-
-
-def table(names, rows, align):
-    """Lines of a Markdown table. rows: {name of a row: cells}."""
-    return ["", "| | " + " | ".join(names) + " |", "| --- |" + f" {align} |" * len(names),
-            *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())]
 
 
 def markdown(report):
@@ -268,27 +223,22 @@ def markdown(report):
         found = {name: sections[section] for name, sections in report.items()
                  if section in sections}
         keys = dict.fromkeys(key for numbers in found.values() for key, value in numbers.items()
-                             if not isinstance(value, dict))
-        if keys:
-            rows = {key: [as_text(numbers.get(key), key) for numbers in found.values()]
-                    for key in keys}
-            lines += ["", f"## {title}", *table(found, rows, "---:")]
-
-    found = {name: sections["obedience"] for name, sections in report.items()
-             if "obedience" in sections}
-    rows = {}
-    for rule in RULES:
-        if any(rule in numbers for numbers in found.values()):
-            cells = [numbers.get(rule) for numbers in found.values()]
-            rows[rule] = [f"{as_text(c['obeyed'])} of {c['checked']} "
-                          f"(chance {as_text(c['chance'])})" if c else "-" for c in cells]
-    lines += ["", "## Does the next track obey?", "", "Asked for in words; the share of obeyed "
-              "requests among those where both tracks' fields are known; the share by chance.",
-              *table(found, rows, "---")]
+                             if section == "obedience" or not isinstance(value, dict))
+        if not keys:
+            continue
+        lines += ["", f"## {title}", ""]
+        if section == "obedience":
+            lines += ["Asked for in words; the share of obeyed requests among those where both "
+                      "tracks' fields are known; the share by chance.", ""]
+        align = " --- |" if section == "obedience" else " ---: |"
+        lines += ["| | " + " | ".join(found) + " |", "| --- |" + align * len(found)]
+        for key in keys:
+            cells = [as_text(numbers.get(key), key) for numbers in found.values()]
+            lines.append(f"| {key} | {' | '.join(cells)} |")
 
     lines += ["", "Kinds, as the files name them:", ""]
     for name, sections in report.items():
-        kinds = sections.get("coverage", {}).get("kinds, as the file names them")
+        kinds = sections.get("coverage", {}).get("kinds, as the file names them", {})
         if kinds:
             lines.append(f"- {name}: " + ", ".join(f"{kind} {n:.0%}" for kind, n in kinds.items()))
     return "\n".join(lines) + "\n"
@@ -299,24 +249,19 @@ def markdown(report):
 def read_files(folder, files):
     """{name of a file: its rows}. Raises SystemExit: one is missing, or holds no dialogues."""
     rows = {}
+    made_by = f"python 03_synthesize.py simulate --data-dir {folder}"
     for path in files:
         if path.name in rows:
-            raise SystemExit(f"--file: two files are called {path.name}; the names tell them apart "
-                             f"in the report")
-        made_by = f"python 03_synthesize.py simulate --data-dir {folder}"
+            raise SystemExit(f"--file: two files are called {path.name}; rename one of them")
         rows[path.name] = [row for _, row in data.read_jsonl(path, made_by)]
         if rows[path.name] and not any("turns" in row for row in rows[path.name]):
-            raise SystemExit(f"{path} holds no dialogues (no line has turns); give dialogue files, "
-                             f"such as {folder}/dialogues_test.jsonl")
+            raise SystemExit(f"{path} holds no dialogues (lines with turns), as has for instance "
+                             f"{folder}/dialogues_test.jsonl")
     return rows
 
 
 def examine(folder, files, predictions=()):
-    """{name of a file: {section: numbers}}.
-
-    files: paths of dialogues; predictions: names of systems
-    Raises SystemExit: a file is missing.
-    """
+    """{name of a file: {section: numbers}}. predictions: names of systems"""
     tracks = data.load_tracks(folder)
     track_of = {track["track_id"]: track for track in tracks}
     warm = None  # not known
@@ -327,26 +272,25 @@ def examine(folder, files, predictions=()):
     usable_of = {name: usable(found, track_of) for name, found in rows.items()}
     train = next((name for name in rows if "train" in name), None)
 
-    report = {}
+    report = {name: {"schema": schema_faults(found, track_of)} for name, found in rows.items()}
     for name, dialogues in usable_of.items():
-        report[name] = {"schema": schema_faults(rows[name], track_of)}
         if not dialogues:
             continue
         report[name] |= {"table_1": describe(dialogues),
-                         "give_away": give_away(dialogues, track_of),
-                         "coverage": coverage(dialogues, track_of),
-                         "directions": directions(dialogues, track_of),
-                         "obedience": obedience(dialogues, track_of, tracks)}
+                         "give_away": audit_words.give_away(dialogues, track_of),
+                         "coverage": audit_words.coverage(dialogues, track_of),
+                         "directions": audit_words.directions(dialogues, track_of),
+                         "obedience": audit_words.obedience(dialogues, track_of, tracks)}
         if warm is not None:
             report[name]["cold"] = cold(dialogues, warm)
         if train and name != train:
             report[name]["duplicates"] = duplicates(usable_of[train], dialogues)
         answers = [(turn.query, turn.response, track_of[turn.music])
                    for turn in all_turns(dialogues) if turn.music and turn.response]
-        report[name]["truth"] = truth(answers, tracks)
+        report[name]["truth"] = audit_words.truth(answers, tracks)
     for system in predictions:
         answers = predicted_answers(folder, system, track_of)
-        report[f"predictions/{system}"] = {"truth": truth(answers, tracks)}
+        report[f"predictions/{system}"] = {"truth": audit_words.truth(answers, tracks)}
     return report
 
 

@@ -1,4 +1,4 @@
-"""What may be overwritten in a data folder, and by whom: the refusals of 03_synthesize.py."""
+"""What 03_synthesize.py refuses: dialogues against the rules, and to overwrite what must stay."""
 
 import errno
 from contextlib import contextmanager
@@ -11,6 +11,40 @@ WRITERS = ("simulate", "gemini", "local")
 ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
+def problems(turns, sampled, negatives, least, most):
+    """What is wrong with a dialogue, whoever wrote it: a list of sentences, empty if it is fine.
+
+    turns: list of {query, music, response, rejected}
+    sampled: ids of the tracks it was made from; at least half of them must be played
+    negatives: ids of the tracks that may be played and rejected
+    least, most: number of turns
+    """
+    found = []
+    played = [turn["music"] for turn in turns]
+    n_sampled = len(set(played) & set(sampled))
+    if 2 * n_sampled < len(sampled):
+        found.append(f"less than half: {n_sampled} of {len(sampled)} tracks are played")
+    if not least <= len(turns) <= most:
+        found.append(f"length: {len(turns)} turns, not {least} to {most}")
+    if len(set(played)) < len(played):
+        found.append("repeated id: a track is played twice")
+    for number, turn in enumerate(turns, 1):
+        music = turn["music"]
+        if not turn["query"].strip() or not turn["response"].strip():
+            found.append(f"empty: turn {number} has no query or no answer")
+        if turn["rejected"] and music not in negatives:
+            found.append(f"not a negative: turn {number} rejects {music}, which is not in the "
+                         f"negative set")
+        if not turn["rejected"] and music not in sampled:
+            found.append(f"unknown id: turn {number} plays {music}, which is not in the playlist")
+        if turn["rejected"] and (number == len(turns) or turns[number]["rejected"]):
+            found.append(f"two rejections in a row: turn {number} is rejected and no accepted "
+                         f"track follows")
+    return found
+
+
+# ---------------------------------------------------------------- the folder
+
 def dialogue_paths(folder):
     return {split: folder / f"dialogues_{split}.jsonl" for split in data.SPLITS}
 
@@ -22,10 +56,7 @@ def journal_paths(folder):
 
 @contextmanager
 def folder_lock(folder):
-    """Within it this process is the only one that writes the folder's dialogues.
-
-    Raises SystemExit: another process does, or something cannot be written.
-    """
+    """Within it only this process writes the folder's dialogues; SystemExit if another does."""
     lock = folder / "runs" / "03_synthesize.lock"
     try:
         lock.parent.mkdir(exist_ok=True)
@@ -38,15 +69,13 @@ def folder_lock(folder):
         if error.errno not in ACCESS:
             raise
         raise SystemExit(f"{error.filename or folder}: {error.strerror}. Make room or mend its "
-                         f"rights, or give another --data-dir; what is written is kept, and the "
-                         f"same command goes on from there") from error
+                         f"rights; the same command goes on from what is written") from error
 
 
 def begin_run(args, ignore, more_writes=()):
     """runs.begin_run for 03_synthesize.py; the record is not written yet.
 
-    ignore: arguments that change no dialogue
-    more_writes: files besides the dialogues
+    ignore: arguments that change no dialogue; more_writes: files besides the dialogues
     Raises SystemExit: the folder has dialogues that must not be replaced.
     """
     folder = args.data_dir
@@ -58,17 +87,9 @@ def begin_run(args, ignore, more_writes=()):
 
 
 def refuse_others(folder, writer, resume):
-    """Raises SystemExit: the folder has dialogues or answers that must not be lost.
-
-    Those are dialogues from an adapter of 00, from elsewhere, or by another writer, and answers
-    without a record of what they were asked for.
-
-    writer: the subcommand, of WRITERS
-    """
+    """Raises SystemExit: the folder has dialogues or answers of others than `writer`."""
     record = folder / "runs" / "03_synthesize.json"
-    for path in dialogue_paths(folder).values():
-        if not path.is_file():
-            continue
+    for path in filter(lambda path: path.is_file(), dialogue_paths(folder).values()):
         _, first = next(data.read_jsonl(path, "the script that wrote it"), (1, {}))
         before = (first.get("meta") or {}).get("backend")
         if before not in WRITERS or not record.is_file():
@@ -76,43 +97,33 @@ def refuse_others(folder, writer, resume):
             if before not in WRITERS:
                 why = f"its meta says backend: {before}"
             raise SystemExit(f"{path} was not made by 03_synthesize here ({why}) and is not "
-                             f"overwritten. Leave 03 out and go on with python 04_train.py "
-                             f"--data-dir {folder}, or give another --data-dir; to have it "
-                             f"replaced, delete it")
+                             f"overwritten. Leave 03 out, or delete the file to have it replaced")
         if resume and before != writer:
             raise SystemExit(f"{folder} has dialogues by {before}; one folder holds one set. Copy "
-                             f"tracks.jsonl and playlists.jsonl to another folder and name it with "
-                             f"--data-dir (--no-resume replaces those here)")
+                             f"tracks.jsonl and playlists.jsonl to another --data-dir (or replace "
+                             f"the dialogues with --no-resume)")
     for journal in journal_paths(folder).values():
         if resume and journal.is_file() and not record.is_file():
             raise SystemExit(f"{journal} holds answers that may have been paid for, but {record} "
-                             f"is missing: put it back, give another --data-dir, or start afresh "
-                             f"with --no-resume, which deletes them")
+                             f"is missing: put it back, or delete them with --no-resume")
 
 
 def refuse_changed(folder):
     """Raises SystemExit: going on would overwrite changed dialogues, or pay for them twice."""
     outputs = runs.read_run(folder, "03_synthesize").get("outputs", {})
-    journals = journal_paths(folder)
-    for split, path in dialogue_paths(folder).items():
-        if not path.is_file():
-            continue
-        if not journals[split].is_file():
-            raise SystemExit(f"{journals[split]} is missing, from which {path.name} was made. "
-                             f"Going on would ask, and pay, for all of it anew: put the file back, "
-                             f"or say so with --no-resume")
-        now = runs.file_hash(path)
-        if outputs.get(path.name, now) != now:
+    for path, journal in zip(dialogue_paths(folder).values(), journal_paths(folder).values(),
+                             strict=True):
+        if path.is_file() and not journal.is_file():
+            raise SystemExit(f"{journal} is missing, from which {path.name} was made. Put it back, "
+                             f"or ask, and pay, for all of it anew with --no-resume")
+        if path.is_file() and outputs.get(path.name) not in (None, runs.file_hash(path)):
             raise SystemExit(f"{path} is not as 03_synthesize left it and is not overwritten. Put "
-                             f"the file back, or delete it: it is then written anew from "
-                             f"{journals[split].name}, which costs nothing (--no-resume would pay "
-                             f"again)")
+                             f"it back, or delete it: anew from {journal.name} it costs nothing")
 
 
 def remove_old(folder):
     """Delete what an earlier run left: dialogues, answers, half-written files."""
-    paths = dialogue_paths(folder).values()
+    paths = [*dialogue_paths(folder).values(), folder / "dialogues_rejected.jsonl"]
     parts = [path.with_name(path.name + ".part") for path in paths]
-    aside = folder / "dialogues_rejected.jsonl"
-    for path in [*paths, *parts, *journal_paths(folder).values(), aside]:
+    for path in [*paths, *parts, *journal_paths(folder).values()]:
         path.unlink(missing_ok=True)

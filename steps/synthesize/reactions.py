@@ -5,7 +5,6 @@
 
 from steps.synthesize.attributes import (
     LEXICON,
-    NEAR,
     NOUNS,
     agreeing,
     changes,
@@ -13,17 +12,14 @@ from steps.synthesize.attributes import (
     intersection,
     pairs,
 )
-from steps.synthesize.simulate import (
-    REQUESTS,
-    Situation,
-    choose_attributes,
-    one_or_two,
-    shuffled,
-)
-from steps.synthesize.templates import noun_phrase, pick
+from steps.synthesize.simulate import REQUESTS, Situation, choose_attributes, one_or_two
+from steps.synthesize.templates import noun_phrase, pick, shuffled
 
 OPINIONS = ("I like", "I'm happy", "Almost", "Fine")  # a query that begins so needs no praise
 TELLING = ("genre", "mood", "instrument", "vocal", "theme", "tag")  # say what a track is like
+NEAR = {frozenset(moods) for moods in (  # who gets the one may not complain of the other
+    ("happy", "hopeful"), ("melancholic", "nostalgic"), ("calm", "dreamy"), ("dark", "angry"),
+    ("dark", "melancholic"), ("angry", "energetic"))}
 
 
 # ---------------------------------------------------------------- turning a track down
@@ -31,9 +27,8 @@ TELLING = ("genre", "mood", "instrument", "vocal", "theme", "tag")  # say what a
 def complaints(listener, a, b, asked, coming):
     """Reasons to turn track a down that track b does not give, and that were not asked for.
 
-    Nobody complains of what they enjoyed in an earlier track, or of what a track to come has.
+    Nobody complains of what they enjoyed in an earlier track, or of what one of `coming` has.
 
-    coming: the tracks that are still to be played
     Returns: list of (name of its templates, slots, attribute or None)
     """
     old, new = (listener.attributes(track) for track in (a, b))
@@ -41,17 +36,15 @@ def complaints(listener, a, b, asked, coming):
 
     asked_kinds = {kind for kind, _ in [*asked, *listener.asked]}
     if compared_tempo(a, b) and not {"tempo", "compared"} & asked_kinds:
-        for tempo in ("slow", "fast"):
-            if old["tempo"] == [tempo] and new["tempo"] != [tempo]:
-                reasons.append((f"too_{tempo}", {}, None))
+        reasons += [(f"too_{tempo}", {}, None) for tempo in ("slow", "fast")
+                    if old["tempo"] == [tempo] != new["tempo"]]
 
     if old["vocal"] and new["vocal"] and old["vocal"] != new["vocal"]:
+        name = "wrong_voice"
         if new["vocal"] == ["instrumental"]:
             name = "has_singing"
         elif old["vocal"] == ["instrumental"]:
             name = "no_singing"
-        else:
-            name = "wrong_voice"
         reasons.append((name, {}, None))
 
     enjoyed = {attribute for track in [*listener.liked, *coming]
@@ -59,17 +52,15 @@ def complaints(listener, a, b, asked, coming):
     for kind, c in pairs(old, ("mood", "instrument")):
         alike = any(c == other or frozenset((c, other)) in NEAR for other in new[kind])
         if new[kind] and not alike and (kind, c) not in listener.wished | enjoyed:
+            slots = {"concept": c}
             if kind == "mood":
                 slots = {"adj": pick(LEXICON["mood"][c]["adj"], listener.rng)}
-            else:
-                slots = {"concept": c}
             reasons.append((f"wrong_{kind}", slots, (kind, c)))
 
     artist = a["artist"]
-    if artist and artist != b["artist"] and artist not in {track["artist"] for track in coming}:
-        names = {0: "unloved_artist", 1: "wrong_artist"}
-        name = names.get(listener.plays.get(artist, 0), "enough_of_artist")
-        reasons.append((name, {"artist": artist}, None))
+    if artist and artist not in {track["artist"] for track in [b, *coming]}:
+        names = ("unloved_artist", "wrong_artist", "enough_of_artist")
+        reasons.append((names[min(listener.plays[artist], 2)], {"artist": artist}, None))
     return reasons
 
 
@@ -78,10 +69,8 @@ def turn_down(listener, kind, target, before, negatives, coming):
 
     Returns: (the negative track, query, asked, why it is turned down), or None
     """
-    wanted = listener.attributes(target)
-
     def in_common_with_target(track):
-        return len(pairs(intersection([listener.attributes(track), wanted])))
+        return len(pairs(intersection([listener.attributes(t) for t in (track, target)])))
 
     some = shuffled(negatives, listener.rng)[:20]
     for track in sorted(some, key=in_common_with_target, reverse=True)[:5]:
@@ -107,13 +96,11 @@ def clarify(listener, reason, asked, refused, target):
     rng = listener.rng
 
     # What is true of the target and was not said; if possible, not of the refused track.
-    attributes = listener.without_disliked(listener.attributes(target))
-    attributes = {kind: [c for c in concepts if (kind, c) not in asked]
-                  for kind, concepts in attributes.items()}
+    attributes = {kind: [c for c in concepts if (kind, c) not in [*asked, *listener.disliked]]
+                  for kind, concepts in listener.attributes(target).items()}
     if asked:
         attributes |= dict.fromkeys(NOUNS, [])
-    of_refused = listener.attributes(refused)
-    fresh = {kind: [c for c in concepts if c not in of_refused[kind]]
+    fresh = {kind: [c for c in concepts if c not in listener.attributes(refused)[kind]]
              for kind, concepts in attributes.items()}
     if any(fresh[kind] for kind in ("mood", "instrument", "vocal", "theme", "tempo")):
         attributes = fresh
@@ -123,13 +110,12 @@ def clarify(listener, reason, asked, refused, target):
     about_lyrics = attributes["theme"] and rng.random() < 0.25
     said = (choose_attributes(attributes, "lyrics" if about_lyrics else "tags", rng)
             or choose_attributes(attributes, "audio", rng))
+    slots = {"np": "something else"}
     if new and (not said or rng.random() < 0.5):
         said = one_or_two(new, rng)
         slots = listener.changed(said)
     elif said:
         slots = {"np": noun_phrase(said, rng, known_genre=bool(asked))}
-    else:
-        slots = {"np": "something else"}
     return listener.say("after_rejection", reason=reason, **slots), said
 
 
@@ -141,21 +127,20 @@ def praise(listener, kind, before, target, asked):
     Warm words only where what follows is of the same genre or mood. After a request by title just a
     few words, since the choice was not the assistant's.
     """
-    of_before, of_target = (listener.attributes(t) for t in (before, target))
-    stays = pairs(intersection([of_before, of_target]), (*NOUNS, "mood"))
+    old, new = (listener.attributes(t) for t in (before, target))
+    stays = pairs(intersection([old, new]), (*NOUNS, "mood"))
     if not stays or kind == "callback" or listener.by_title:
         return listener.say("praise_mild")
 
     asked_kinds = {k for k, _ in asked}
-    asked_concepts = [c for _, c in asked]
-    things = [f"the {c}" for c in of_before["instrument"]
-              if ("instrument", c) not in listener.disliked and c not in asked_concepts]
-    if of_target["vocal"] != ["instrumental"]:
-        if of_before["vocal"] not in ([], ["instrumental"]) and "vocal" not in asked_kinds:
+    things = [f"the {c}" for c in old["instrument"]
+              if ("instrument", c) not in listener.disliked and c not in [c for _, c in asked]]
+    if new["vocal"] != ["instrumental"]:
+        if old["vocal"] not in ([], ["instrumental"]) and "vocal" not in asked_kinds:
             things.append("that voice")
-        if of_before["theme"] and "theme" not in asked_kinds:
+        if old["theme"] and "theme" not in asked_kinds:
             things.append("the lyrics")
-    if of_before["mood"] and "mood" not in asked_kinds:
+    if old["mood"] and "mood" not in asked_kinds:
         things.append("the mood")
     if things and kind != "relative":
         return listener.say("praise", thing=pick(things, listener.rng))
@@ -165,14 +150,13 @@ def praise(listener, kind, before, target, asked):
 def answer(listener, track, kind, asked, query):
     """One sentence that says truly what the track is like.
 
-    kind, asked, query: the request; one or two of the attributes asked for are taken up
+    kind, asked, query: the request
     """
     rng = listener.rng
     compared = [concept for asked_kind, concept in asked if asked_kind == "compared"]
 
     # 1. What can be said of the track.
-    attributes = listener.without_disliked(listener.attributes(track))
-    known = [attribute for attribute in pairs(attributes)
+    known = [attribute for attribute in pairs(listener.without_disliked(listener.attributes(track)))
              if attribute[0] != "mode" or attribute in asked or rng.random() < 0.5]
     if compared or kind == "after_rejection":
         # "slower it is: something fast" may be true, and still sounds wrong
@@ -188,9 +172,8 @@ def answer(listener, track, kind, asked, query):
     said = taken[:1 + int(rng.random() < 0.6)]
 
     # 3. What else is true; "something in a major key" alone says little.
-    others = ([attribute for attribute in known if attribute not in taken]
-              or [attribute for attribute in known if attribute not in said])
-    others = shuffled(others, rng)
+    others = shuffled([attribute for attribute in known if attribute not in taken]
+                      or [attribute for attribute in known if attribute not in said], rng)
     if not any(attribute[0] in TELLING for attribute in said):
         others.sort(key=lambda attribute: attribute[0] not in TELLING)
     said += others[:max(1, 2 - len(said)) + int(rng.random() < 0.4)]
@@ -201,15 +184,11 @@ def answer(listener, track, kind, asked, query):
 
     # 4. The sentence around it.
     name = "response"
-    slots = {}
-    if kind == "title":
-        name = "response_title"
-    elif kind == "after_rejection":
-        name = "response_after_rejection"
-        slots = {"asked": compared[0]} if compared else {}
+    if kind in ("title", "after_rejection"):
+        name = f"response_{kind}"
     elif compared:
         name = "response_compared"
-        slots = {"asked": compared[0]}
     elif kind in ("more", "callback", "redirect") and rng.random() < 0.6:
         name = f"response_{kind}"
+    slots = {"asked": compared[0]} if compared else {}
     return listener.say(name, np=phrase, **slots)

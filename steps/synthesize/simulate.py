@@ -1,14 +1,12 @@
-"""The simulated listener, who walks through a playlist in 03_synthesize.py (`walk`; read it first).
+"""What the simulated listener asks for on the walk through a playlist (03_synthesize.py, `walk`).
 
-The listener knows what is true of each track: its tags, lyrics, caption, tempo, key, artist and
-year (steps/synthesize/attributes.py). They ask for the next track by description, by comparison
-with the track before, by way of one that was played earlier, by name, or just for more. What the
-track before has is not said again ("one with piano"). How things are said is in
-steps/synthesize/templates.py.
+The listener knows what is true of each track (attributes.py), and says it as in templates.py. They
+ask for the next one by description, by comparison with the track before, by way of one that was
+played earlier, by name, or just for more.
 
-A request is made for `candidates` and holds for each of them. They are the track to come; or one
-of the negative set and the track to come, so that the first one can be turned down (reactions.py).
-`asked` is always a list of attributes, pairs (kind, concept).
+A request is made for `candidates` and holds for each of them: the track to come, at times with one
+of the negative set that is played before it and turned down (reactions.py). `asked` is always a
+list of attributes, pairs (kind, concept).
 """
 
 import re
@@ -23,7 +21,7 @@ from steps.synthesize.attributes import (
     other_genre,
     pairs,
 )
-from steps.synthesize.templates import noun_phrase, pick
+from steps.synthesize.templates import noun_phrase, pick, shuffled
 
 # How often the listener asks in which way: weights among what can be said truly. --mix changes
 # them. This is version 3, frozen before any system was run on it.
@@ -34,11 +32,8 @@ REJECTION = 0.12  # share of the later turns at which a track is played first th
 PRAISE = 0.35     # share of the later queries that begin with a word on the track before
 
 # For each kind of description: what it is about, and how many attributes it has at least.
-ABOUT = {
-    "tags": ("genre", "mood", "instrument", "vocal", "tag"),
-    "lyrics": ("theme",),
-    "audio": ("tempo", "mode", "instrument", "vocal"),
-    "metadata": ("decade",)}
+ABOUT = {"tags": ("genre", "mood", "instrument", "vocal", "tag"), "lyrics": ("theme",),
+         "audio": ("tempo", "mode", "instrument", "vocal"), "metadata": ("decade",)}
 LEAST = {"tags": 2, "lyrics": 1, "audio": 2, "metadata": 1}
 
 
@@ -59,35 +54,25 @@ def read_mix(given):
 def mix_of(weights, rejection=REJECTION):
     """The mix of queries as the walk takes it: {opening, later, rejection}.
 
-    weights: {kind: weight} in place of the defaults, for first and later queries alike
-    rejection: share of the later turns
-    Raises SystemExit: no weight is left.
+    weights: {kind: weight} in place of the defaults, for opening and later queries alike
     """
-    mix = {"opening": {kind: weights.get(kind, weight) for kind, weight in OPENING.items()},
-           "later": {kind: weights.get(kind, weight) for kind, weight in LATER.items()}}
-    for name, kinds in (("first", mix["opening"]), ("later", mix["later"])):
-        if not any(kinds.values()):
+    mix = {}
+    for name, defaults in (("opening", OPENING), ("later", LATER)):
+        mix[name] = {kind: weights.get(kind, weight) for kind, weight in defaults.items()}
+        if not any(mix[name].values()):
             raise SystemExit(f"--mix leaves nothing to ask for in {name} queries; one of "
-                             f"{', '.join(kinds)} needs a weight above 0")
+                             f"{', '.join(defaults)} needs a weight above 0")
     return mix | {"rejection": rejection}
 
 
-def shuffled(items, rng):
-    return [items[i] for i in rng.permutation(len(items))]
-
-
-def one_or_two(items, rng):
-    """One of the items, at times two that agree."""
-    items = shuffled(items, rng)
-    return agreeing(items[:1 + int(rng.random() < 0.4)])
+def one_or_two(attributes, rng):
+    """One of the attributes, at times two that agree."""
+    attributes = shuffled(attributes, rng)
+    return agreeing(attributes[:1 + int(rng.random() < 0.4)])
 
 
 def choose_attributes(attributes, kind, rng):
-    """Two to four attributes to speak of. Empty if nothing is known.
-
-    attributes: {kind: [concepts]} of a track
-    kind: of description, as in ABOUT
-    """
+    """Two to four attributes to speak of, if known. kind: of description, as in ABOUT"""
     known = [attribute for attribute in pairs(attributes, ABOUT[kind])
              if attribute[0] != "mode" or rng.random() < 0.5]  # few people speak of keys
     if not known:
@@ -108,9 +93,10 @@ class Situation:
 
     def __init__(self, listener, candidates, before, playlist=None):
         self.listener = listener
-        self.candidates = candidates  # the track to come, or one to be turned down and that one
-        self.before = before          # the track played last, or None
-        self.playlist = playlist      # at the opening: (title, attributes of half of its tracks)
+        self.rng = listener.rng
+        self.candidates = candidates
+        self.before = before      # the track played last, or None
+        self.playlist = playlist  # at the opening: (title, attributes of half of its tracks)
 
         shared = intersection([listener.attributes(track) for track in candidates])
         self.attributes = listener.without_disliked(shared)
@@ -126,14 +112,13 @@ class Situation:
 
     def describe(self, asked, known_genre=False, template="describe", **slots):
         """(a request in words for these attributes, the attributes)."""
-        phrase = noun_phrase(asked, self.listener.rng, known_genre)
+        phrase = noun_phrase(asked, self.rng, known_genre)
         return self.listener.say(template, np=phrase, **slots), asked
 
 
 def ask_title(now):
-    track = now.candidates[0]
-    names = {field: " ".join(track[field].split()) for field in ("title", "artist")
-             if (track[field] or "").strip()}
+    names = {field: " ".join(now.candidates[0][field].split()) for field in ("title", "artist")
+             if (now.candidates[0][field] or "").strip()}
     if "title" in names and len(now.candidates) == 1:
         return now.listener.say("title", **names), []
     return None
@@ -148,17 +133,16 @@ def ask_more(now):
 def ask_relative(now):
     """From the track before: what to keep of it, what to change. Another genre is always said."""
     listener = now.listener
-    rng = listener.rng
     # Nobody keeps what they turned down, nor drops what they just asked for.
     fickle = {("without", c) for _, c in [*listener.asked, *listener.disliked]} | listener.disliked
     keeps = [attribute for attribute in now.shared(in_common, now.before)
              if attribute not in fickle]
-    new = [attribute for attribute in now.shared(changes, now.before)
-           if attribute not in fickle and (attribute[0] != "mode" or rng.random() < 0.5)]
-    new = one_or_two(new, rng)
+    new = one_or_two([attribute for attribute in now.shared(changes, now.before)
+                      if attribute not in fickle
+                      and (attribute[0] != "mode" or now.rng.random() < 0.5)], now.rng)
 
     # Only what changes.
-    if new and now.same_genre and rng.random() < 0.3:
+    if new and now.same_genre and now.rng.random() < 0.3:
         return listener.say("relative_diff", **listener.changed(new)), new
 
     # What stays; and what changes, the genre first.
@@ -166,7 +150,7 @@ def ask_relative(now):
     genre_differs = any(other_genre(now.before, t, listener.attributes_of) for t in now.candidates)
     if not keeps or genre_differs and not genre:
         return None
-    keep = pick(keeps, rng)
+    keep = pick(keeps, now.rng)
     new = [attribute for attribute in new if attribute[0] != keep[0] or keep[0] == "instrument"]
     new = genre + new[:1] if genre else new[:2]
     slots = listener.changed(new, also=keep[0] == "instrument") if new else {}
@@ -179,36 +163,35 @@ def ask_relative(now):
 def ask_callback(now):
     """By way of a track liked earlier, of the genre of the track to come and not of the last."""
     listener = now.listener
-    rng = listener.rng
-    old_genre = set(pairs(now.old, NOUNS))
-    for earlier in shuffled(listener.liked, rng):
+    for earlier in shuffled(listener.liked, now.rng):
         attributes = listener.attributes(earlier)
         shared = intersection([now.attributes, attributes])
         genre = pairs(shared, NOUNS)
-        if earlier is now.before or not genre or set(pairs(attributes, NOUNS)) & old_genre:
+        if (earlier is now.before or not genre
+                or set(pairs(attributes, NOUNS)) & set(pairs(now.old, NOUNS))):
             continue
         names = listener.names_of(earlier, {t["artist"] for t in now.candidates})
         new = [attribute for attribute in now.shared(changes, earlier)
                if attribute[0] not in ("compared", "without")
                and attribute not in listener.disliked]
-        if names and new and rng.random() < 0.35:
-            new = [pick(new, rng)]
-            then = pick(names, rng)
-            return (listener.say("callback_diff", then=then, **listener.changed(new)),
-                    [*new, *genre])
+        if names and new and now.rng.random() < 0.35:
+            new = [pick(new, now.rng)]
+            then = pick(names, now.rng)
+            query = listener.say("callback_diff", then=then, **listener.changed(new))
+            return query, [*new, *genre]
         if names:
-            return listener.say("callback", then=pick(names, rng)), pairs(shared)
+            return listener.say("callback", then=pick(names, now.rng)), pairs(shared)
     return None
 
 
 def ask_metadata(now):
     """By an artist who was not played last, or of a decade."""
-    rng = now.listener.rng
     artist = now.candidates[0]["artist"]
     one_artist = len({track["artist"] for track in now.candidates}) == 1
     played_last = now.before and now.before["artist"] == artist
-    if one_artist and artist and not played_last and rng.random() < 0.6:
-        asked = choose_attributes(now.attributes, "tags", rng) if rng.random() < 0.5 else []
+    if one_artist and artist and not played_last and now.rng.random() < 0.6:
+        described = now.rng.random() < 0.5
+        asked = choose_attributes(now.attributes, "tags", now.rng) if described else []
         if asked:
             return now.describe(asked, template="artist_described", artist=artist)
         return now.listener.say("artist", artist=artist), []
@@ -217,11 +200,11 @@ def ask_metadata(now):
 
 def ask_redirect(now):
     """For a track whose genre and moods are all others than those of the track before."""
-    asked = choose_attributes(now.news, "tags", now.listener.rng)
+    asked = choose_attributes(now.news, "tags", now.rng)
     per_track = [now.listener.attributes(track) for track in now.candidates]
     all_new = not any(c in now.old[kind] for attributes in per_track
                       for kind, c in pairs(attributes, ("genre", "mood", "tag")))
-    genres_known = pairs(now.old, NOUNS) and all(pairs(each, NOUNS) for each in per_track)
+    genres_known = all(pairs(each, NOUNS) for each in [now.old, *per_track])
     if asked and all_new and genres_known:
         return now.describe(asked, template="redirect")
     return None
@@ -229,23 +212,21 @@ def ask_redirect(now):
 
 def ask_description(now, kind):
     """By what is true of the track. Where the genre stays, only what is new is said."""
-    rng = now.listener.rng
-
     # At the opening: with the playlist's title, by what half of its tracks have.
-    if now.playlist and now.playlist[0] and rng.random() < 0.25:
+    if now.playlist and now.playlist[0] and now.rng.random() < 0.25:
         title, common = now.playlist
         common = {k: [c for c in concepts if (k, c) in common]
                   for k, concepts in now.attributes.items()}
-        asked = choose_attributes(common, kind, rng)
+        asked = choose_attributes(common, kind, now.rng)
         if asked:
             return now.describe(asked, template="opening_playlist", playlist=title)
 
-    if now.same_genre and rng.random() < 0.9:
-        asked = choose_attributes(now.news | dict.fromkeys(NOUNS, []), kind, rng)
+    if now.same_genre and now.rng.random() < 0.9:
+        asked = choose_attributes(now.news | dict.fromkeys(NOUNS, []), kind, now.rng)
         if asked:
             return now.describe(asked, known_genre=True)
 
-    asked = choose_attributes(now.attributes, kind, rng)
+    asked = choose_attributes(now.attributes, kind, now.rng)
     if all(c in now.old[k] for k, c in asked):  # nothing but what is playing already
         return None
     return now.describe(asked)
@@ -254,29 +235,21 @@ def ask_description(now, kind):
 # A kind of request: a function of a Situation -> (query, asked), or None where no such request
 # holds for the candidates. A new one needs a line here, a weight in OPENING or LATER, and sentences
 # under "train" and "test" in templates.json.
-REQUESTS = {
-    "title": ask_title,
-    "more": ask_more,
-    "relative": ask_relative,
-    "callback": ask_callback,
-    "metadata": ask_metadata,
-    "redirect": ask_redirect,
-    "tags": partial(ask_description, kind="tags"),
-    "lyrics": partial(ask_description, kind="lyrics"),
-    "audio": partial(ask_description, kind="audio")}
+REQUESTS = {"title": ask_title, "more": ask_more, "relative": ask_relative,
+            "callback": ask_callback, "metadata": ask_metadata, "redirect": ask_redirect,
+            **{kind: partial(ask_description, kind=kind) for kind in ("tags", "lyrics", "audio")}}
 
 
 def next_request(listener, remaining, before, playlist, weights):
     """(kind, target, query, asked): what to ask for next, and the track it is asked for.
 
     A kind is drawn by weight; the target is the first of the remaining tracks for which such a
-    request holds. playlist: at the opening, of Situation, else None. weights: {kind: weight}
+    request holds. before, playlist: of Situation; weights: {kind: weight}
     """
     weights = {kind: weight for kind, weight in weights.items() if weight}
     while weights:
-        kinds = list(weights)
-        p = [weights[kind] / sum(weights.values()) for kind in kinds]
-        kind = kinds[int(listener.rng.choice(len(kinds), p=p))]
+        p = [weight / sum(weights.values()) for weight in weights.values()]
+        kind = list(weights)[int(listener.rng.choice(len(weights), p=p))]
         for target in remaining:
             request = REQUESTS[kind](Situation(listener, [target], before, playlist))
             if request:

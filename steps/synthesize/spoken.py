@@ -20,19 +20,14 @@ def words_of(text):
 
 @lru_cache(maxsize=2**16)
 def bare(name):
-    """A title without brackets and without what follows " - ".
-
-    "Home (Live)" and "Home - Remastered" are "Home".
-    """
+    """A title without brackets and what follows " - ": "Home (Live)", "Home - Live" are "Home"."""
     name = name or ""
     return re.sub(r"\([^)]*\)|\[[^]]*\]|\s-\s.*$", " ", name).strip() or name
 
 
 def quoted(text):
-    """What is in quotation marks or asterisks: [(the words, their match), ...].
-
-    Nothing is looked for after LONGEST characters, since QUOTED takes quadratic time.
-    """
+    """What is in quotation marks or asterisks: [(the words, their match), ...]."""
+    # Not after LONGEST characters, since QUOTED takes quadratic time.
     return [(next(filter(None, match.groups())), match)
             for match in QUOTED.finditer(text, 0, LONGEST)]
 

@@ -1,12 +1,12 @@
 """How the simulated listener and its assistant say things.
 
-What is said comes from two files that are meant to be read. common/lexicon.json has ways to say a
-concept. steps/synthesize/templates.json has sentences with {slots}; those under "test" never occur
-in training.
+Two files are meant to be read: common/lexicon.json has ways to say a concept, templates.json has
+sentences with {slots}; those under "test" never occur in training.
 """
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from steps.synthesize.attributes import LEXICON, NOUNS, pairs
@@ -24,9 +24,8 @@ def pick(items, rng):
     return items[int(rng.integers(len(items)))]
 
 
-def sentence_case(text):
-    """Capital letters at the start and after a full stop."""
-    return re.sub(r"(^|[.!?] )(\w)", lambda m: m.group(1) + m.group(2).upper(), text)
+def shuffled(items, rng):
+    return [items[i] for i in rng.permutation(len(items))]
 
 
 def with_article(phrase):
@@ -66,10 +65,7 @@ def noun_phrase(attributes, rng, known_genre=False, answer=False, said=""):
 
     # 2. The head: "a sweet, airy mid-tempo folk song".
     adjectives = joined((", ".join(moods), " ".join(others)))
-    if rng.random() < 0.5:
-        apart = listed(moods + others)
-    else:
-        apart = ", ".join(moods + others)
+    apart = listed(moods + others) if rng.random() < 0.5 else ", ".join(moods + others)
     single = rng.random() < (0.75 if answer else 0.3)  # one piece, with an article
     if nouns:
         words, concept = nouns[0]
@@ -84,17 +80,15 @@ def noun_phrase(attributes, rng, known_genre=False, answer=False, said=""):
         something = not decade and bool(apart) and rng.random() < 0.3
         noun = pick(PIECES if answer or single else ("music", "songs"), rng)
         single = noun in PIECES and not something
+        head = joined((adjectives, decade, noun))
         if something:
             head = f"something {listed(moods + others)}"
-        else:
-            head = joined((adjectives, decade, noun))
-    head = head.strip()
-    phrase = with_article(head) if single else head
+    phrase = with_article(head.strip()) if single else head.strip()
 
     # 3. The ends: "with piano, about leaving home". After a long one comes a comma.
     for i, end in enumerate(ends):
-        comma = i and " " in ends[i - 1]
-        comma = comma or phrase.startswith("something") and end.startswith("sung")
+        comma = (i and " " in ends[i - 1]
+                 or phrase.startswith("something") and end.startswith("sung"))
         phrase += (", " if comma else " ") + end
     return phrase
 
@@ -102,16 +96,11 @@ def noun_phrase(attributes, rng, known_genre=False, answer=False, said=""):
 def choose_words(attributes, rng, word, known_genre, answer):
     """The words of a noun phrase: (nouns, moods, other adjectives, decade, ends).
 
-    word: a function that picks one of several phrases. Arguments else as in `noun_phrase`.
-    A noun is (list of words, concept); the decade is a text; all others are lists of texts.
+    Arguments as in `noun_phrase`; word: a function that picks one of several phrases
+    Returns: a list of (words, concept), two lists of texts, a text, a list of texts
     """
-    nouns = []
-    moods = []
-    others = []
-    with_ = []
-    ends = []
-    decade = ""
-    occasion = ""
+    nouns, moods, others, with_, ends = [], [], [], [], []
+    decade, occasion = "", ""
     named = any(kind in NOUNS for kind, _ in attributes)
     most_ends = 1 if answer else 2  # more than these only of what has no adjective
     for kind, concept in attributes:
@@ -163,7 +152,7 @@ class Listener:
         self.liked = []        # tracks that were played and not turned down
         self.by_title = False  # whether the last track was asked for by title
         self.played = set()    # track ids
-        self.plays = {}        # {artist: how often played}
+        self.plays = Counter()  # how often each artist was played
 
     def attributes(self, track):
         """{kind: [concepts]} of a track."""
@@ -177,16 +166,14 @@ class Listener:
         splits = TEMPLATES[name]
         templates = splits["test" if self.unseen and "test" in splits else "train"]
         fitting = [template for template in templates if SLOTS[template] <= set(slots)]
-        if not fitting:
-            raise ValueError(f"templates.json: no sentence of {name} needs only the slots "
-                             f"{', '.join(slots)}")
         fresh = [template for template in fitting if template not in self.used]
         template = pick(fresh or fitting, self.rng)
         self.used.add(template)
         return template.format(**slots)
 
     def say(self, name, **slots):
-        return sentence_case(self.words(name, **slots))
+        """The same, with capital letters at the start and after a full stop."""
+        return re.sub(r"(^|[.!?] )\w", lambda m: m[0].upper(), self.words(name, **slots))
 
     def without_disliked(self, attributes):
         """{kind: [concepts]} without what the listener has turned down before."""
@@ -203,15 +190,12 @@ class Listener:
         return {"same": same, "kept": PREPOSITION.get(kind, "with ") + same}
 
     def changed(self, attributes, also=False):
-        """Attributes from `changes` -> slots.
+        """Attributes from `changes` -> slots: diff (all in words), at times adj or with.
 
-        diff: all of them in words
         adj, with: the same, where it is an adjective ("sadder") or a phrase ("with piano")
         also: another instrument comes to the one that is kept ("but also with piano")
         """
-        adjectives = []
-        with_ = []
-        others = []
+        adjectives, with_, others = [], [], []
         for kind, concept in attributes:
             entry = LEXICON.get(kind, {}).get(concept, {})
             if kind == "compared":
@@ -219,8 +203,8 @@ class Listener:
             elif kind == "mood":
                 adjectives.append(pick(entry["more"], self.rng))
             elif kind == "genre":
-                others.append(self.words("other_genre", concept=concept,
-                                         a_concept=with_article(concept)))
+                others.append(self.words(
+                    "other_genre", concept=concept, a_concept=with_article(concept)))
             elif kind == "without":
                 others.append(f"without the {concept}")
             elif kind == "theme":
@@ -242,10 +226,9 @@ class Listener:
         return slots
 
     def names_of(self, track, unsaid):
-        """What the listener can call a track played earlier, so that it is clear which one.
+        """What the listener can call a track played earlier, and no other: ["the first one", ...].
 
         unsaid: artists that must not be named
-        Returns: ["the first one", ...]
         """
         attributes = self.attributes(track)
         others = [t for t in self.liked if t is not track]

@@ -9,7 +9,7 @@ import json
 import re
 from typing import NamedTuple
 
-from steps.synthesize.rules import problems
+from steps.synthesize.guards import problems
 from steps.synthesize.spoken import LONGEST, bare, names_of, quoted, speaks, without_names, words_of
 
 ROLES = {
