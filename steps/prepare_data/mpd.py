@@ -1,8 +1,4 @@
-"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio and annotations -> lines.
-
-The order is that in which `prepare_mpd` calls it: which files there are, reading the slices, the
-filters, annotations, and the lines of tracks.jsonl and playlists.jsonl.
-"""
+"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio and annotations -> lines."""
 
 import html
 import json
@@ -10,7 +6,7 @@ import os
 import re
 import sys
 from array import array
-from datetime import date, timedelta
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +25,19 @@ LAST_DAY = 2_932_896  # days from 1970-01-01 to 9999-12-31, the end of ISO dates
 
 def find_slices(mpd_dir):
     """The slice files by the number of their first playlist: mpd.slice.0-999.json, 1000-1999 ..."""
-    slices = [path for path in Path(mpd_dir).glob("mpd.slice.*.json") if path.is_file()]
+    slices = [path for path in mpd_dir.glob("mpd.slice.*.json") if path.is_file()]
     if not slices:
-        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it. Give the folder of the Million "
-                         f"Playlist Dataset that holds the slices: --mpd-dir DIR")
+        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it; give the folder with MPD's slices")
     return sorted(slices, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.name)], p.name))
 
 
 def annotation_files(paths):
     """{file to write, relative to the data dir: file to read}."""
     files = {}
-    for path in paths:
-        name = f"annotations/{Path(path).stem}.jsonl"
-        if not Path(path).is_file():
-            raise SystemExit(f"{path} is missing; --annotations takes JSONL files with a track_id "
-                             f"in each line")
+    for path in map(Path, paths):
+        name = f"annotations/{path.stem}.jsonl"
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing; --annotations takes JSONL files")
         if name in files:
             raise SystemExit(f"{path} and {files[name]} would both become {name}; rename one")
         files[name] = path
@@ -53,24 +47,22 @@ def annotation_files(paths):
 def find_audio(audio_dir, data_dir, problems):
     """{track_id: path relative to data_dir} of the audio files in audio_dir, nested or not."""
     # resolved: ".." of a linked folder leads elsewhere than its name says
-    base = os.path.relpath(Path(audio_dir).resolve(), data_dir.resolve())
+    base = os.path.relpath(audio_dir.resolve(), data_dir.resolve())
     audio = {}
     for folder, folders, names in os.walk(audio_dir):
         folders.sort()  # fixes the order of the walk, and so which of two files is taken
-        for name in sorted(names):
-            track_id, suffix = os.path.splitext(name)
-            path = os.path.join(folder, name)
-            if suffix.lower() not in AUDIO_SUFFIXES:
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
-            if os.path.getsize(path) == 0:
-                note(problems, "empty audio files", path)
-            elif track_id in audio:
-                note(problems, "audio files of a track that has one already", path)
+            if path.stat().st_size == 0:
+                note(problems, "empty audio files", str(path))
+            elif path.stem in audio:
+                note(problems, "audio files of a track that has one already", str(path))
             else:
-                audio[track_id] = Path(base, os.path.relpath(path, audio_dir)).as_posix()
+                audio[path.stem] = Path(base, path.relative_to(audio_dir)).as_posix()
     if not audio:
-        raise SystemExit(f"{audio_dir}: no audio in it. Files named by track_id are expected, in "
-                         f"any folder below it, ending in {', '.join(AUDIO_SUFFIXES)}")
+        raise SystemExit(f"{audio_dir}: no audio in it; files named by track_id are expected, "
+                         f"ending in {', '.join(AUDIO_SUFFIXES)}")
     return audio
 
 
@@ -81,11 +73,8 @@ def read_slices(paths, problems):
     for path in tqdm(paths, desc="slices", unit="slice"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            note(problems, "slices that are not JSON", f"{path.name}:{error.lineno}")
-            continue
-        except UnicodeDecodeError as error:
-            note(problems, "slices that are not UTF-8", f"{path.name}: byte {error.start}")
+        except ValueError as error:  # from the decoder or from json
+            note(problems, "slices that are not JSON in UTF-8", f"{path.name}: {error}")
             continue
         playlists = content.get("playlists") if isinstance(content, dict) else None
         if not isinstance(playlists, list):
@@ -101,14 +90,12 @@ def number_tracks(tracks, where, row_of, details, problems):
     rows = {}  # a dict keeps the order and holds each row once
     for position, track in enumerate(tracks, 1):
         uri = track.get("track_uri") if isinstance(track, dict) else None
-        match = TRACK_URI.fullmatch(uri) if isinstance(uri, str) else None
+        match = TRACK_URI.fullmatch(str(uri))
         if match is None:
             note(problems, "tracks without a spotify:track: uri", f"{where}, track {position}")
             continue
-
-        row = row_of.get(match[1])
-        if row is None:
-            row = row_of[match[1]] = len(details)
+        row = row_of.setdefault(match[1], len(details))
+        if row == len(details):
             duration = track.get("duration_ms")
             details.append((
                 clean_text(track.get("track_name")),
@@ -134,12 +121,9 @@ def playlist_day(playlist, where, problems):
 def read_playlists(paths, problems):
     """Every playlist, in a form so compact that a million fit in 3 GiB.
 
-    Returns:
-        row_of: {track_id: row}.
-        details: (title, artist, album, duration in ms) per row.
-        heads: (playlist_id, title, description, day) per playlist.
-        items: rows of the tracks, playlist after playlist, (sum of lengths,) int32.
-        lengths: tracks per playlist, (P,) int32.
+    Returns: {track_id: row}; (title, artist, album, duration in ms) per row; (playlist_id, title,
+        description, day) per playlist; rows of the tracks, playlist after playlist, (sum of
+        lengths,) int32; tracks per playlist, (P,) int32.
     """
     row_of, details, heads, seen = {}, [], [], set()
     items, lengths = array("i"), array("i")
@@ -153,10 +137,9 @@ def read_playlists(paths, problems):
             note(problems, "playlists with the pid of an earlier one", where)
             continue
         seen.add(str(pid))
-
         tracks = playlist.get("tracks")
-        tracks = tracks if isinstance(tracks, list) else []
-        rows = number_tracks(tracks, where, row_of, details, problems)
+        rows = number_tracks(tracks if isinstance(tracks, list) else [], where, row_of, details,
+                             problems)
         if not rows:
             note(problems, "playlists without tracks", where)
             continue
@@ -179,20 +162,17 @@ def filter_tracks(items, lengths, allowed, min_count, min_length):
     would be left.
 
     items, lengths: from `read_playlists`. allowed: which tracks may stay, (N,) bool.
-
     Returns: items of the playlists that stay, by new rows; their lengths; the old row of each new
         one, (M,); which playlists stay, (P,) bool.
     """
-    keep_track = allowed & (np.bincount(items, minlength=len(allowed)) >= min_count)
-    keep_item = keep_track[items]
+    keep_item = (allowed & (np.bincount(items, minlength=len(allowed)) >= min_count))[items]
     owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # playlist of each item
     new_lengths = np.bincount(owner[keep_item], minlength=len(lengths)).astype(np.int32)
     stays = new_lengths >= min_length
     items = items[keep_item & stays[owner]]
 
     # the rows that are left close up, in their old order
-    used = np.zeros(len(allowed), bool)
-    used[items] = True
+    used = np.bincount(items, minlength=len(allowed)) > 0
     new_row = np.cumsum(used, dtype=np.int32) - 1
     return new_row[items], new_lengths[stays], np.flatnonzero(used), stays
 
@@ -207,10 +187,9 @@ def kept_playlists(slices, allowed, min_count, min_length, problems):
     track_ids = list(row_of)
     is_allowed = np.array([allowed is None or track_id in allowed for track_id in row_of], bool)
     items, lengths, rows, stays = filter_tracks(items, lengths, is_allowed, min_count, min_length)
-    with_audio = "" if allowed is None else ", with audio"
     print(f"kept {stays.sum():,} of {len(heads):,} playlists (with {min_length} tracks or more) "
-          f"and {len(rows):,} of {len(details):,} tracks (in {min_count} playlists or "
-          f"more{with_audio})")
+          f"and {len(rows):,} of {len(details):,} tracks (in {min_count} playlists or more"
+          f"{'' if allowed is None else ', with audio'})")
     return ([track_ids[row] for row in rows], [details[row] for row in rows],
             [heads[i] for i in np.flatnonzero(stays)], items, lengths)
 
@@ -218,17 +197,15 @@ def kept_playlists(slices, allowed, min_count, min_length, problems):
 # ---------------------------------------------------------------- annotations
 
 def map_annotation(row):
-    """The fields of an annotation by the names of tracks.jsonl.
+    """(fields of an annotation by the names of tracks.jsonl; names of those of a wrong form).
 
     `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known,
     since a date would claim more.
-
-    Returns: the good fields; the names of fields of another form than `data.expected_form` says.
     """
     row = {field: value for field, value in row.items() if value is not None}
-    good = {field: row[field] for field in data.TRACK_FIELDS[1:]
-            if field in row and data.expected_form(field, row[field]) is None}
-    bad = [field for field in row if field in data.TRACK_FIELDS[1:] and field not in good]
+    known = [field for field in row if field in data.TRACK_FIELDS[1:]]
+    bad = [field for field in known if data.expected_form(field, row[field])]
+    good = {field: row[field] for field in data.TRACK_FIELDS if field in known and field not in bad}
     if "year" in row and "release_date" not in good:
         if re.fullmatch(r"\d{4}", str(row["year"])):
             good["release_date"] = str(row["year"])
@@ -257,45 +234,41 @@ def read_annotations(path, track_ids, problems):
                 yield {"track_id": track_id, **good}
 
 
-def check_annotations(files, track_ids, problems):
-    """Read each file once before anything is written.
+def check_annotations(files, track_ids):
+    """Read each file once before anything is written. Returns: the problems.
 
     Raises SystemExit: no line of a file has a field for a track of the catalogue.
     """
+    problems = {}
     for path in files.values():
-        counts = {}
-        for row in read_annotations(path, track_ids, problems):
-            for field in row:
-                counts[field] = counts.get(field, 0) + 1
+        counts = Counter(field for row in read_annotations(path, track_ids, problems)
+                         for field in row)
         if not counts:
-            raise SystemExit(f"{path}: no line has a field for a track of this catalogue. One JSON "
-                             f"object per line is expected, with track_id (the id in Spotify's "
-                             f"uri) and fields of tracks.jsonl")
+            raise SystemExit(f"{path}: no line has a field for a track of this catalogue; a line "
+                             f"needs track_id (the id in Spotify's uri) and fields of tracks.jsonl")
         n_tracks = counts.pop("track_id")
         fields = ", ".join(f"{field} {n:,}" for field, n in counts.items())
         print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({fields})")
+    print_problems(problems)
+    return problems
 
 
 # ---------------------------------------------------------------- the lines to write
 
 def track_rows(track_ids, details, audio):
     """Lines of tracks.jsonl. Popularity is null: who needs it counts it in training playlists."""
-    empty = dict.fromkeys(data.TRACK_FIELDS)
     for track_id, (title, artist, album, duration_ms) in zip(track_ids, details, strict=True):
-        yield empty | {"track_id": track_id, "title": title, "artist": artist or None,
-                       "album": album or None, "duration_ms": duration_ms, "tags": [],
-                       "audio_path": audio.get(track_id)}
+        yield dict.fromkeys(data.TRACK_FIELDS) | {
+            "track_id": track_id, "title": title, "artist": artist or None, "album": album or None,
+            "duration_ms": duration_ms, "tags": [], "audio_path": audio.get(track_id)}
 
 
 def playlist_rows(heads, items, lengths, split, track_ids):
     """Lines of playlists.jsonl. split: positions in data.SPLITS, (P,) int."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
-    for (playlist_id, title, description, day), start, end, s in zip(heads, starts, ends, split,
-                                                                     strict=True):
-        modified_at = None
-        if day != NO_DATE:
-            modified_at = (date(1970, 1, 1) + timedelta(day)).isoformat()
+    for (playlist_id, title, description, day), length, end, s in zip(heads, lengths, ends, split,
+                                                                      strict=True):
         yield {"playlist_id": playlist_id, "title": title, "description": description,
-               "modified_at": modified_at, "split": data.SPLITS[s],
-               "track_ids": [track_ids[row] for row in items[start:end]]}
+               "modified_at": None if day == NO_DATE else str(np.datetime64(day, "D")),
+               "split": data.SPLITS[s],
+               "track_ids": [track_ids[row] for row in items[end - length:end]]}

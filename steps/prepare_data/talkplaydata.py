@@ -16,7 +16,7 @@ import numpy as np
 
 from common import data
 from steps.prepare_data.foreign import clean_text, note, print_problems
-from steps.prepare_data.talkplaydata_files import read_rows
+from steps.prepare_data.talkplaydata_files import numbered_rows
 
 FIELD_OF = {"user": "query", "music": "music", "assistant": "response"}
 AGAINST = "DOES_NOT_MOVE_TOWARD_GOAL"
@@ -32,16 +32,19 @@ def read(files, n_valid, played_only, seed, problems):
     """What becomes of the files, but for the turns of the dialogues and the embeddings.
 
     files: from `sort_files`. played_only: keep only tracks that a dialogue plays.
-
     Returns: a Head per dialogue; the split of each, None for one that is left out; {track_id: line
         of tracks.jsonl}; lines of playlists.jsonl.
     """
     heads = [head for head, _, _ in read_conversations(files["conversations"], problems)]
     splits = split_dialogues(heads, n_valid, seed, problems)
-    played = {track_id for head in heads for track_id in head.music}
-    tracks = read_tracks(files["tracks"], played if played_only else None, problems)
+    played = {track_id for head in heads for track_id in head.music} if played_only else None
+    tracks = read_tracks(files["tracks"], played, problems)
     annotate(tracks, files["annotations"], problems)
-    note_unknown(heads, tracks, problems)
+    for head in heads:
+        for track_id in head.music:
+            if track_id not in tracks:
+                note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
+                     f"{head.dialogue_id}: {track_id}")
     print_problems(problems)
     return heads, splits, tracks, playlist_rows(heads, splits, tracks)
 
@@ -126,9 +129,8 @@ def read_conversations(files, problems):
     """
     seen = set()
     for path, split in files:
-        for number, row in enumerate(read_rows(path, CONVERSATION_COLUMNS), 1):
-            where, messages = f"{path.name}: row {number}", row.get("conversations")
-            dialogue_id, group, meta = identify(row)
+        for where, row in numbered_rows(path, CONVERSATION_COLUMNS):
+            messages, (dialogue_id, group, meta) = row.get("conversations"), identify(row)
             if (dialogue_id is None or not isinstance(messages, list)
                     or not all(isinstance(message, dict) for message in messages)):
                 note(problems, "rows without session_id (or pid and cid) and messages", where)
@@ -137,7 +139,6 @@ def read_conversations(files, problems):
                 note(problems, "conversations with the id of an earlier one", where)
                 continue
             seen.add(dialogue_id)
-
             turns = make_turns(messages, where, problems)
             labels = read_labels(row.get("goal_progress_assessments"), where, problems)
             if turns is None:
@@ -162,12 +163,9 @@ def split_dialogues(heads, n_valid, seed, problems):
     for head in heads:
         published[head.group] = max(published.get(head.group, "train"), head.split,
                                     key=data.SPLITS.index)
-    train = [group for group, split in published.items() if split == "train"]
-    if heads and not train:
-        raise SystemExit("--parts: no train conversations; give that split's file too")
-
     final = dict(published)
-    if "valid" not in published.values():
+    train = [group for group, split in published.items() if split == "train"]
+    if train and "valid" not in published.values():
         if len(train) <= n_valid:
             raise SystemExit(f"--n-valid {n_valid}: there are {len(train)} training playlists or "
                              f"sessions; give fewer")
@@ -212,9 +210,7 @@ def positive(value):
 def release_date(value):
     """YYYY-MM-DD or YYYY, as in tracks.jsonl (YYYY-MM becomes the year); else None."""
     date = re.match(r"([1-9]\d{3})(-\d\d(-\d\d)?)?(?!\d)", str(first(value)))
-    if date is None:
-        return None
-    return date[0] if date[3] else date[1]
+    return date and (date[0] if date[3] else date[1])
 
 
 def note_unusable(used, row, where, problems):
@@ -231,19 +227,16 @@ def make_track(row, where, problems):
     for kind, values in (("names", names), ("albums", albums)):
         if len(values) > 1:
             note(problems, f"{kind} of a track after its first", where)
-    duration, popularity = positive(row.get("duration")), first(row.get("popularity"))
-    track = dict.fromkeys(data.TRACK_FIELDS) | {
-        "track_id": row["track_id"],
-        "title": first(names),
+    popularity = first(row.get("popularity"))
+    used = {"release_date": release_date(row.get("release_date")),
+            "duration": positive(row.get("duration")),
+            "popularity": popularity if popularity == 0 else positive(popularity)}
+    note_unusable(used, row, where, problems)
+    duration = used.pop("duration")
+    return dict.fromkeys(data.TRACK_FIELDS) | used | {
+        "track_id": row["track_id"], "title": first(names), "album": first(albums),
         "artist": ", ".join(texts(row.get("artist_name"))) or None,
-        "album": first(albums),
-        "release_date": release_date(row.get("release_date")),
-        "duration_ms": duration and int(duration),
-        "popularity": popularity if popularity == 0 else positive(popularity),
-        "tags": texts(row.get("tag_list"))}
-    note_unusable({"release_date": track["release_date"], "duration": duration,
-                   "popularity": track["popularity"]}, row, where, problems)
-    return track
+        "duration_ms": duration and int(duration), "tags": texts(row.get("tag_list"))}
 
 
 def read_tracks(paths, played, problems):
@@ -252,42 +245,31 @@ def read_tracks(paths, played, problems):
     played: the track_ids to keep, or None for all.
     """
     tracks = {}
-    for path in paths:
-        for number, row in enumerate(read_rows(path, TRACK_COLUMNS), 1):
-            where, track_id = f"{path.name}: row {number}", row.get("track_id")
-            if not isinstance(track_id, str) or not track_id:
-                note(problems, "tracks without a track_id", where)
-            elif track_id in tracks:
-                note(problems, "rows of a track that has one already", f"{where} ({track_id})")
-            elif played is not None and track_id not in played:
-                note(problems, "tracks that no dialogue plays", f"{where} ({track_id})")
-            else:
-                tracks[track_id] = make_track(row, where, problems)
+    for where, row in (pair for path in paths for pair in numbered_rows(path, TRACK_COLUMNS)):
+        track_id = row.get("track_id")
+        if not isinstance(track_id, str) or not track_id:
+            note(problems, "tracks without a track_id", where)
+        elif track_id in tracks:
+            note(problems, "rows of a track that has one already", f"{where} ({track_id})")
+        elif played is not None and track_id not in played:
+            note(problems, "tracks that no dialogue plays", f"{where} ({track_id})")
+        else:
+            tracks[track_id] = make_track(row, where, problems)
     return tracks
 
 
 def annotate(tracks, paths, problems):
     """Fill in caption, tempo and key (the first of each list) of TrackDB-Pseudo-Annotation."""
-    for path in paths:
-        for number, row in enumerate(read_rows(path, ANNOTATION_COLUMNS), 1):
-            where, track_id = f"{path.name}: row {number}", row.get("track_id")
-            if not isinstance(track_id, str) or track_id not in tracks:
-                note(problems, "captions of tracks that the catalogue does not have", where)
-                continue
-            key = clean_text(first(row.get("key")))  # "Db major" too
-            good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
-                    "key": None if data.expected_form("key", key) else key}
-            note_unusable(good, row, where, problems)
-            tracks[track_id].update({k: value for k, value in good.items() if value is not None})
-
-
-def note_unknown(heads, tracks, problems):
-    """Count the turns whose track the catalogue lacks: they stay, without music and targets."""
-    for head in heads:
-        for track_id in head.music:
-            if track_id not in tracks:
-                note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
-                     f"{head.dialogue_id}: {track_id}")
+    for where, row in (pair for path in paths for pair in numbered_rows(path, ANNOTATION_COLUMNS)):
+        track_id = str(row.get("track_id"))
+        if track_id not in tracks:
+            note(problems, "captions of tracks that the catalogue does not have", where)
+            continue
+        key = clean_text(first(row.get("key")))  # "Db major" too
+        good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
+                "key": None if data.expected_form("key", key) else key}
+        note_unusable(good, row, where, problems)
+        tracks[track_id].update({k: v for k, v in good.items() if v is not None})
 
 
 # ---------------------------------------------------------------- the lines to write
@@ -302,10 +284,10 @@ def playlist_rows(heads, splits, tracks):
         if split is not None:
             row = rows.setdefault(head.group, {
                 "playlist_id": head.group, "title": None, "modified_at": head.date, "split": split,
-                "track_ids": []})
-            row["track_ids"] += [track_id for track_id in dict.fromkeys(head.music)
-                                 if track_id in tracks and track_id not in row["track_ids"]]
-    rows = [row for row in rows.values() if row["track_ids"]]
+                "track_ids": {}})
+            row["track_ids"] |= {t: None for t in head.music if t in tracks}
+    rows = [row | {"track_ids": list(row["track_ids"])} for row in rows.values()
+            if row["track_ids"]]
     if not rows:
         raise SystemExit("--parts: none of the tracks that the conversations play is among the "
                          "tracks; do the files belong together?")
@@ -313,27 +295,29 @@ def playlist_rows(heads, splits, tracks):
 
 
 def dialogue_rows(files, splits, split, tracks, playlists):
-    """Yield the lines of one split's file. files: as in `read_conversations`."""
+    """Yield the lines of one split's file. files: from `sort_files`."""
     playlist_ids = {playlist["playlist_id"] for playlist in playlists}
-    for (head, meta, turns), own in zip(read_conversations(files, {}), splits, strict=True):
+    conversations = read_conversations(files["conversations"], {})
+    for (head, meta, turns), own in zip(conversations, splits, strict=True):
         if own != split:
             continue
         for turn in turns:
-            if turn["music"] not in tracks:
-                turn["music"] = None
-                turn["rejected"] = False
-            turn["targets"] = [turn["music"]] if turn["music"] else []
-            turn["kind"] = None
+            known = turn["music"] in tracks
+            turn["music"] = turn["music"] if known else None
+            turn["rejected"] = turn["rejected"] and known
+            turn |= {"targets": [turn["music"]] if known else [], "kind": None}
         yield {"dialogue_id": head.dialogue_id,
                "playlist_id": head.group if head.group in playlist_ids else None,
                "meta": meta, "turns": turns}
 
 
 def count(heads, tracks):
-    """{what is counted: how many of it each dialogue has, (D,)}, for 00's table of dialogues."""
-    labels = [[label for track_id, label in zip(head.music, head.labels, strict=True)
-               if track_id in tracks] for head in heads]
-    return {"turns": [head.turns for head in heads],
-            "with_targets": [len(own) for own in labels],
-            "judged": [len(own) - own.count(None) for own in labels],
-            "rejected": [own.count(AGAINST) for own in labels]}
+    """What 00 counts of each dialogue: list of dicts."""
+    counts = []
+    for head in heads:
+        labels = [label for track_id, label in zip(head.music, head.labels, strict=True)
+                  if track_id in tracks]
+        counts.append({"turns": head.turns, "with_targets": len(labels),
+                       "judged": len(labels) - labels.count(None),
+                       "rejected": labels.count(AGAINST)})
+    return counts
