@@ -235,7 +235,7 @@ def write_embeddings(folder, sources, track_ids, problems):
     for modality, array in arrays.items():
         array.flush()
         os.replace(folder / f"{modality}.npy.tmp", folder / f"{modality}.npy")
-        n_missing = int(np.isnan(array[:, 0]).sum())
-        print(f"  {modality:9s} {str(array.shape):>14s}  {len(array) - n_missing:,} tracks have it, "
-              f"{n_missing:,} do not")
+        missing = int(np.isnan(array[:, 0]).sum())
+        print(f"  {modality:9s} {str(array.shape):>14s}  {len(array) - missing:,} tracks have it, "
+              f"{missing:,} do not")
     return list(arrays)
