@@ -173,6 +173,14 @@ def write_files(data_dir, run, files):
         data.write_jsonl(data_dir / name, rows)
 
 
+def write_dialogues(data_dir, run, tracks, playlists, dialogues, splits):
+    """`write_files` where dialogues came with the data. splits: None for one that is left out."""
+    files = {"tracks.jsonl": tracks, "playlists.jsonl": playlists}
+    for name, file in DIALOGUES.items():
+        files[file] = [d for d, split in zip(dialogues, splits, strict=True) if split == name]
+    write_files(data_dir, run, files)
+
+
 def finish(data_dir, run, tables, next_script, **facts):
     """Close the record; say what was written and what comes next. tables: from `print_tables`."""
     runs.finish_run(run, **tables, **facts)
@@ -255,13 +263,10 @@ def prepare_cpcd(args):
     if run is None:
         return
 
-    tracks, playlists, dialogues, splits = cpcd.read(args.cpcd_file, args.n_valid, args.n_test,
-                                                     args.seed, problems)
-    tables = print_tables(tracks, playlists, splits, cpcd.count(dialogues))
-    files = {"tracks.jsonl": tracks, "playlists.jsonl": playlists}
-    for name, file in DIALOGUES.items():
-        files[file] = [d for d, split in zip(dialogues, splits, strict=True) if split == name]
-    write_files(args.data_dir, run, files)
+    tracks, playlists, dialogues, splits, counts = cpcd.read(
+        args.cpcd_file, args.n_valid, args.n_test, args.seed, problems)
+    tables = print_tables(tracks, playlists, splits, counts)
+    write_dialogues(args.data_dir, run, tracks, playlists, dialogues, splits)
     finish(args.data_dir, run, tables, "01_extract_embeddings.py", left_out=problems)
 
 
@@ -278,14 +283,13 @@ def prepare_talkplaydata(args):
         return
 
     print_problems(file_problems)  # at once: they tell why conversations may be missing
-    heads, splits, tracks, playlists = talkplaydata.read(files, args.n_valid, args.played_only,
-                                                         args.seed, problems)
-    tables = print_tables(tracks.values(), playlists, splits, talkplaydata.count(heads, tracks))
-    write_files(args.data_dir, run, {"tracks.jsonl": tracks.values(), "playlists.jsonl": playlists}
-                | {file: talkplaydata.dialogue_rows(files, splits, split, tracks, playlists)
-                   for split, file in DIALOGUES.items()})
-    made = talkplaydata_files.write_embeddings(args.data_dir / "embeddings", files["vectors"],
-                                               list(tracks), vector_problems)
+    tracks, playlists, dialogues, splits, counts = talkplaydata.read(
+        files, args.n_valid, args.played_only, args.seed, problems)
+    tables = print_tables(tracks, playlists, splits, counts)
+    write_dialogues(args.data_dir, run, tracks, playlists, dialogues, splits)
+    made = talkplaydata_files.write_embeddings(
+        args.data_dir / "embeddings", files["vectors"], [track["track_id"] for track in tracks],
+        vector_problems)
     problems = file_problems | problems | vector_problems
     finish(args.data_dir, run, tables, "02_quantize.py", left_out=problems)
     if missing := " ".join(modality for modality in MODALITIES if modality not in made):

@@ -1,12 +1,9 @@
 """The Conversational Playlist Curation Dataset, for 00_prepare_data.py: conversations -> lines.
 
-400 (of 917) conversations between two people. One asks for a playlist; the other searches and shows
-tracks, which the first one likes or dislikes (Chaganty et al. 2023, "Beyond Single Items: Exploring
-User Preferences in Item Sets with the Conversational Playlist Curation Dataset";
-google-research-datasets/cpcd, CC BY 4.0). A line is one conversation: `id`, `turns` (user_query,
-system_response, search_results, liked_results, disliked_results), `tracks` {track_id: track_titles,
-track_artists, track_release_titles} and `goal_playlist`, which is all that was liked.
-docs/real_data.md says what becomes of them.
+Of two people, one asks for a playlist; the other searches and shows tracks, which the first one
+likes or dislikes. A line is one conversation: `id`, `turns` (user_query, system_response,
+search_results, liked_results, disliked_results), `tracks` {track_id: track_titles, track_artists,
+track_release_titles} and `goal_playlist`, all that was liked. docs/real_data.md says more.
 """
 
 import numpy as np
@@ -16,8 +13,10 @@ from steps.prepare_data.foreign import clean_text, note, print_problems, read_li
 
 
 def read(path, n_valid, n_test, seed, problems):
-    """What becomes of the file: tracks, playlists, dialogues (lists of lines), and their splits.
+    """What becomes of the file.
 
+    Returns: tracks, playlists, dialogues (lists of lines); the split of each dialogue; what is
+        counted of each dialogue (list of dicts).
     Raises SystemExit: too few conversations for a split.
     """
     conversations = read_conversations(path, problems)
@@ -36,7 +35,10 @@ def read(path, n_valid, n_test, seed, problems):
     playlists = [{"playlist_id": dialogue["dialogue_id"], "title": None, "modified_at": None,
                   "split": split, "track_ids": goal}
                  for dialogue, goal, split in zip(dialogues, goals, splits, strict=True) if goal]
-    return list(tracks.values()), playlists, dialogues, splits
+    targets = [[len(turn["targets"]) for turn in dialogue["turns"]] for dialogue in dialogues]
+    counts = [{"turns": len(own), "with_targets": sum(map(bool, own)), "targets": sum(own)}
+              for own in targets]
+    return list(tracks.values()), playlists, dialogues, splits, counts
 
 
 def read_conversations(path, problems):
@@ -120,10 +122,3 @@ def make_dialogues(conversations, tracks, problems):
                           "playlist_id": conversation["id"] if goals[-1] else None,
                           "meta": {"backend": "cpcd"}, "turns": turns})
     return dialogues, goals
-
-
-def count(dialogues):
-    """What 00 counts of each dialogue: list of dicts."""
-    targets = [[len(turn["targets"]) for turn in dialogue["turns"]] for dialogue in dialogues]
-    return [{"turns": len(own), "with_targets": sum(map(bool, own)), "targets": sum(own)}
-            for own in targets]

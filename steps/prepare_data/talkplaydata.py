@@ -10,7 +10,6 @@ thoughts, profiles of listeners, ISRC, ids of artists and albums, chords.
 """
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,38 +28,23 @@ ANNOTATION_COLUMNS = ("track_id", "caption", "tempo", "key")
 
 
 def read(files, n_valid, played_only, seed, problems):
-    """What becomes of the files, but for the turns of the dialogues and the embeddings.
+    """What becomes of the files, but for the embeddings: what `cpcd.read` returns.
 
     files: from `sort_files`. played_only: keep only tracks that a dialogue plays.
-    Returns: a Head per dialogue; the split of each, None for one that is left out; {track_id: line
-        of tracks.jsonl}; lines of playlists.jsonl.
     """
-    heads = [head for head, _, _ in read_conversations(files["conversations"], problems)]
-    splits = split_dialogues(heads, n_valid, seed, problems)
-    played = {track_id for head in heads for track_id in head.music} if played_only else None
-    tracks = read_tracks(files["tracks"], played, problems)
+    dialogues, splits, labels = read_conversations(files["conversations"], problems)
+    splits = split_dialogues(dialogues, splits, n_valid, seed, problems)
+    played = {turn["music"] for dialogue in dialogues for turn in dialogue["turns"]}
+    tracks = read_tracks(files["tracks"], played if played_only else None, problems)
     annotate(tracks, files["annotations"], problems)
-    for head in heads:
-        for track_id in head.music:
-            if track_id not in tracks:
-                note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
-                     f"{head.dialogue_id}: {track_id}")
+    counts = [add_targets(dialogue, own, tracks, problems)
+              for dialogue, own in zip(dialogues, labels, strict=True)]
     print_problems(problems)
-    return heads, splits, tracks, playlist_rows(heads, splits, tracks)
+    playlists = make_playlists(dialogues, splits)
+    return list(tracks.values()), playlists, dialogues, splits, counts
 
 
 # ---------------------------------------------------------------- conversations
-
-class Head(NamedTuple):
-    """What must be known of a dialogue before any is written."""
-    dialogue_id: str
-    group: str     # the playlist or session it comes from: wholly in one split
-    split: str     # as published
-    date: str      # ISO, or None
-    turns: int
-    music: tuple   # track_ids played, in order
-    labels: tuple  # of each of them: one of LABELS, or None where nobody judges it
-
 
 def identify(row):
     """(dialogue_id, group, meta) of a row; the ids are None where they are missing."""
@@ -120,52 +104,48 @@ def make_turns(messages, where, problems):
 
 
 def read_conversations(files, problems):
-    """Yield (Head, meta, turns) of the conversations, each id once.
+    """The conversations, each id once. files: list of (path, split).
 
-    A turn has query, music, response, rejected. Each call reads the files anew, in the same order:
-    all conversations together would not fit in memory.
-
-    files: list of (path, split).
+    Returns: dialogues, whose playlist_id is the playlist or session they come from; the split of
+        each, as published; {turn: label} of each.
     """
-    seen = set()
+    dialogues, splits, labels = {}, [], []
     for path, split in files:
         for where, row in numbered_rows(path, CONVERSATION_COLUMNS):
             messages, (dialogue_id, group, meta) = row.get("conversations"), identify(row)
             if (dialogue_id is None or not isinstance(messages, list)
                     or not all(isinstance(message, dict) for message in messages)):
                 note(problems, "rows without session_id (or pid and cid) and messages", where)
-                continue
-            if dialogue_id in seen:
+            elif dialogue_id in dialogues:
                 note(problems, "conversations with the id of an earlier one", where)
-                continue
-            seen.add(dialogue_id)
-            turns = make_turns(messages, where, problems)
-            labels = read_labels(row.get("goal_progress_assessments"), where, problems)
-            if turns is None:
-                continue
-            for t, turn in enumerate(turns, 1):
-                turn["rejected"] = labels.get(t) == AGAINST
-            played = {t: turn["music"] for t, turn in enumerate(turns, 1) if turn["music"]}
-            yield Head(dialogue_id, group, split, meta.get("session_date"), len(turns),
-                       tuple(played.values()), tuple(map(labels.get, played))), meta, turns
+            else:
+                dialogues[dialogue_id] = None  # the id is taken, even if the turns are no good
+                turns = make_turns(messages, where, problems)
+                own_labels = read_labels(row.get("goal_progress_assessments"), where, problems)
+                if turns is not None:
+                    dialogues[dialogue_id] = {"dialogue_id": dialogue_id, "playlist_id": group,
+                                              "meta": meta, "turns": turns}
+                    splits.append(split)
+                    labels.append(own_labels)
+    return list(filter(None, dialogues.values())), splits, labels
 
 
-def split_dialogues(heads, n_valid, seed, problems):
+def split_dialogues(dialogues, published, n_valid, seed, problems):
     """The split of each dialogue: list of names, None for one that is left out.
 
-    As published; where there is no validation, n_valid of the training groups are drawn. A training
-    dialogue of a playlist that test (or validation) has too would give that one's tracks away: it
-    is left out.
+    As published; where there is no validation, n_valid of the training groups (playlists or
+    sessions) are drawn. A training dialogue of a playlist that test (or validation) has too would
+    give that one's tracks away: it is left out.
 
     Raises SystemExit: a split would be empty.
     """
-    published = {}  # {group: the last split that has it}
-    for head in heads:
-        published[head.group] = max(published.get(head.group, "train"), head.split,
-                                    key=data.SPLITS.index)
-    final = dict(published)
-    train = [group for group, split in published.items() if split == "train"]
-    if train and "valid" not in published.values():
+    last = {}  # {group: the last split that has it}
+    for dialogue, split in zip(dialogues, published, strict=True):
+        group = dialogue["playlist_id"]
+        last[group] = max(last.get(group, "train"), split, key=data.SPLITS.index)
+    final = dict(last)
+    train = [group for group, split in last.items() if split == "train"]
+    if train and "valid" not in last.values():
         if len(train) <= n_valid:
             raise SystemExit(f"--n-valid {n_valid}: there are {len(train)} training playlists or "
                              f"sessions; give fewer")
@@ -173,16 +153,58 @@ def split_dialogues(heads, n_valid, seed, problems):
             final[train[i]] = "valid"
 
     splits = []
-    for head in heads:
-        leaks = head.split != published[head.group]
+    for dialogue, split in zip(dialogues, published, strict=True):
+        leaks = split != last[dialogue["playlist_id"]]
         if leaks:
             note(problems, "dialogues of a playlist that a later split has too",
-                 f"{head.dialogue_id} of {head.split}")
-        splits.append(None if leaks else final[head.group])
+                 f"{dialogue['dialogue_id']} of {split}")
+        splits.append(None if leaks else final[dialogue["playlist_id"]])
     for split in data.SPLITS:
         if split not in splits:
             raise SystemExit(f"--parts: no {split} conversations; give that split's file too")
     return splits
+
+
+def add_targets(dialogue, labels, tracks, problems):
+    """Complete the turns; one whose track the catalogue lacks stays, without music and targets.
+
+    Returns: {what is counted: int}.
+    """
+    judged = 0
+    for t, turn in enumerate(dialogue["turns"], 1):
+        if turn["music"] and turn["music"] not in tracks:
+            note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
+                 f"{dialogue['dialogue_id']}: {turn['music']}")
+            turn["music"] = None
+        label = labels.get(t) if turn["music"] else None
+        judged += label is not None
+        turn |= {"rejected": label == AGAINST, "targets": [turn["music"]] if turn["music"] else [],
+                 "kind": None}
+    turns = dialogue["turns"]
+    return {"turns": len(turns), "with_targets": sum(bool(turn["targets"]) for turn in turns),
+            "judged": judged, "rejected": sum(turn["rejected"] for turn in turns)}
+
+
+def make_playlists(dialogues, splits):
+    """Lines of playlists.jsonl: what each playlist's or session's dialogues play, each track once.
+
+    The playlist_id of dialogues that play nothing becomes None. Raises SystemExit: there is none.
+    """
+    rows = {}
+    for dialogue, split in zip(dialogues, splits, strict=True):
+        if split is not None:
+            group, date = dialogue["playlist_id"], dialogue["meta"].get("session_date")
+            row = rows.setdefault(group, {"playlist_id": group, "title": None, "modified_at": date,
+                                          "split": split, "track_ids": {}})
+            row["track_ids"] |= {t: None for turn in dialogue["turns"] for t in turn["targets"]}
+    for dialogue, split in zip(dialogues, splits, strict=True):
+        if split is not None and not rows[dialogue["playlist_id"]]["track_ids"]:
+            dialogue["playlist_id"] = None
+    rows = [row | {"track_ids": [*row["track_ids"]]} for row in rows.values() if row["track_ids"]]
+    if not rows:
+        raise SystemExit("--parts: none of the tracks that the conversations play is among the "
+                         "tracks; do the files belong together?")
+    return rows
 
 
 # ---------------------------------------------------------------- tracks
@@ -270,54 +292,3 @@ def annotate(tracks, paths, problems):
                 "key": None if data.expected_form("key", key) else key}
         note_unusable(good, row, where, problems)
         tracks[track_id].update({k: v for k, v in good.items() if v is not None})
-
-
-# ---------------------------------------------------------------- the lines to write
-
-def playlist_rows(heads, splits, tracks):
-    """Lines of playlists.jsonl: what each playlist's or session's dialogues play, each track once.
-
-    Raises SystemExit: there is none.
-    """
-    rows = {}
-    for head, split in zip(heads, splits, strict=True):
-        if split is not None:
-            row = rows.setdefault(head.group, {
-                "playlist_id": head.group, "title": None, "modified_at": head.date, "split": split,
-                "track_ids": {}})
-            row["track_ids"] |= {t: None for t in head.music if t in tracks}
-    rows = [row | {"track_ids": list(row["track_ids"])} for row in rows.values()
-            if row["track_ids"]]
-    if not rows:
-        raise SystemExit("--parts: none of the tracks that the conversations play is among the "
-                         "tracks; do the files belong together?")
-    return rows
-
-
-def dialogue_rows(files, splits, split, tracks, playlists):
-    """Yield the lines of one split's file. files: from `sort_files`."""
-    playlist_ids = {playlist["playlist_id"] for playlist in playlists}
-    conversations = read_conversations(files["conversations"], {})
-    for (head, meta, turns), own in zip(conversations, splits, strict=True):
-        if own != split:
-            continue
-        for turn in turns:
-            known = turn["music"] in tracks
-            turn["music"] = turn["music"] if known else None
-            turn["rejected"] = turn["rejected"] and known
-            turn |= {"targets": [turn["music"]] if known else [], "kind": None}
-        yield {"dialogue_id": head.dialogue_id,
-               "playlist_id": head.group if head.group in playlist_ids else None,
-               "meta": meta, "turns": turns}
-
-
-def count(heads, tracks):
-    """What 00 counts of each dialogue: list of dicts."""
-    counts = []
-    for head in heads:
-        labels = [label for track_id, label in zip(head.music, head.labels, strict=True)
-                  if track_id in tracks]
-        counts.append({"turns": head.turns, "with_targets": len(labels),
-                       "judged": len(labels) - labels.count(None),
-                       "rejected": labels.count(AGAINST)})
-    return counts

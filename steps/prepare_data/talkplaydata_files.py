@@ -5,15 +5,15 @@ row per line. What a file holds is told by its columns, the split of conversatio
 """
 
 import json
-import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from common import data
+from common.tokens import MODALITIES
 from steps.prepare_data.foreign import note, print_problems
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
@@ -184,58 +184,52 @@ def as_vector(value):
     return vector if vector.ndim == 1 else np.array([np.nan])
 
 
-def read_vectors(sources, row_of, problems):
-    """Yield (row, modality, vector, where) of all that is not empty and whose track is known."""
+def read_vectors(sources, modality, row_of, problems):
+    """Yield (row, vector of length 1, where) of all that is not empty and whose track is known."""
     for path, columns in sources:
-        for where, row in numbered_rows(path, ["track_id", *columns]):
-            track_id = str(row.get("track_id"))
-            if track_id not in row_of:
-                note(problems, "vectors of tracks that the catalogue does not have", where)
-                continue
-            for column, modality in columns.items():
-                vector = as_vector(row.get(column))
-                if vector.size:
-                    yield row_of[track_id], modality, vector, f"{where}, {column}"
+        for column in (column for column, kind in columns.items() if kind == modality):
+            for where, cells in numbered_rows(path, ["track_id", column]):
+                where, track_id = f"{where}, {column}", str(cells.get("track_id"))
+                vector = as_vector(cells.get(column))
+                length = np.sqrt((vector**2).sum())
+                if not vector.size:
+                    continue
+                if track_id not in row_of:
+                    note(problems, "vectors of tracks that the catalogue does not have", where)
+                elif not 0 < length < np.inf:
+                    note(problems, "vectors of no length, or with values that are no numbers",
+                         where)
+                else:
+                    yield row_of[track_id], (vector / length).astype(np.float32), where
 
 
 def write_embeddings(folder, sources, track_ids, problems):
     """Write embeddings/<modality>.npy, with a row of NaN where a track has no vector.
 
-    D is the size that most vectors of a modality have. The files are read twice.
+    D is the size that most vectors of a modality have.
 
     sources: list of (path, {column: modality}). track_ids: in row order.
-    Returns: the modalities.
+    Returns: the modalities that any track has.
     """
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    sizes = defaultdict(Counter)
-    for _, modality, vector, _ in read_vectors(sources, row_of, {}):
-        if 0 < (vector**2).sum() < np.inf:
-            sizes[modality][len(vector)] += 1
-
-    arrays = {}  # on disk: they may be larger than the memory
-    folder.mkdir(parents=True, exist_ok=True)
-    for modality, counts in sizes.items():
-        arrays[modality] = np.lib.format.open_memmap(
-            folder / f"{modality}.npy.tmp", "w+", np.float32,
-            (len(row_of), counts.most_common(1)[0][0]))
-        arrays[modality][:] = np.nan
-
-    for row, modality, vector, where in read_vectors(sources, row_of, problems):
-        length = np.sqrt((vector**2).sum())
-        if not 0 < length < np.inf:
-            note(problems, "vectors of no length, or with values that are no numbers", where)
-        elif len(vector) != arrays[modality].shape[1]:
-            note(problems, "vectors of another size than most", where)
-        elif not np.isnan(arrays[modality][row, 0]):
-            note(problems, "vectors of a track that has one already", where)
-        else:
-            arrays[modality][row] = vector / length
-
-    print_problems(problems)
-    for modality, array in arrays.items():
-        array.flush()
-        os.replace(folder / f"{modality}.npy.tmp", folder / f"{modality}.npy")
+    made = []
+    for modality in MODALITIES:
+        found = list(read_vectors(sources, modality, row_of, problems))
+        if not found:
+            continue
+        size = Counter(len(vector) for _, vector, _ in found).most_common(1)[0][0]
+        array = np.full((len(row_of), size), np.nan, np.float32)
+        for row, vector, where in found:
+            if len(vector) != size:
+                note(problems, "vectors of another size than most", where)
+            elif not np.isnan(array[row, 0]):
+                note(problems, "vectors of a track that has one already", where)
+            else:
+                array[row] = vector
+        data.save_npy(folder / f"{modality}.npy", array)
+        made.append(modality)
         missing = int(np.isnan(array[:, 0]).sum())
         print(f"  {modality:9s} {str(array.shape):>14s}  {len(array) - missing:,} tracks have it, "
               f"{missing:,} do not")
-    return list(arrays)
+    print_problems(problems)
+    return made

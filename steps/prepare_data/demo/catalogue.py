@@ -9,6 +9,7 @@ genres.json says what a genre and a mood are like. The same seed gives the same 
 """
 
 import random
+import string
 from collections import Counter
 from datetime import date, timedelta
 from itertools import pairwise
@@ -18,7 +19,7 @@ import numpy as np
 from steps.prepare_data.demo import writing
 from steps.prepare_data.demo.writing import LEXICON, MOODS, NOTES, PROFILES, WORDS
 
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 NOTE_WEIGHTS = (10, 3, 9, 3, 9, 7, 3, 10, 3, 10, 4, 4)  # players prefer the easy keys
 
 LATE_SHARE = 0.08       # share of tracks that come out after the last training playlist
@@ -48,15 +49,6 @@ def draw_several(rng, weights, k, favourites=()):
         left = {key: weight for key, weight in weights.items() if key not in drawn}
         drawn.append(draw(rng, left, favourites))
     return drawn
-
-
-def draw_id(rng, length, used):
-    """A base62 string that is not yet in the set `used`; it is put there."""
-    while True:
-        drawn = "".join(rng.choices(BASE62, k=length))
-        if drawn not in used:
-            used.add(drawn)
-            return drawn
 
 
 def clip(x, low=0.0, high=1.0):
@@ -157,7 +149,7 @@ def draw_vocal(rng, voice):
 
 
 def draw_truth(rng, artist, year):
-    """What is true of a track; everything else about it is written from this."""
+    """What is true of a track; all else about it is written from this."""
     genre = artist["genre"]
     neighbour = PROFILES[genre]["neighbour"]  # which the artist visits at times
     if rng.random() < 0.06 and year >= PROFILES[neighbour]["years"][0]:
@@ -185,8 +177,9 @@ def draw_truth(rng, artist, year):
 
 # ---------------------------------------------------------------- tracks
 
-def make_song(rng, artist, released, truth, title, fill, track_id):
+def make_song(rng, artist, released, truth, title, fill):
     """A line of tracks.jsonl, with "audio" (for render.py) and "appeal" (popularity, unranked)."""
+    track_id = "".join(rng.choices(BASE62, k=22))  # never the same twice
     minutes = PROFILES[truth["genre"]]["minutes"] * rng.lognormvariate(0, 0.2)
     played = ("genre", "tempo", "tonic", "mode", "instruments", "vocal", "energy")
     return {"track_id": track_id, "title": title, "artist": artist["name"], "album": None,
@@ -203,7 +196,7 @@ def make_song(rng, artist, released, truth, title, fill, track_id):
 def make_tracks(artists, seed):
     """(tracks, truths) in shuffled order; row i of one belongs to row i of the other."""
     rng = random.Random(f"{seed}/tracks")
-    rows, titles, ids = [], set(), set()
+    rows, titles = [], set()
     for artist in artists:
         own, own_albums = set(), set()
         for album in artist["albums"]:
@@ -215,8 +208,7 @@ def make_tracks(artists, seed):
                          for truth, title, _ in songs]
             own_albums.add(album_title)
             for truth, title, fill in songs:
-                track_id = draw_id(rng, 22, ids)
-                track = make_song(rng, artist, album["date"], truth, title, fill, track_id)
+                track = make_song(rng, artist, album["date"], truth, title, fill)
                 rows.append((track | {"album": album_title}, truth))
 
     # popularity from the rank
@@ -319,7 +311,7 @@ def pick_tracks(rng, noise, columns, match, modified, length):
 def make_playlists(tracks, truths, artists, n_playlists, seed):
     """Playlists with their dates and splits, in shuffled order."""
     rng, noise = random.Random(f"{seed}/playlists"), np.random.default_rng([seed, 1])
-    columns, ids, playlists = make_columns(tracks, truths, artists), set(), []
+    columns, playlists = make_columns(tracks, truths, artists), []
     n_held_out = max(2, round(0.024 * n_playlists))
     n_train = n_playlists - 2 * n_held_out
     for split in ["test"] * n_held_out + ["valid"] * n_held_out + ["train"] * n_train:
@@ -331,7 +323,7 @@ def make_playlists(tracks, truths, artists, n_playlists, seed):
         about, match = draw_theme(rng, columns, tracks, truths, rng.choice(out))
         length = min(40, len(tracks) // 3, 8 + int(rng.gammavariate(1.3, 8.2)))
         rows = pick_tracks(rng, noise, columns, match, modified, length)
-        playlists.append({"playlist_id": draw_id(rng, 12, ids),
+        playlists.append({"playlist_id": "".join(rng.choices(BASE62, k=12)),
                           "title": writing.name_playlist(rng, about),
                           "modified_at": modified.isoformat(), "split": split,
                           "track_ids": [tracks[row]["track_id"] for row in rows]})
@@ -351,7 +343,7 @@ def make_catalogue(n_tracks=1000, n_playlists=2500, seed=0):
     """
     if n_tracks < 40 or n_playlists < 20 or seed < 0:
         raise SystemExit(f"the demo cannot have {n_tracks} tracks, {n_playlists} playlists and "
-                         f"seed {seed}; it needs 40 tracks and 20 playlists, and a seed of 0, or more")
+                         f"seed {seed}; it needs 40 tracks and 20 playlists, a seed of 0, or more")
     artists = make_artists(random.Random(f"{seed}/artists"), n_tracks)
     tracks, truths = make_tracks(artists, seed)
     return tracks, make_playlists(tracks, truths, artists, n_playlists, seed)

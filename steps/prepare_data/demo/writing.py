@@ -49,10 +49,6 @@ def name_artist(rng, genre, voice, used):
             return name
 
 
-def with_article(text):
-    return ("an " if text[0].lower() in "aeiou" else "a ") + text
-
-
 def draw_fillers(rng, truth):
     """What fills the {slots} of a song: one name, town, ... for its title and its lyrics alike."""
     titles = WORDS["titles"]
@@ -179,10 +175,12 @@ def write_caption(rng, truth):
              for instrument in truth["instruments"][:rng.choice((2, 3, 4))]]
     tempo = rng.choice(words["tempo"][tempo_class])
     piece = rng.choice(words["piece"][truth["genre"]])
+    fill = {"tempo": tempo, "mood": mood, "piece": piece}
+    fill |= {f"a_{slot}": ("an " if text[0].lower() in "aeiou" else "a ") + text
+             for slot, text in fill.items()}
     first = rng.choice(words["first"]).format(
-        tempo=tempo, a_tempo=with_article(tempo), mood=mood, a_mood=with_article(mood),
-        mode=truth["mode"], piece=piece, a_piece=with_article(piece), led=rng.choice(words["led"]),
-        instruments=", ".join(heard[:-1]) + " and " + heard[-1])
+        mode=truth["mode"], led=rng.choice(words["led"]),
+        instruments=", ".join(heard[:-1]) + " and " + heard[-1], **fill)
     second = rng.choice(words["vocal"][truth["vocal"]]) if rng.random() < 0.85 else ""
     return f"{first[0].upper()}{first[1:]} {second}".strip()
 
