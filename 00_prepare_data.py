@@ -205,12 +205,11 @@ def prepare_demo(args):
     if run is None:
         return
 
-    tables = print_tables(tracks, playlists)
     write_files(args.data_dir, run, {"playlists.jsonl": playlists})
     (args.data_dir / "audio").mkdir(exist_ok=True)
     render.render_all(jobs, args.workers)
     data.write_jsonl(args.data_dir / "tracks.jsonl", tracks)
-    finish(args.data_dir, run, tables, "01_extract_embeddings.py")
+    finish(args.data_dir, run, print_tables(tracks, playlists), "01_extract_embeddings.py")
 
 
 def prepare_mpd(args):

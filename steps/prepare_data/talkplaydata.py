@@ -20,11 +20,6 @@ from steps.prepare_data.talkplaydata_files import numbered_rows
 FIELD_OF = {"user": "query", "music": "music", "assistant": "response"}
 AGAINST = "DOES_NOT_MOVE_TOWARD_GOAL"
 LABELS = ("MOVES_TOWARD_GOAL", AGAINST)
-CONVERSATION_COLUMNS = ("session_id", "user_id", "session_date", "conversation_goal", "pid", "cid",
-                        "conversations", "goal_progress_assessments")
-TRACK_COLUMNS = ("track_id", "track_name", "artist_name", "album_name", "tag_list", "release_date",
-                 "duration", "popularity")
-ANNOTATION_COLUMNS = ("track_id", "caption", "tempo", "key")
 
 
 def read(files, n_valid, played_only, seed, problems):
@@ -111,7 +106,7 @@ def read_conversations(files, problems):
     """
     dialogues, splits, labels = {}, [], []
     for path, split in files:
-        for where, row in numbered_rows(path, CONVERSATION_COLUMNS):
+        for where, row in numbered_rows([path]):
             messages, (dialogue_id, group, meta) = row.get("conversations"), identify(row)
             if (dialogue_id is None or not isinstance(messages, list)
                     or not all(isinstance(message, dict) for message in messages)):
@@ -136,7 +131,6 @@ def split_dialogues(dialogues, published, n_valid, seed, problems):
     As published; where there is no validation, n_valid of the training groups (playlists or
     sessions) are drawn. A training dialogue of a playlist that test (or validation) has too would
     give that one's tracks away: it is left out.
-
     Raises SystemExit: a split would be empty.
     """
     last = {}  # {group: the last split that has it}
@@ -267,7 +261,7 @@ def read_tracks(paths, played, problems):
     played: the track_ids to keep, or None for all.
     """
     tracks = {}
-    for where, row in (pair for path in paths for pair in numbered_rows(path, TRACK_COLUMNS)):
+    for where, row in numbered_rows(paths):
         track_id = row.get("track_id")
         if not isinstance(track_id, str) or not track_id:
             note(problems, "tracks without a track_id", where)
@@ -282,7 +276,7 @@ def read_tracks(paths, played, problems):
 
 def annotate(tracks, paths, problems):
     """Fill in caption, tempo and key (the first of each list) of TrackDB-Pseudo-Annotation."""
-    for where, row in (pair for path in paths for pair in numbered_rows(path, ANNOTATION_COLUMNS)):
+    for where, row in numbered_rows(paths):
         track_id = str(row.get("track_id"))
         if track_id not in tracks:
             note(problems, "captions of tracks that the catalogue does not have", where)

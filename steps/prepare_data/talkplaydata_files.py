@@ -73,7 +73,7 @@ def cells_of(column):
 def read_rows(path, columns=None):
     """Yield the rows of a parquet or JSON file as dicts.
 
-    columns: names of the wanted ones, those that a parquet file lacks left out; None for all.
+    columns: the wanted ones of a parquet file, None for all.
     Raises SystemExit: the file cannot be read to its end.
     """
     if path.suffix == ".parquet":
@@ -98,10 +98,11 @@ def read_rows(path, columns=None):
         yield row if isinstance(row, dict) else {}  # {}: counted as a row without an id
 
 
-def numbered_rows(path, columns):
-    """Yield ("file name: row number", row) of `read_rows`."""
-    for number, row in enumerate(read_rows(path, columns), 1):
-        yield f"{path.name}: row {number}", row
+def numbered_rows(paths, columns=None):
+    """Yield ("file name: row number", row) of all rows. columns: as in `read_rows`."""
+    for path in paths:
+        for number, row in enumerate(read_rows(path, columns), 1):
+            yield f"{path.name}: row {number}", row
 
 
 def columns_of(path):
@@ -188,7 +189,7 @@ def read_vectors(sources, modality, row_of, problems):
     """Yield (row, vector of length 1, where) of all that is not empty and whose track is known."""
     for path, columns in sources:
         for column in (column for column, kind in columns.items() if kind == modality):
-            for where, cells in numbered_rows(path, ["track_id", column]):
+            for where, cells in numbered_rows([path], ["track_id", column]):
                 where, track_id = f"{where}, {column}", str(cells.get("track_id"))
                 vector = as_vector(cells.get(column))
                 length = np.sqrt((vector**2).sum())

@@ -337,7 +337,6 @@ def make_catalogue(n_tracks=1000, n_playlists=2500, seed=0):
     n_tracks: 40 or more. About 8% are out too late for any training playlist (cold).
     n_playlists: 20 or more. 2.4% of them (at least 2) are test playlists, all of the last date; as
         many are valid, of the date before.
-
     Returns: tracks, dicts with the fields of tracks.jsonl and "audio" for `render_track`; and
         playlists, dicts with the fields of playlists.jsonl.
     """
