@@ -39,7 +39,7 @@ from steps.prepare_data.foreign import dialogue_table, print_known, print_proble
 
 NAME = "00_prepare_data"
 TRAIN, VALID, TEST = range(3)  # positions in data.SPLITS
-NO_DATE = mpd.NO_DATE
+NO_DATE = -1
 DIALOGUES = {split: f"dialogues_{split}.jsonl" for split in data.SPLITS}
 
 
@@ -88,33 +88,23 @@ def at_most_a_tenth(flag, n, n_playlists):
 
 # ---------------------------------------------------------------- what each split holds
 
-def table_1(items, lengths, split, n_tracks):
+def table_1(playlists, n_tracks):
     """The paper's Table 1: what each split holds. Cold: in no training playlist.
 
-    items: rows of the tracks, playlist after playlist, (sum of lengths,) int.
-    lengths: tracks per playlist, (P,) int. split: positions in data.SPLITS, (P,) int.
-    n_tracks: size of the candidate pool, which is all tracks of the catalogue.
+    playlists: lines of playlists.jsonl. n_tracks: size of the candidate pool, which is all tracks
+        of the catalogue.
     Returns: list of dicts: each split, "all", and "pool" (every track, in a playlist or not).
     """
-    split_of_item = np.repeat(split, lengths)  # (sum of lengths,)
-    warm = np.bincount(items[split_of_item == TRAIN], minlength=n_tracks) > 0
+    warm = {t for p in playlists if p["split"] == "train" for t in p["track_ids"]}
     rows = []
     for name in (*data.SPLITS, "all"):
-        splits = range(3) if name == "all" else [data.SPLITS.index(name)]
-        used = np.bincount(items[np.isin(split_of_item, splits)], minlength=n_tracks) > 0
-        own = lengths[np.isin(split, splits)]
+        own = [p["track_ids"] for p in playlists if name in (p["split"], "all")]
+        used = {t for track_ids in own for t in track_ids}
         rows.append({"split": name, "playlists": len(own),
-                     "mean_length": float(own.sum() / max(1, len(own))), "tracks": int(used.sum()),
-                     "warm": int((used & warm).sum()), "cold": int((used & ~warm).sum())})
-    n_warm = int(warm.sum())
-    return [*rows, {"split": "pool", "tracks": n_tracks, "warm": n_warm, "cold": n_tracks - n_warm}]
-
-
-def print_table_1(rows):
-    *splits, pool = rows
-    print_table(splits)
-    print(f"candidate pool: {pool['tracks']:,} tracks, {pool['warm']:,} warm and {pool['cold']:,} "
-          f"cold (in no training playlist)\n")
+                     "mean_length": sum(map(len, own)) / max(1, len(own)),
+                     "tracks": len(used), "warm": len(used & warm), "cold": len(used - warm)})
+    return [*rows, {"split": "pool", "tracks": n_tracks, "warm": len(warm),
+                    "cold": n_tracks - len(warm)}]
 
 
 def print_tables(tracks, playlists, splits=(), counts=()):
@@ -123,12 +113,11 @@ def print_tables(tracks, playlists, splits=(), counts=()):
     tracks, playlists: lines of their files. splits, counts: as in `dialogue_table`.
     Returns: {"table_1": its rows, "dialogues": rows of `dialogue_table`, where there are any}.
     """
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
-    items = np.array([row_of[t] for p in playlists for t in p["track_ids"]], np.int32)
-    lengths = np.array([len(p["track_ids"]) for p in playlists], np.int32)
-    split = np.array([data.SPLITS.index(p["split"]) for p in playlists], np.int8)
-    tables = {"table_1": table_1(items, lengths, split, len(tracks))}
-    print_table_1(tables["table_1"])
+    tables = {"table_1": table_1(playlists, len(tracks))}
+    *rows, pool = tables["table_1"]
+    print_table(rows)
+    print(f"candidate pool: {pool['tracks']:,} tracks, {pool['warm']:,} warm and {pool['cold']:,} "
+          f"cold (in no training playlist)\n")
     if counts:
         tables["dialogues"] = dialogue_table(splits, counts)
         print_table(tables["dialogues"])
@@ -226,29 +215,30 @@ def prepare_mpd(args):
     if run is None:
         return
 
-    # read, filter, split
-    track_ids, details, heads, items, lengths = mpd.kept_playlists(
-        slices, set(audio) if args.require_audio else None, args.min_count, args.min_length,
-        problems)
-    if len(heads) < 10:
-        raise SystemExit(f"{args.mpd_dir}: {len(heads)} playlists are left; a split needs at least "
-                         f"10. Give more slices, or lower --min-count or --min-length")
-    days = np.array([day for *_, day in heads])
+    tracks, playlists = mpd.read(slices, audio, args.require_audio, args.min_count, args.min_length,
+                                 problems)
+    if len(playlists) < 10:
+        raise SystemExit(f"{args.mpd_dir}: {len(playlists)} playlists are left; a split needs at "
+                         f"least 10. Give more slices, or lower --min-count or --min-length")
+    dates = np.array([playlist["modified_at"] for playlist in playlists], "datetime64[D]")
+    days = np.where(np.isnat(dates), NO_DATE, dates.astype(int))
     if n_undated := int((days == NO_DATE).sum()):
         print(f"{n_undated:,} of {len(days):,} playlists have no modified_at: they are held out "
               f"last, by a seeded draw")
     split = split_by_date(days, at_most_a_tenth("--n-test", args.n_test, len(days)),
                           at_most_a_tenth("--n-valid", args.n_valid, len(days)), args.seed)
-    catalogue = set(track_ids)
-    problems |= mpd.check_annotations(annotations, catalogue)
-    table = table_1(items, lengths, split, len(track_ids))
-    print_table_1(table)
+    for playlist, position in zip(playlists, split, strict=True):
+        playlist["split"] = data.SPLITS[position]
 
-    write_files(args.data_dir, run, {
-        "tracks.jsonl": mpd.track_rows(track_ids, details, audio),
-        "playlists.jsonl": mpd.playlist_rows(heads, items, lengths, split, track_ids)}
-        | {name: mpd.read_annotations(path, catalogue, {}) for name, path in annotations.items()})
-    finish(args.data_dir, run, {"table_1": table}, "01_extract_embeddings.py", left_out=problems)
+    files = {"tracks.jsonl": tracks, "playlists.jsonl": playlists}
+    track_ids, annotation_problems = {track["track_id"] for track in tracks}, {}
+    for name, path in annotations.items():
+        files[name] = mpd.read_annotations(path, track_ids, annotation_problems)
+    print_problems(annotation_problems)
+    tables = print_tables(tracks, playlists)
+    write_files(args.data_dir, run, files)
+    finish(args.data_dir, run, tables, "01_extract_embeddings.py",
+           left_out=problems | annotation_problems)
 
 
 def prepare_cpcd(args):
