@@ -186,19 +186,20 @@ def make_playlists(dialogues, splits):
     """
     rows = {}
     for dialogue, split in zip(dialogues, splits, strict=True):
+        group, date = dialogue["playlist_id"], dialogue["meta"].get("session_date")
+        track_ids = [track_id for turn in dialogue["turns"] for track_id in turn["targets"]]
         if split is not None:
-            group, date = dialogue["playlist_id"], dialogue["meta"].get("session_date")
             row = rows.setdefault(group, {"playlist_id": group, "title": None, "modified_at": date,
-                                          "split": split, "track_ids": {}})
-            row["track_ids"] |= {t: None for turn in dialogue["turns"] for t in turn["targets"]}
-    for dialogue, split in zip(dialogues, splits, strict=True):
-        if split is not None and not rows[dialogue["playlist_id"]]["track_ids"]:
-            dialogue["playlist_id"] = None
-    rows = [row | {"track_ids": [*row["track_ids"]]} for row in rows.values() if row["track_ids"]]
+                                          "split": split, "track_ids": []})
+            row["track_ids"] = list(dict.fromkeys(row["track_ids"] + track_ids))
+    rows = {group: row for group, row in rows.items() if row["track_ids"]}
     if not rows:
         raise SystemExit("--parts: none of the tracks that the conversations play is among the "
                          "tracks; do the files belong together?")
-    return rows
+    for dialogue in dialogues:
+        if dialogue["playlist_id"] not in rows:
+            dialogue["playlist_id"] = None
+    return list(rows.values())
 
 
 # ---------------------------------------------------------------- tracks
