@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_counted_with_its_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (("--n-test", 0), "--n-test and --n-valid must be at least 1"),
+    (("--n-test", 0), "--n-test 0: 1 or more is accepted"),
     (("--n-test", 8), "10 conversations can be used, not more than --n-test 8 and --n-valid 3")])
 def test_impossible_splits_are_refused_and_nothing_is_written(tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):

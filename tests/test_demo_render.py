@@ -88,7 +88,7 @@ def test_patterns_divide_the_bar_and_name_drums_that_exist():
     for genre in render.ARRANGEMENTS.values():
         for pattern in (*genre["drums"].values(), genre["chords"], genre["bass"]):
             assert len(pattern) in (12, 16, 24) and set(pattern) <= set("xo.")
-        assert set(genre["drums"]) <= set(instruments.BURSTS)
+        assert set(genre["drums"]) <= set(instruments.DRUMS)
 
 
 @pytest.mark.parametrize("genre", ["techno", "house"])

@@ -1,12 +1,9 @@
 """The Conversational Playlist Curation Dataset, for 00_prepare_data.py: conversations -> lines.
 
-400 (of 917) conversations between two people. One asks for a playlist; the other searches and shows
-tracks, which the first one likes or dislikes (Chaganty et al. 2023, "Beyond Single Items: Exploring
-User Preferences in Item Sets with the Conversational Playlist Curation Dataset";
-google-research-datasets/cpcd, CC BY 4.0). A line is one conversation: `id`, `turns` (user_query,
-system_response, search_results, liked_results, disliked_results), `tracks` {track_id: track_titles,
-track_artists, track_release_titles} and `goal_playlist`, which is all that was liked.
-docs/real_data.md says what becomes of them.
+Of two people, one asks for a playlist; the other searches and shows tracks, which the first one
+likes or dislikes. A line is one conversation: `id`, `turns` (user_query, system_response,
+search_results, liked_results, disliked_results), `tracks` {track_id: track_titles, track_artists,
+track_release_titles} and `goal_playlist`, all that was liked. docs/real_data.md says more.
 """
 
 import numpy as np
@@ -16,9 +13,10 @@ from steps.prepare_data.foreign import clean_text, note, print_problems, read_li
 
 
 def read(path, n_valid, n_test, seed, problems):
-    """What becomes of the file: tracks, playlists, dialogues (lists of lines), and their splits.
+    """What becomes of the file.
 
-    splits: the split of each dialogue, (D,) names.
+    Returns: tracks, playlists, dialogues (lists of lines); the split of each dialogue; what is
+        counted of each dialogue (list of dicts).
     Raises SystemExit: too few conversations for a split.
     """
     conversations = read_conversations(path, problems)
@@ -28,13 +26,19 @@ def read(path, n_valid, n_test, seed, problems):
     print_problems(problems)
     if len(dialogues) <= n_test + n_valid:
         raise SystemExit(f"{path}: {len(dialogues)} conversations can be used, not more than "
-                         f"--n-test {n_test} and --n-valid {n_valid} take together. Lower them, "
-                         f"or give another file. Nothing was written")
-    splits = split_dialogues(len(dialogues), n_valid, n_test, seed)
+                         f"--n-test {n_test} and --n-valid {n_valid} take together; lower them")
+    order = np.random.default_rng(seed).permutation(len(dialogues))
+    splits = np.full(len(dialogues), "train", "<U5")
+    splits[order[:n_test]] = "test"
+    splits[order[n_test:n_test + n_valid]] = "valid"
+    splits = splits.tolist()
     playlists = [{"playlist_id": dialogue["dialogue_id"], "title": None, "modified_at": None,
                   "split": split, "track_ids": goal}
                  for dialogue, goal, split in zip(dialogues, goals, splits, strict=True) if goal]
-    return list(tracks.values()), playlists, dialogues, splits
+    targets = [[len(turn["targets"]) for turn in dialogue["turns"]] for dialogue in dialogues]
+    counts = [{"turns": len(own), "with_targets": sum(map(bool, own)), "targets": sum(own)}
+              for own in targets]
+    return list(tracks.values()), playlists, dialogues, splits, counts
 
 
 def read_conversations(path, problems):
@@ -54,9 +58,8 @@ def read_conversations(path, problems):
 
 def strings(value):
     """The strings of a list, each once, in order; [] for anything but a list."""
-    if not isinstance(value, list):
-        return []
-    return list(dict.fromkeys(x for x in value if isinstance(x, str)))
+    values = value if isinstance(value, list) else []
+    return list(dict.fromkeys(x for x in values if isinstance(x, str)))
 
 
 def read_tracks(conversations, problems):
@@ -66,15 +69,14 @@ def read_tracks(conversations, problems):
         described = conversation.get("tracks")
         for track_id, given in described.items() if isinstance(described, dict) else ():
             given = given if isinstance(given, dict) else {}
-            artists = [clean_text(artist) for artist in strings(given.get("track_artists"))]
+            artists = map(clean_text, strings(given.get("track_artists")))
             known = {"title": clean_text(given.get("track_titles")),
                      "artist": ", ".join(filter(None, artists)) or None,
                      "album": clean_text(given.get("track_release_titles"))}
-            if track_id not in tracks:
-                if any(known.values()):
-                    empty = dict.fromkeys(data.TRACK_FIELDS)
-                    tracks[track_id] = empty | {"track_id": track_id, "tags": []} | known
-            elif any(tracks[track_id][field] != known[field] for field in known):
+            if track_id not in tracks and any(known.values()):
+                tracks[track_id] = (dict.fromkeys(data.TRACK_FIELDS)
+                                    | {"track_id": track_id, "tags": []} | known)
+            elif track_id in tracks and not known.items() <= tracks[track_id].items():
                 note(problems, "descriptions of a track that differ from its first one",
                      f"{where} ({track_id})")
     return tracks
@@ -84,17 +86,12 @@ def note_unknown(conversations, tracks, problems):
     """Count the tracks without description: the rated ones, and those that were only found."""
     rated, shown = {}, {}  # {track_id: where it occurs first}
     for where, conversation in conversations:
-        lists = [conversation.get("goal_playlist")]
-        for turn in conversation["turns"]:
-            lists += [turn.get("liked_results"), turn.get("disliked_results")]
-            pages = turn.get("search_results")
-            for page in pages if isinstance(pages, list) else ():
-                for track_id in strings(page):
-                    shown.setdefault(track_id, where)
-        for track_ids in lists:
-            for track_id in strings(track_ids):
-                rated.setdefault(track_id, where)
-
+        turns = conversation["turns"]
+        lists = [turn.get(key) for turn in turns for key in ("liked_results", "disliked_results")]
+        pages = [page for turn in turns for page in turn.get("search_results") or ()]
+        for found, groups in ((rated, [conversation.get("goal_playlist"), *lists]), (shown, pages)):
+            for track_id in (t for group in groups for t in strings(group)):
+                found.setdefault(track_id, where)
     for track_id, where in (rated | shown).items():
         if track_id not in tracks:
             kind = "tracks that a search found and nobody rated,"
@@ -120,26 +117,8 @@ def make_dialogues(conversations, tracks, problems):
         if not turns:
             note(problems, "conversations without a query", where)
             continue
-        goal = [t for t in strings(conversation.get("goal_playlist")) if t in tracks]
+        goals.append([t for t in strings(conversation.get("goal_playlist")) if t in tracks])
         dialogues.append({"dialogue_id": conversation["id"],
-                          "playlist_id": conversation["id"] if goal else None,
+                          "playlist_id": conversation["id"] if goals[-1] else None,
                           "meta": {"backend": "cpcd"}, "turns": turns})
-        goals.append(goal)
     return dialogues, goals
-
-
-def split_dialogues(n, n_valid, n_test, seed):
-    """A seeded draw: a list of n names of splits."""
-    order = np.random.default_rng(seed).permutation(n)
-    split = np.full(n, "train", "<U5")
-    split[order[:n_test]] = "test"
-    split[order[n_test:n_test + n_valid]] = "valid"
-    return split.tolist()
-
-
-def count(dialogues):
-    """{what is counted: how many of it each dialogue has, (D,)}, for 00's table of dialogues."""
-    targets = [[len(turn["targets"]) for turn in dialogue["turns"]] for dialogue in dialogues]
-    return {"turns": [len(own) for own in targets],
-            "with_targets": [sum(n > 0 for n in own) for own in targets],
-            "targets": [sum(own) for own in targets]}

@@ -4,7 +4,6 @@
 """
 
 import json
-from pathlib import Path
 
 from common import data
 
@@ -41,29 +40,37 @@ def read_lines(path):
                 row = json.loads(line)
             except json.JSONDecodeError:
                 row = None
-            yield f"{Path(path).name}:{number}", row if isinstance(row, dict) else {}
+            yield f"{path.name}:{number}", row if isinstance(row, dict) else {}
 
+
+# ---------------------------------------------------------------- tables
 
 def dialogue_table(splits, counts):
     """What each split holds of dialogues that came with the data: list of dicts.
 
-    splits: the split of each dialogue, (D,) names, None for one that is left out.
-    counts: {what is counted: how many of it each dialogue has, (D,) int}.
+    splits: the split of each dialogue, None for one that is left out. counts: of each dialogue,
+        {what is counted: int}.
     """
     rows = []
     for name in (*data.SPLITS, "all"):
-        own = [d for d, split in enumerate(splits) if split and name in (split, "all")]
+        own = [count for count, split in zip(counts, splits, strict=True)
+               if split and name in (split, "all")]
         rows.append({"split": name, "dialogues": len(own)}
-                    | {what: sum(n[d] for d in own) for what, n in counts.items()})
+                    | {what: sum(count[what] for count in own) for what in counts[0]})
     return rows
 
 
-def print_dialogue_table(rows, tracks):
-    """Print the rows of `dialogue_table`, and how many tracks have which field."""
-    columns = [column for column in rows[0] if column != "split"]
-    print(f"{'split':<6}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns))
-    for row in rows:
-        print(f"{row['split']:<6}" + "".join(f"{row[column]:>14,}" for column in columns))
+def print_table(rows):
+    """Print dicts of the same keys; the first value is a word, the others are numbers."""
+    first, *columns = rows[0]
+    print(f"\n{first:<6}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns))
+    for name, *numbers in map(dict.values, rows):
+        print(f"{name:<6}" + "".join(f"{n:>14,.1f}" if isinstance(n, float) else f"{n:>14,}"
+                                     for n in numbers))
+
+
+def print_known(tracks):
+    """Print how many tracks have which field."""
     known = {field: sum(bool(track[field]) for track in tracks)
              for field in ("title", "artist", "album", "tags", "release_date", "caption")}
     print(f"{len(tracks):,} tracks: "

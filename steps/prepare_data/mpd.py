@@ -1,16 +1,11 @@
-"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio and annotations -> lines.
-
-The order is that in which `prepare_mpd` calls it: which files there are, reading the slices, the
-filters, annotations, and the lines of tracks.jsonl and playlists.jsonl.
-"""
+"""The Million Playlist Dataset, for 00_prepare_data.py: slices, audio and annotations -> lines."""
 
 import html
 import json
 import os
 import re
 import sys
-from array import array
-from datetime import date, timedelta
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +16,6 @@ from steps.prepare_data.foreign import clean_text, note, print_problems, read_li
 
 AUDIO_SUFFIXES = (".mp3", ".flac", ".ogg", ".wav")
 TRACK_URI = re.compile(r"spotify:track:([A-Za-z0-9]+)")
-NO_DATE = -1
 LAST_DAY = 2_932_896  # days from 1970-01-01 to 9999-12-31, the end of ISO dates
 
 
@@ -29,21 +23,19 @@ LAST_DAY = 2_932_896  # days from 1970-01-01 to 9999-12-31, the end of ISO dates
 
 def find_slices(mpd_dir):
     """The slice files by the number of their first playlist: mpd.slice.0-999.json, 1000-1999 ..."""
-    slices = [path for path in Path(mpd_dir).glob("mpd.slice.*.json") if path.is_file()]
+    slices = [path for path in mpd_dir.glob("mpd.slice.*.json") if path.is_file()]
     if not slices:
-        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it. Give the folder of the Million "
-                         f"Playlist Dataset that holds the slices: --mpd-dir DIR")
+        raise SystemExit(f"{mpd_dir}: no mpd.slice.*.json in it; give the folder with MPD's slices")
     return sorted(slices, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.name)], p.name))
 
 
 def annotation_files(paths):
     """{file to write, relative to the data dir: file to read}."""
     files = {}
-    for path in paths:
-        name = f"annotations/{Path(path).stem}.jsonl"
-        if not Path(path).is_file():
-            raise SystemExit(f"{path} is missing; --annotations takes JSONL files with a track_id "
-                             f"in each line")
+    for path in map(Path, paths):
+        name = f"annotations/{path.stem}.jsonl"
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing; --annotations takes JSONL files")
         if name in files:
             raise SystemExit(f"{path} and {files[name]} would both become {name}; rename one")
         files[name] = path
@@ -53,24 +45,22 @@ def annotation_files(paths):
 def find_audio(audio_dir, data_dir, problems):
     """{track_id: path relative to data_dir} of the audio files in audio_dir, nested or not."""
     # resolved: ".." of a linked folder leads elsewhere than its name says
-    base = os.path.relpath(Path(audio_dir).resolve(), data_dir.resolve())
+    base = os.path.relpath(audio_dir.resolve(), data_dir.resolve())
     audio = {}
     for folder, folders, names in os.walk(audio_dir):
         folders.sort()  # fixes the order of the walk, and so which of two files is taken
-        for name in sorted(names):
-            track_id, suffix = os.path.splitext(name)
-            path = os.path.join(folder, name)
-            if suffix.lower() not in AUDIO_SUFFIXES:
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
-            if os.path.getsize(path) == 0:
-                note(problems, "empty audio files", path)
-            elif track_id in audio:
-                note(problems, "audio files of a track that has one already", path)
+            if path.stat().st_size == 0:
+                note(problems, "empty audio files", str(path))
+            elif path.stem in audio:
+                note(problems, "audio files of a track that has one already", str(path))
             else:
-                audio[track_id] = Path(base, os.path.relpath(path, audio_dir)).as_posix()
+                audio[path.stem] = Path(base, path.relative_to(audio_dir)).as_posix()
     if not audio:
-        raise SystemExit(f"{audio_dir}: no audio in it. Files named by track_id are expected, in "
-                         f"any folder below it, ending in {', '.join(AUDIO_SUFFIXES)}")
+        raise SystemExit(f"{audio_dir}: no audio in it; files named by track_id are expected, "
+                         f"ending in {', '.join(AUDIO_SUFFIXES)}")
     return audio
 
 
@@ -81,11 +71,8 @@ def read_slices(paths, problems):
     for path in tqdm(paths, desc="slices", unit="slice"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            note(problems, "slices that are not JSON", f"{path.name}:{error.lineno}")
-            continue
-        except UnicodeDecodeError as error:
-            note(problems, "slices that are not UTF-8", f"{path.name}: byte {error.start}")
+        except ValueError as error:  # from the decoder or from json
+            note(problems, "slices that are not JSON in UTF-8", f"{path.name}: {error}")
             continue
         playlists = content.get("playlists") if isinstance(content, dict) else None
         if not isinstance(playlists, list):
@@ -96,139 +83,119 @@ def read_slices(paths, problems):
         content = playlists = playlist = None  # free it before the next slice is read
 
 
-def number_tracks(tracks, where, row_of, details, problems):
-    """Rows of a playlist's tracks, each once, in order. Adds new tracks to row_of and details."""
-    rows = {}  # a dict keeps the order and holds each row once
-    for position, track in enumerate(tracks, 1):
+def read_tracks(given, where, details, problems):
+    """The track_ids of a playlist, each once, in order. Adds new tracks to `details`."""
+    track_ids = {}  # a dict keeps the order and holds each once
+    for position, track in enumerate(given if isinstance(given, list) else (), 1):
         uri = track.get("track_uri") if isinstance(track, dict) else None
-        match = TRACK_URI.fullmatch(uri) if isinstance(uri, str) else None
+        match = TRACK_URI.fullmatch(str(uri))
         if match is None:
             note(problems, "tracks without a spotify:track: uri", f"{where}, track {position}")
             continue
-
-        row = row_of.get(match[1])
-        if row is None:
-            row = row_of[match[1]] = len(details)
+        track_id = sys.intern(match[1])  # playlists share the string
+        if track_id not in details:
             duration = track.get("duration_ms")
-            details.append((
+            details[track_id] = (
                 clean_text(track.get("track_name")),
-                sys.intern(clean_text(track.get("artist_name")) or ""),  # tracks share the string
-                sys.intern(clean_text(track.get("album_name")) or ""),
-                duration if type(duration) is int and duration > 0 else None))
-        elif row in rows:
+                sys.intern(clean_text(track.get("artist_name")) or "") or None,
+                sys.intern(clean_text(track.get("album_name")) or "") or None,
+                duration if type(duration) is int and duration > 0 else None)
+        elif track_id in track_ids:
             note(problems, "repeats of a track inside its playlist", f"{where}, track {position}")
-        rows[row] = None
-    return list(rows)
+        track_ids[track_id] = None
+    return list(track_ids)
 
 
-def playlist_day(playlist, where, problems):
-    """Days since 1970-01-01 of modified_at (epoch seconds); NO_DATE where it is missing."""
-    seconds = playlist.get("modified_at")
+def iso_date(seconds, where, problems):
+    """The date of modified_at (epoch seconds); None where it is missing."""
     if type(seconds) is int and 0 <= seconds // 86_400 <= LAST_DAY:
-        return seconds // 86_400
+        return sys.intern(str(np.datetime64(seconds // 86_400, "D")))
     if seconds is not None:
         note(problems, "dates that are not epoch seconds", where)
-    return NO_DATE
+    return None
 
 
 def read_playlists(paths, problems):
-    """Every playlist, in a form so compact that a million fit in 3 GiB.
+    """Every playlist and track.
 
-    Returns:
-        row_of: {track_id: row}.
-        details: (title, artist, album, duration in ms) per row.
-        heads: (playlist_id, title, description, day) per playlist.
-        items: rows of the tracks, playlist after playlist, (sum of lengths,) int32.
-        lengths: tracks per playlist, (P,) int32.
+    Returns: lines of playlists.jsonl, but for the split; {track_id: (title, artist, album, duration
+        in ms)}, by first appearance.
     """
-    row_of, details, heads, seen = {}, [], [], set()
-    items, lengths = array("i"), array("i")
-    for where, playlist in read_slices(paths, problems):
-        pid = playlist.get("pid") if isinstance(playlist, dict) else None
+    playlists, details = {}, {}
+    for where, row in read_slices(paths, problems):
+        pid = row.get("pid") if isinstance(row, dict) else None
         if type(pid) not in (int, str) or pid == "":
             note(problems, "playlists without a pid", where)
             continue
         where = f"{where} (pid {pid})"
-        if str(pid) in seen:
+        if str(pid) in playlists:
             note(problems, "playlists with the pid of an earlier one", where)
             continue
-        seen.add(str(pid))
-
-        tracks = playlist.get("tracks")
-        tracks = tracks if isinstance(tracks, list) else []
-        rows = number_tracks(tracks, where, row_of, details, problems)
-        if not rows:
+        playlists[str(pid)] = None  # the pid is taken, even if the playlist has no tracks
+        track_ids = read_tracks(row.get("tracks"), where, details, problems)
+        if not track_ids:
             note(problems, "playlists without tracks", where)
             continue
-        description = playlist.get("description")
+        description = row.get("description")
         if isinstance(description, str):
             description = html.unescape(description)  # MPD has &#x27; and &amp;
-        heads.append((str(pid), clean_text(playlist.get("name")), clean_text(description),
-                      playlist_day(playlist, where, problems)))
-        items.extend(rows)
-        lengths.append(len(rows))
-    return row_of, details, heads, np.frombuffer(items, np.int32), np.frombuffer(lengths, np.int32)
+        playlists[str(pid)] = {
+            "playlist_id": str(pid), "title": clean_text(row.get("name")),
+            "description": clean_text(description),
+            "modified_at": iso_date(row.get("modified_at"), where, problems),
+            "split": None, "track_ids": track_ids}
+    return list(filter(None, playlists.values())), details
 
 
 # ---------------------------------------------------------------- filters
 
-def filter_tracks(items, lengths, allowed, min_count, min_length):
-    """Drop tracks that are not allowed or rare, then playlists that are short without them.
+def filter_tracks(playlists, allowed, min_count, min_length):
+    """The playlists without tracks that are not allowed or rare, if they are long enough then.
 
     Rare is counted once, over all playlists. Over the training playlists alone, no cold track
     would be left.
 
-    items, lengths: from `read_playlists`. allowed: which tracks may stay, (N,) bool.
-
-    Returns: items of the playlists that stay, by new rows; their lengths; the old row of each new
-        one, (M,); which playlists stay, (P,) bool.
+    playlists: lines of playlists.jsonl. allowed: set of track_ids, or None for all.
     """
-    keep_track = allowed & (np.bincount(items, minlength=len(allowed)) >= min_count)
-    keep_item = keep_track[items]
-    owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # playlist of each item
-    new_lengths = np.bincount(owner[keep_item], minlength=len(lengths)).astype(np.int32)
-    stays = new_lengths >= min_length
-    items = items[keep_item & stays[owner]]
-
-    # the rows that are left close up, in their old order
-    used = np.zeros(len(allowed), bool)
-    used[items] = True
-    new_row = np.cumsum(used, dtype=np.int32) - 1
-    return new_row[items], new_lengths[stays], np.flatnonzero(used), stays
+    counts = Counter(track_id for playlist in playlists for track_id in playlist["track_ids"])
+    stay = {track_id for track_id, n in counts.items()
+            if n >= min_count and (allowed is None or track_id in allowed)}
+    left = (playlist | {"track_ids": [t for t in playlist["track_ids"] if t in stay]}
+            for playlist in playlists)
+    return [playlist for playlist in left if len(playlist["track_ids"]) >= min_length]
 
 
-def kept_playlists(slices, allowed, min_count, min_length, problems):
-    """Read and filter. allowed: set of track_ids, or None for all.
+def read(slices, audio, require_audio, min_count, min_length, problems):
+    """The lines of tracks.jsonl and of playlists.jsonl that the filters leave: two lists.
 
-    Returns: track_ids and details by row; heads, items and lengths as in `read_playlists`.
+    audio: {track_id: path}. Popularity is null: who needs it counts it in training playlists.
     """
-    row_of, details, heads, items, lengths = read_playlists(slices, problems)
+    given, details = read_playlists(slices, problems)
     print_problems(problems)
-    track_ids = list(row_of)
-    is_allowed = np.array([allowed is None or track_id in allowed for track_id in row_of], bool)
-    items, lengths, rows, stays = filter_tracks(items, lengths, is_allowed, min_count, min_length)
-    with_audio = "" if allowed is None else ", with audio"
-    print(f"kept {stays.sum():,} of {len(heads):,} playlists (with {min_length} tracks or more) "
-          f"and {len(rows):,} of {len(details):,} tracks (in {min_count} playlists or "
-          f"more{with_audio})")
-    return ([track_ids[row] for row in rows], [details[row] for row in rows],
-            [heads[i] for i in np.flatnonzero(stays)], items, lengths)
+    playlists = filter_tracks(given, set(audio) if require_audio else None, min_count, min_length)
+    used = {track_id for playlist in playlists for track_id in playlist["track_ids"]}
+    print(f"kept {len(playlists):,} of {len(given):,} playlists (with {min_length} tracks or more) "
+          f"and {len(used):,} of {len(details):,} tracks (in {min_count} playlists or more"
+          f"{', with audio' if require_audio else ''})")
+    tracks = [dict.fromkeys(data.TRACK_FIELDS) | {
+        "track_id": track_id, "title": title, "artist": artist, "album": album,
+        "duration_ms": duration_ms, "tags": [], "audio_path": audio.get(track_id)}
+        for track_id, (title, artist, album, duration_ms) in details.items() if track_id in used]
+    return tracks, playlists
 
 
 # ---------------------------------------------------------------- annotations
 
 def map_annotation(row):
-    """The fields of an annotation by the names of tracks.jsonl.
+    """(fields of an annotation by the names of tracks.jsonl; names of those of a wrong form).
 
     `year` becomes release_date ("2002"). `decade` ("80s") becomes a tag where no year is known,
     since a date would claim more.
-
-    Returns: the good fields; the names of fields of another form than `data.expected_form` says.
     """
     row = {field: value for field, value in row.items() if value is not None}
-    good = {field: row[field] for field in data.TRACK_FIELDS[1:]
-            if field in row and data.expected_form(field, row[field]) is None}
-    bad = [field for field in row if field in data.TRACK_FIELDS[1:] and field not in good]
+    known = [field for field in row if field in data.TRACK_FIELDS[1:]]
+    bad = [field for field in known if data.expected_form(field, row[field])]
+    good = {field: row[field] for field in data.TRACK_FIELDS if field in known and field not in bad}
     if "year" in row and "release_date" not in good:
         if re.fullmatch(r"\d{4}", str(row["year"])):
             good["release_date"] = str(row["year"])
@@ -240,8 +207,11 @@ def map_annotation(row):
 
 
 def read_annotations(path, track_ids, problems):
-    """Yield {track_id and fields of tracks.jsonl} for the lines about tracks of the catalogue."""
-    seen = set()
+    """[{track_id and fields of tracks.jsonl}] of the lines about tracks of the catalogue.
+
+    Raises SystemExit: there is none.
+    """
+    seen, rows = set(), []
     for where, row in read_lines(path):
         track_id = row.get("track_id")
         if not isinstance(track_id, str):
@@ -254,48 +224,11 @@ def read_annotations(path, track_ids, problems):
             for field in bad:
                 note(problems, f"annotated values of {field} that are of the wrong type", where)
             if good:
-                yield {"track_id": track_id, **good}
-
-
-def check_annotations(files, track_ids, problems):
-    """Read each file once before anything is written.
-
-    Raises SystemExit: no line of a file has a field for a track of the catalogue.
-    """
-    for path in files.values():
-        counts = {}
-        for row in read_annotations(path, track_ids, problems):
-            for field in row:
-                counts[field] = counts.get(field, 0) + 1
-        if not counts:
-            raise SystemExit(f"{path}: no line has a field for a track of this catalogue. One JSON "
-                             f"object per line is expected, with track_id (the id in Spotify's "
-                             f"uri) and fields of tracks.jsonl")
-        n_tracks = counts.pop("track_id")
-        fields = ", ".join(f"{field} {n:,}" for field, n in counts.items())
-        print(f"{path}: {n_tracks:,} of {len(track_ids):,} tracks ({fields})")
-
-
-# ---------------------------------------------------------------- the lines to write
-
-def track_rows(track_ids, details, audio):
-    """Lines of tracks.jsonl. Popularity is null: who needs it counts it in training playlists."""
-    empty = dict.fromkeys(data.TRACK_FIELDS)
-    for track_id, (title, artist, album, duration_ms) in zip(track_ids, details, strict=True):
-        yield empty | {"track_id": track_id, "title": title, "artist": artist or None,
-                       "album": album or None, "duration_ms": duration_ms, "tags": [],
-                       "audio_path": audio.get(track_id)}
-
-
-def playlist_rows(heads, items, lengths, split, track_ids):
-    """Lines of playlists.jsonl. split: positions in data.SPLITS, (P,) int."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
-    for (playlist_id, title, description, day), start, end, s in zip(heads, starts, ends, split,
-                                                                     strict=True):
-        modified_at = None
-        if day != NO_DATE:
-            modified_at = (date(1970, 1, 1) + timedelta(day)).isoformat()
-        yield {"playlist_id": playlist_id, "title": title, "description": description,
-               "modified_at": modified_at, "split": data.SPLITS[s],
-               "track_ids": [track_ids[row] for row in items[start:end]]}
+                rows.append({"track_id": track_id, **good})
+    if not rows:
+        raise SystemExit(f"{path}: no line has a field for a track of this catalogue; a line needs "
+                         f"track_id (the id in Spotify's uri) and fields of tracks.jsonl")
+    counts = Counter(field for row in rows for field in row if field != "track_id")
+    fields = ", ".join(f"{field} {n:,}" for field, n in counts.items())
+    print(f"{path}: {len(rows):,} of {len(track_ids):,} tracks ({fields})")
+    return rows

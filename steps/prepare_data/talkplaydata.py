@@ -10,54 +10,36 @@ thoughts, profiles of listeners, ISRC, ids of artists and albums, chords.
 """
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from common import data
 from steps.prepare_data.foreign import clean_text, note, print_problems
-from steps.prepare_data.talkplaydata_files import read_rows
+from steps.prepare_data.talkplaydata_files import numbered_rows
 
 FIELD_OF = {"user": "query", "music": "music", "assistant": "response"}
 AGAINST = "DOES_NOT_MOVE_TOWARD_GOAL"
 LABELS = ("MOVES_TOWARD_GOAL", AGAINST)
-CONVERSATION_COLUMNS = ("session_id", "user_id", "session_date", "conversation_goal", "pid", "cid",
-                        "conversations", "goal_progress_assessments")
-TRACK_COLUMNS = ("track_id", "track_name", "artist_name", "album_name", "tag_list", "release_date",
-                 "duration", "popularity")
-ANNOTATION_COLUMNS = ("track_id", "caption", "tempo", "key")
 
 
 def read(files, n_valid, played_only, seed, problems):
-    """What becomes of the files, but for the turns of the dialogues and the embeddings.
+    """What becomes of the files, but for the embeddings: what `cpcd.read` returns.
 
     files: from `sort_files`. played_only: keep only tracks that a dialogue plays.
-
-    Returns: a Head per dialogue; the split of each, None for one that is left out; {track_id: line
-        of tracks.jsonl}; lines of playlists.jsonl.
     """
-    heads = [head for head, _, _ in read_conversations(files["conversations"], problems)]
-    splits = split_dialogues(heads, n_valid, seed, problems)
-    played = {track_id for head in heads for track_id in head.music}
+    dialogues, splits, labels = read_conversations(files["conversations"], problems)
+    splits = split_dialogues(dialogues, splits, n_valid, seed, problems)
+    played = {turn["music"] for dialogue in dialogues for turn in dialogue["turns"]}
     tracks = read_tracks(files["tracks"], played if played_only else None, problems)
     annotate(tracks, files["annotations"], problems)
-    note_unknown(heads, tracks, problems)
+    counts = [add_targets(dialogue, own, tracks, problems)
+              for dialogue, own in zip(dialogues, labels, strict=True)]
     print_problems(problems)
-    return heads, splits, tracks, playlist_rows(heads, splits, tracks)
+    playlists = make_playlists(dialogues, splits)
+    return list(tracks.values()), playlists, dialogues, splits, counts
 
 
 # ---------------------------------------------------------------- conversations
-
-class Head(NamedTuple):
-    """What must be known of a dialogue before any is written."""
-    dialogue_id: str
-    group: str     # the playlist or session it comes from: wholly in one split
-    split: str     # as published
-    date: str      # ISO, or None
-    turns: int
-    music: tuple   # track_ids played, in order
-    labels: tuple  # of each of them: one of LABELS, or None where nobody judges it
-
 
 def identify(row):
     """(dialogue_id, group, meta) of a row; the ids are None where they are missing."""
@@ -117,57 +99,47 @@ def make_turns(messages, where, problems):
 
 
 def read_conversations(files, problems):
-    """Yield (Head, meta, turns) of the conversations, each id once.
+    """The conversations, each id once. files: list of (path, split).
 
-    A turn has query, music, response, rejected. Each call reads the files anew, in the same order:
-    all conversations together would not fit in memory.
-
-    files: list of (path, split).
+    Returns: dialogues, whose playlist_id is the playlist or session they come from; the split of
+        each, as published; {turn: label} of each.
     """
-    seen = set()
+    dialogues, splits, labels = {}, [], []
     for path, split in files:
-        for number, row in enumerate(read_rows(path, CONVERSATION_COLUMNS), 1):
-            where, messages = f"{path.name}: row {number}", row.get("conversations")
-            dialogue_id, group, meta = identify(row)
+        for where, row in numbered_rows([path]):
+            messages, (dialogue_id, group, meta) = row.get("conversations"), identify(row)
             if (dialogue_id is None or not isinstance(messages, list)
                     or not all(isinstance(message, dict) for message in messages)):
                 note(problems, "rows without session_id (or pid and cid) and messages", where)
-                continue
-            if dialogue_id in seen:
+            elif dialogue_id in dialogues:
                 note(problems, "conversations with the id of an earlier one", where)
-                continue
-            seen.add(dialogue_id)
-
-            turns = make_turns(messages, where, problems)
-            labels = read_labels(row.get("goal_progress_assessments"), where, problems)
-            if turns is None:
-                continue
-            for t, turn in enumerate(turns, 1):
-                turn["rejected"] = labels.get(t) == AGAINST
-            played = {t: turn["music"] for t, turn in enumerate(turns, 1) if turn["music"]}
-            yield Head(dialogue_id, group, split, meta.get("session_date"), len(turns),
-                       tuple(played.values()), tuple(map(labels.get, played))), meta, turns
+            else:
+                dialogues[dialogue_id] = None  # the id is taken, even if the turns are no good
+                turns = make_turns(messages, where, problems)
+                own_labels = read_labels(row.get("goal_progress_assessments"), where, problems)
+                if turns is not None:
+                    dialogues[dialogue_id] = {"dialogue_id": dialogue_id, "playlist_id": group,
+                                              "meta": meta, "turns": turns}
+                    splits.append(split)
+                    labels.append(own_labels)
+    return list(filter(None, dialogues.values())), splits, labels
 
 
-def split_dialogues(heads, n_valid, seed, problems):
+def split_dialogues(dialogues, published, n_valid, seed, problems):
     """The split of each dialogue: list of names, None for one that is left out.
 
-    As published; where there is no validation, n_valid of the training groups are drawn. A training
-    dialogue of a playlist that test (or validation) has too would give that one's tracks away: it
-    is left out.
-
+    As published; where there is no validation, n_valid of the training groups (playlists or
+    sessions) are drawn. A training dialogue of a playlist that test (or validation) has too would
+    give that one's tracks away: it is left out.
     Raises SystemExit: a split would be empty.
     """
-    published = {}  # {group: the last split that has it}
-    for head in heads:
-        published[head.group] = max(published.get(head.group, "train"), head.split,
-                                    key=data.SPLITS.index)
-    train = [group for group, split in published.items() if split == "train"]
-    if heads and not train:
-        raise SystemExit("--parts: no train conversations; give that split's file too")
-
-    final = dict(published)
-    if "valid" not in published.values():
+    last = {}  # {group: the last split that has it}
+    for dialogue, split in zip(dialogues, published, strict=True):
+        group = dialogue["playlist_id"]
+        last[group] = max(last.get(group, "train"), split, key=data.SPLITS.index)
+    final = dict(last)
+    train = [group for group, split in last.items() if split == "train"]
+    if train and "valid" not in last.values():
         if len(train) <= n_valid:
             raise SystemExit(f"--n-valid {n_valid}: there are {len(train)} training playlists or "
                              f"sessions; give fewer")
@@ -175,16 +147,59 @@ def split_dialogues(heads, n_valid, seed, problems):
             final[train[i]] = "valid"
 
     splits = []
-    for head in heads:
-        leaks = head.split != published[head.group]
+    for dialogue, split in zip(dialogues, published, strict=True):
+        leaks = split != last[dialogue["playlist_id"]]
         if leaks:
             note(problems, "dialogues of a playlist that a later split has too",
-                 f"{head.dialogue_id} of {head.split}")
-        splits.append(None if leaks else final[head.group])
+                 f"{dialogue['dialogue_id']} of {split}")
+        splits.append(None if leaks else final[dialogue["playlist_id"]])
     for split in data.SPLITS:
         if split not in splits:
             raise SystemExit(f"--parts: no {split} conversations; give that split's file too")
     return splits
+
+
+def add_targets(dialogue, labels, tracks, problems):
+    """Complete the turns; one whose track the catalogue lacks stays, without music and targets.
+
+    Returns: {what is counted: int}.
+    """
+    judged = 0
+    for t, turn in enumerate(dialogue["turns"], 1):
+        if turn["music"] and turn["music"] not in tracks:
+            note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
+                 f"{dialogue['dialogue_id']}: {turn['music']}")
+            turn["music"] = None
+        label = labels.get(t) if turn["music"] else None
+        judged += label is not None
+        turn |= {"rejected": label == AGAINST, "targets": [turn["music"]] if turn["music"] else [],
+                 "kind": None}
+    turns = dialogue["turns"]
+    return {"turns": len(turns), "with_targets": sum(bool(turn["targets"]) for turn in turns),
+            "judged": judged, "rejected": sum(turn["rejected"] for turn in turns)}
+
+
+def make_playlists(dialogues, splits):
+    """Lines of playlists.jsonl: what each playlist's or session's dialogues play, each track once.
+
+    The playlist_id of dialogues that play nothing becomes None. Raises SystemExit: there is none.
+    """
+    rows = {}
+    for dialogue, split in zip(dialogues, splits, strict=True):
+        group, date = dialogue["playlist_id"], dialogue["meta"].get("session_date")
+        track_ids = [track_id for turn in dialogue["turns"] for track_id in turn["targets"]]
+        if split is not None:
+            row = rows.setdefault(group, {"playlist_id": group, "title": None, "modified_at": date,
+                                          "split": split, "track_ids": []})
+            row["track_ids"] = list(dict.fromkeys(row["track_ids"] + track_ids))
+    rows = {group: row for group, row in rows.items() if row["track_ids"]}
+    if not rows:
+        raise SystemExit("--parts: none of the tracks that the conversations play is among the "
+                         "tracks; do the files belong together?")
+    for dialogue in dialogues:
+        if dialogue["playlist_id"] not in rows:
+            dialogue["playlist_id"] = None
+    return list(rows.values())
 
 
 # ---------------------------------------------------------------- tracks
@@ -212,9 +227,7 @@ def positive(value):
 def release_date(value):
     """YYYY-MM-DD or YYYY, as in tracks.jsonl (YYYY-MM becomes the year); else None."""
     date = re.match(r"([1-9]\d{3})(-\d\d(-\d\d)?)?(?!\d)", str(first(value)))
-    if date is None:
-        return None
-    return date[0] if date[3] else date[1]
+    return date and (date[0] if date[3] else date[1])
 
 
 def note_unusable(used, row, where, problems):
@@ -231,19 +244,16 @@ def make_track(row, where, problems):
     for kind, values in (("names", names), ("albums", albums)):
         if len(values) > 1:
             note(problems, f"{kind} of a track after its first", where)
-    duration, popularity = positive(row.get("duration")), first(row.get("popularity"))
-    track = dict.fromkeys(data.TRACK_FIELDS) | {
-        "track_id": row["track_id"],
-        "title": first(names),
+    popularity = first(row.get("popularity"))
+    used = {"release_date": release_date(row.get("release_date")),
+            "duration": positive(row.get("duration")),
+            "popularity": popularity if popularity == 0 else positive(popularity)}
+    note_unusable(used, row, where, problems)
+    duration = used.pop("duration")
+    return dict.fromkeys(data.TRACK_FIELDS) | used | {
+        "track_id": row["track_id"], "title": first(names), "album": first(albums),
         "artist": ", ".join(texts(row.get("artist_name"))) or None,
-        "album": first(albums),
-        "release_date": release_date(row.get("release_date")),
-        "duration_ms": duration and int(duration),
-        "popularity": popularity if popularity == 0 else positive(popularity),
-        "tags": texts(row.get("tag_list"))}
-    note_unusable({"release_date": track["release_date"], "duration": duration,
-                   "popularity": track["popularity"]}, row, where, problems)
-    return track
+        "duration_ms": duration and int(duration), "tags": texts(row.get("tag_list"))}
 
 
 def read_tracks(paths, played, problems):
@@ -252,88 +262,28 @@ def read_tracks(paths, played, problems):
     played: the track_ids to keep, or None for all.
     """
     tracks = {}
-    for path in paths:
-        for number, row in enumerate(read_rows(path, TRACK_COLUMNS), 1):
-            where, track_id = f"{path.name}: row {number}", row.get("track_id")
-            if not isinstance(track_id, str) or not track_id:
-                note(problems, "tracks without a track_id", where)
-            elif track_id in tracks:
-                note(problems, "rows of a track that has one already", f"{where} ({track_id})")
-            elif played is not None and track_id not in played:
-                note(problems, "tracks that no dialogue plays", f"{where} ({track_id})")
-            else:
-                tracks[track_id] = make_track(row, where, problems)
+    for where, row in numbered_rows(paths):
+        track_id = row.get("track_id")
+        if not isinstance(track_id, str) or not track_id:
+            note(problems, "tracks without a track_id", where)
+        elif track_id in tracks:
+            note(problems, "rows of a track that has one already", f"{where} ({track_id})")
+        elif played is not None and track_id not in played:
+            note(problems, "tracks that no dialogue plays", f"{where} ({track_id})")
+        else:
+            tracks[track_id] = make_track(row, where, problems)
     return tracks
 
 
 def annotate(tracks, paths, problems):
     """Fill in caption, tempo and key (the first of each list) of TrackDB-Pseudo-Annotation."""
-    for path in paths:
-        for number, row in enumerate(read_rows(path, ANNOTATION_COLUMNS), 1):
-            where, track_id = f"{path.name}: row {number}", row.get("track_id")
-            if not isinstance(track_id, str) or track_id not in tracks:
-                note(problems, "captions of tracks that the catalogue does not have", where)
-                continue
-            key = clean_text(first(row.get("key")))  # "Db major" too
-            good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
-                    "key": None if data.expected_form("key", key) else key}
-            note_unusable(good, row, where, problems)
-            tracks[track_id].update({k: value for k, value in good.items() if value is not None})
-
-
-def note_unknown(heads, tracks, problems):
-    """Count the turns whose track the catalogue lacks: they stay, without music and targets."""
-    for head in heads:
-        for track_id in head.music:
-            if track_id not in tracks:
-                note(problems, "tracks of turns that the catalogue does not have (the turns stay)",
-                     f"{head.dialogue_id}: {track_id}")
-
-
-# ---------------------------------------------------------------- the lines to write
-
-def playlist_rows(heads, splits, tracks):
-    """Lines of playlists.jsonl: what each playlist's or session's dialogues play, each track once.
-
-    Raises SystemExit: there is none.
-    """
-    rows = {}
-    for head, split in zip(heads, splits, strict=True):
-        if split is not None:
-            row = rows.setdefault(head.group, {
-                "playlist_id": head.group, "title": None, "modified_at": head.date, "split": split,
-                "track_ids": []})
-            row["track_ids"] += [track_id for track_id in dict.fromkeys(head.music)
-                                 if track_id in tracks and track_id not in row["track_ids"]]
-    rows = [row for row in rows.values() if row["track_ids"]]
-    if not rows:
-        raise SystemExit("--parts: none of the tracks that the conversations play is among the "
-                         "tracks; do the files belong together?")
-    return rows
-
-
-def dialogue_rows(files, splits, split, tracks, playlists):
-    """Yield the lines of one split's file. files: as in `read_conversations`."""
-    playlist_ids = {playlist["playlist_id"] for playlist in playlists}
-    for (head, meta, turns), own in zip(read_conversations(files, {}), splits, strict=True):
-        if own != split:
+    for where, row in numbered_rows(paths):
+        track_id = str(row.get("track_id"))
+        if track_id not in tracks:
+            note(problems, "captions of tracks that the catalogue does not have", where)
             continue
-        for turn in turns:
-            if turn["music"] not in tracks:
-                turn["music"] = None
-                turn["rejected"] = False
-            turn["targets"] = [turn["music"]] if turn["music"] else []
-            turn["kind"] = None
-        yield {"dialogue_id": head.dialogue_id,
-               "playlist_id": head.group if head.group in playlist_ids else None,
-               "meta": meta, "turns": turns}
-
-
-def count(heads, tracks):
-    """{what is counted: how many of it each dialogue has, (D,)}, for 00's table of dialogues."""
-    labels = [[label for track_id, label in zip(head.music, head.labels, strict=True)
-               if track_id in tracks] for head in heads]
-    return {"turns": [head.turns for head in heads],
-            "with_targets": [len(own) for own in labels],
-            "judged": [len(own) - own.count(None) for own in labels],
-            "rejected": [own.count(AGAINST) for own in labels]}
+        key = clean_text(first(row.get("key")))  # "Db major" too
+        good = {"caption": clean_text(row.get("caption")), "tempo": positive(row.get("tempo")),
+                "key": None if data.expected_form("key", key) else key}
+        note_unusable(good, row, where, problems)
+        tracks[track_id].update({k: v for k, v in good.items() if v is not None})

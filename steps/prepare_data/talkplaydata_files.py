@@ -5,15 +5,16 @@ row per line. What a file holds is told by its columns, the split of conversatio
 """
 
 import json
-import os
 import re
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from common import data
-from steps.prepare_data.foreign import note
+from common.tokens import MODALITIES
+from steps.prepare_data.foreign import note, print_problems
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 JSON_FORM = "as one row per line, or as one list of rows"
@@ -23,82 +24,64 @@ MODALITY_OF = {"cf-bpr": "playlist", "attributes-": "semantic", "metadata-": "me
 
 # ---------------------------------------------------------------- which files
 
-def download(repo_id):
-    """The folder of a data set on the hub, fetched if need be.
-
-    Raises SystemExit: it is not to be had.
-    """
-    from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(repo_id, repo_type="dataset",
-                                      allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--parts {repo_id}: neither a file or folder here, nor to be had from "
-                         f"the hub ({str(error).splitlines()[0]}). Accepted: files, folders, ids "
-                         f"such as talkpl-ai/TalkPlayData-2. Some need an account: hf auth login"
-                         ) from None
-
-
 def find_files(parts):
     """The files of all parts, each once: paths, sorted within a part.
 
-    Raises SystemExit: a part without any.
+    Raises SystemExit: a part that neither is here nor can be had from the hub, or without any file.
     """
     paths = []
     for part in parts:
-        path = Path(part) if Path(part).exists() else download(part)
+        path = Path(part)
+        if not path.exists():
+            from huggingface_hub import snapshot_download
+            try:
+                path = Path(snapshot_download(part, repo_type="dataset",
+                                              allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+            except (OSError, ValueError) as error:
+                raise SystemExit(f"--parts {part}: neither a file or folder here, nor to be had "
+                                 f"from the hub ({str(error).splitlines()[0]}). Some data sets "
+                                 f"need an account: hf auth login") from None
         inside = [path] if path.is_file() else sorted(path.rglob("*"))
         inside = [p for p in inside if p.suffix in SUFFIXES and p.is_file()]
         if not inside:
-            raise SystemExit(f"--parts {part}: no {', '.join(SUFFIXES)} in it; give files as the "
-                             f"hub has them, or a folder above them")
+            raise SystemExit(f"--parts {part}: no {', '.join(SUFFIXES)} in it")
         paths += inside
     return list(dict.fromkeys(paths))
 
 
 # ---------------------------------------------------------------- rows
 
-def open_parquet(path):
+@contextmanager
+def whole_parquet(path):
+    """Raises SystemExit: within it, pyarrow finds that the file is cut off or damaged."""
     import pyarrow
-    from pyarrow import parquet
     try:
-        return parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}). "
                          f"Download it again") from None
 
 
-def is_vector(kind):
-    """Whether an Arrow type is a list of floats."""
+def cells_of(column):
+    """The cells of an Arrow column as a list; lists of floats as arrays, which is faster."""
     from pyarrow import types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return is_list and types.is_floating(kind.value_type)
-
-
-def read_parquet(path, columns):
-    """Yield the rows of a parquet file as dicts; lists of floats are arrays."""
-    import pyarrow
-    file = open_parquet(path)
-    names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-    try:
-        for batch in file.iter_batches(1024, columns=names):
-            cells = [column.to_numpy(zero_copy_only=False) if is_vector(column.type)
-                     else column.to_pylist() for column in batch.columns]
-            for row in zip(*cells, strict=True):
-                yield dict(zip(batch.schema.names, row, strict=True))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path}: a damaged parquet file ({str(error).splitlines()[0]}). "
-                         f"Download it again") from None
+    if hasattr(column.type, "value_type") and types.is_floating(column.type.value_type):
+        return column.to_numpy(zero_copy_only=False)
+    return column.to_pylist()
 
 
 def read_rows(path, columns=None):
     """Yield the rows of a parquet or JSON file as dicts.
 
-    columns: names of the wanted ones, those that a parquet file lacks left out; None for all.
+    columns: the wanted ones of a parquet file, None for all.
     Raises SystemExit: the file cannot be read to its end.
     """
     if path.suffix == ".parquet":
-        yield from read_parquet(path, columns)
+        from pyarrow import parquet
+        with whole_parquet(path):
+            for batch in parquet.ParquetFile(path).iter_batches(1024, columns=columns):
+                for row in zip(*map(cells_of, batch.columns), strict=True):
+                    yield dict(zip(batch.schema.names, row, strict=True))
         return
     with open(path, encoding="utf-8", errors="replace") as f:
         is_list = f.read(4096).lstrip().startswith("[")
@@ -109,16 +92,25 @@ def read_rows(path, columns=None):
     try:
         rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        raise SystemExit(f"{where}: not JSON ({error.msg}). Download it again") from None
+        raise SystemExit(f"{path}:{error.lineno}: not JSON ({error.msg}). Download it again"
+                         ) from None
     for row in rows:
         yield row if isinstance(row, dict) else {}  # {}: counted as a row without an id
+
+
+def numbered_rows(paths, columns=None):
+    """Yield ("file name: row number", row) of all rows. columns: as in `read_rows`."""
+    for path in paths:
+        for number, row in enumerate(read_rows(path, columns), 1):
+            yield f"{path.name}: row {number}", row
 
 
 def columns_of(path):
     """The columns of a file; of JSON, the keys that any of its rows has."""
     if path.suffix == ".parquet":
-        return open_parquet(path).schema_arrow.names
+        from pyarrow import parquet
+        with whole_parquet(path):
+            return parquet.read_schema(path).names
     return list(dict.fromkeys(key for row in read_rows(path) for key in row))
 
 
@@ -131,10 +123,8 @@ def modality_of(column, path):
     """
     if column == "embedding":
         column = "-".join(re.findall(r"TalkPlayData-Extra-([\w-]+)", str(path))[-1:])
-    for start, modality in MODALITY_OF.items():
-        if column.startswith(start):
-            return modality
-    return None
+    return next((modality for start, modality in MODALITY_OF.items() if column.startswith(start)),
+                None)
 
 
 def split_of(path):
@@ -160,8 +150,7 @@ def sort_files(paths, problems):
     unused = ""
     for path in paths:
         columns = columns_of(path)
-        vectors = {column: modality_of(column, path) for column in columns}
-        vectors = {column: modality for column, modality in vectors.items() if modality}
+        vectors = {column: kind for column in columns if (kind := modality_of(column, path))}
         if "conversations" in columns:
             files["conversations"].append((path, split_of(path)))
         elif {"track_id", "track_name"} <= set(columns):
@@ -178,11 +167,10 @@ def sort_files(paths, problems):
             names = ", ".join(map(repr, columns[:4])) or "no rows"
             unused = f". Not used: {path.name}, which has {names} (JSON is read {JSON_FORM})"
 
-    for kind, column, example in (("conversations", "conversations", "TalkPlayData-2"),
-                                  ("tracks", "track_name", "TalkPlayData-2-Track-Metadata")):
+    for kind, column in (("conversations", "conversations"), ("tracks", "track_name")):
         if not files[kind]:
             raise SystemExit(f"--parts: no file has {kind} (a column {column}); give such files "
-                             f"too, as in talkpl-ai/{example}{unused}")
+                             f"too{unused}")
     return files
 
 
@@ -197,56 +185,52 @@ def as_vector(value):
     return vector if vector.ndim == 1 else np.array([np.nan])
 
 
-def read_vectors(sources, row_of, problems):
-    """Yield (row, modality, vector, where) of all that is not empty and whose track is known."""
+def read_vectors(sources, modality, row_of, problems):
+    """Yield (row, vector of length 1, where) of all that is not empty and whose track is known."""
     for path, columns in sources:
-        for number, row in enumerate(read_rows(path, ["track_id", *columns]), 1):
-            where, track_id = f"{path.name}: row {number}", row.get("track_id")
-            if not isinstance(track_id, str) or track_id not in row_of:
-                note(problems, "vectors of tracks that the catalogue does not have", where)
-                continue
-            for column, modality in columns.items():
-                vector = as_vector(row.get(column))
-                if vector.size:
-                    yield row_of[track_id], modality, vector, f"{where}, {column}"
+        for column in (column for column, kind in columns.items() if kind == modality):
+            for where, cells in numbered_rows([path], ["track_id", column]):
+                where, track_id = f"{where}, {column}", str(cells.get("track_id"))
+                vector = as_vector(cells.get(column))
+                length = np.sqrt((vector**2).sum())
+                if not vector.size:
+                    continue
+                if track_id not in row_of:
+                    note(problems, "vectors of tracks that the catalogue does not have", where)
+                elif not 0 < length < np.inf:
+                    note(problems, "vectors of no length, or with values that are no numbers",
+                         where)
+                else:
+                    yield row_of[track_id], (vector / length).astype(np.float32), where
 
 
 def write_embeddings(folder, sources, track_ids, problems):
     """Write embeddings/<modality>.npy, with a row of NaN where a track has no vector.
 
-    D is the size that most vectors of a modality have. The files are read twice.
+    D is the size that most vectors of a modality have.
 
     sources: list of (path, {column: modality}). track_ids: in row order.
-    Returns: {modality: (shape, number of tracks that have it)}.
+    Returns: the modalities that any track has.
     """
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    sizes = {}
-    for _, modality, vector, _ in read_vectors(sources, row_of, {}):
-        if 0 < (vector**2).sum() < np.inf:
-            sizes.setdefault(modality, Counter())[len(vector)] += 1
-
-    arrays = {}  # on disk: they may be larger than the memory
-    folder.mkdir(parents=True, exist_ok=True)
-    for modality, counts in sizes.items():
-        shape = len(row_of), counts.most_common(1)[0][0]
-        arrays[modality] = np.lib.format.open_memmap(folder / f"{modality}.npy.tmp", "w+",
-                                                     np.float32, shape)
-        arrays[modality][:] = np.nan
-
-    for row, modality, vector, where in read_vectors(sources, row_of, problems):
-        length = np.sqrt((vector**2).sum())
-        if not 0 < length < np.inf:
-            note(problems, "vectors of no length, or with values that are no numbers", where)
-        elif len(vector) != arrays[modality].shape[1]:
-            note(problems, "vectors of another size than most", where)
-        elif not np.isnan(arrays[modality][row, 0]):
-            note(problems, "vectors of a track that has one already", where)
-        else:
-            arrays[modality][row] = vector / length
-
-    present = {}
-    for modality, array in arrays.items():
-        array.flush()
-        present[modality] = (array.shape, int((~np.isnan(array[:, 0])).sum()))
-        os.replace(folder / f"{modality}.npy.tmp", folder / f"{modality}.npy")
-    return present
+    made = []
+    for modality in MODALITIES:
+        found = list(read_vectors(sources, modality, row_of, problems))
+        if not found:
+            continue
+        size = Counter(len(vector) for _, vector, _ in found).most_common(1)[0][0]
+        array = np.full((len(row_of), size), np.nan, np.float32)
+        for row, vector, where in found:
+            if len(vector) != size:
+                note(problems, "vectors of another size than most", where)
+            elif not np.isnan(array[row, 0]):
+                note(problems, "vectors of a track that has one already", where)
+            else:
+                array[row] = vector
+        data.save_npy(folder / f"{modality}.npy", array)
+        made.append(modality)
+        missing = int(np.isnan(array[:, 0]).sum())
+        print(f"  {modality:9s} {str(array.shape):>14s}  {len(array) - missing:,} tracks have it, "
+              f"{missing:,} do not")
+    print_problems(problems)
+    return made

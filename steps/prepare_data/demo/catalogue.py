@@ -1,19 +1,15 @@
 """A fictional catalogue: tracks and playlists in which everything follows from a hidden truth.
 
 For each track a truth is drawn first: genre, moods, instruments, vocal, theme, tempo, key, year.
-Title, album, tags, lyrics and caption are then written from that truth with noise (a synonym, an
-omission, now and then a wrong tag), and render.py makes the audio from it. So what a system finds
-in one modality can be checked against the others. The playlists have a hidden theme each and prefer
-popular tracks.
-
-    from steps.prepare_data.demo.catalogue import make_catalogue
-    tracks, playlists = make_catalogue(n_tracks=1000, n_playlists=2500, seed=0)   # about 2 s
-
-writing.py writes the words. genres.json says what a genre and a mood are like, and which neighbour
-an artist of the genre visits for a track. The same seed gives the same bytes.
+From it writing.py writes title, album, tags, lyrics and caption, with noise (a synonym, an
+omission, now and then a wrong tag), and render.py makes the audio. So what a system finds in one
+modality can be checked against the others. Each playlist has a hidden theme and prefers popular
+tracks.
+genres.json says what a genre and a mood are like. The same seed gives the same bytes.
 """
 
 import random
+import string
 from collections import Counter
 from datetime import date, timedelta
 from itertools import pairwise
@@ -23,7 +19,7 @@ import numpy as np
 from steps.prepare_data.demo import writing
 from steps.prepare_data.demo.writing import LEXICON, MOODS, NOTES, PROFILES, WORDS
 
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 NOTE_WEIGHTS = (10, 3, 9, 3, 9, 7, 3, 10, 3, 10, 4, 4)  # players prefer the easy keys
 
 LATE_SHARE = 0.08       # share of tracks that come out after the last training playlist
@@ -35,8 +31,7 @@ KINDS = {"genre+mood": 25, "activity": 20, "theme": 15, "artist": 15, "decade+ge
 
 FIRST_DATE, LAST_TRAIN_DATE = date(2015, 1, 1), date(2017, 10, 26)  # of playlists
 VALID_DATE, TEST_DATE = date(2017, 10, 30), date(2017, 10, 31)
-LATE_DATES = (date(2017, 10, 27), date(2017, 10, 27),  # Friday is release day
-              date(2017, 10, 28), date(2017, 10, 29))
+LATE_DATES = [date(2017, 10, day) for day in (27, 27, 28, 29)]  # the 27th, a Friday: release day
 
 
 # ---------------------------------------------------------------- drawing
@@ -49,21 +44,11 @@ def draw(rng, weights, favourites=()):
 
 def draw_several(rng, weights, k, favourites=()):
     """Up to k different keys of {key: weight}."""
-    left = dict(weights)
     drawn = []
-    while left and len(drawn) < k:
+    while len(drawn) < min(k, len(weights)):
+        left = {key: weight for key, weight in weights.items() if key not in drawn}
         drawn.append(draw(rng, left, favourites))
-        del left[drawn[-1]]
     return drawn
-
-
-def draw_id(rng, length, used):
-    """A base62 string that is not yet in the set `used`; it is put there."""
-    while True:
-        drawn = "".join(rng.choices(BASE62, k=length))
-        if drawn not in used:
-            used.add(drawn)
-            return drawn
 
 
 def clip(x, low=0.0, high=1.0):
@@ -89,7 +74,7 @@ def most_wanting(shares, filled, size):
 
     A draw at random would leave the shares to chance, since a genre has only some eight artists.
     """
-    return min(shares, key=lambda key: (filled.get(key, 0) + size / 2) / shares[key])
+    return min(shares, key=lambda key: (filled[key] + size / 2) / shares[key])
 
 
 def make_artists(rng, n_tracks):
@@ -97,13 +82,12 @@ def make_artists(rng, n_tracks):
     artists, used = [], Counter()
     genres = rng.sample(list(PROFILES), len(PROFILES))
     shares = {genre: PROFILES[genre]["share"] for genre in genres}
-    filled = {genre: {} for genre in genres}  # tracks by genre and voice
+    filled = {genre: Counter() for genre in genres}  # tracks by genre and voice
     for size in artist_sizes(rng, n_tracks):
-        filled_genres = {genre: sum(voices.values()) for genre, voices in filled.items()}
-        genre = most_wanting(shares, filled_genres, size)
+        genre = most_wanting(shares, {g: own.total() for g, own in filled.items()}, size)
         profile = PROFILES[genre]
         voice = most_wanting(profile["voices"], filled[genre], size)
-        filled[genre][voice] = filled[genre].get(voice, 0) + size
+        filled[genre][voice] += size
         first, last = profile["years"]
         start = first + int((2014 - first) * rng.random() ** 0.8)
         end = min(last, start + 3 + int(rng.expovariate(1 / 9)))
@@ -158,18 +142,16 @@ def draw_moods(rng, genre, artist):
 
 def draw_vocal(rng, voice):
     """The artist's voice, but for an instrumental or a guest singer now and then."""
-    if voice == "instrumental":
-        if rng.random() < 0.1:
-            return rng.choice(("female vocals", "male vocals", "choir"))
-    elif rng.random() < 0.05:
-        return "instrumental"
-    return voice
+    if rng.random() >= (0.1 if voice == "instrumental" else 0.05):
+        return voice
+    guests = ("female vocals", "male vocals", "choir")
+    return rng.choice(guests) if voice == "instrumental" else "instrumental"
 
 
 def draw_truth(rng, artist, year):
-    """What is true of a track; everything else about it is written from this."""
+    """What is true of a track; all else about it is written from this."""
     genre = artist["genre"]
-    neighbour = PROFILES[genre]["neighbour"]
+    neighbour = PROFILES[genre]["neighbour"]  # which the artist visits at times
     if rng.random() < 0.06 and year >= PROFILES[neighbour]["years"][0]:
         genre = neighbour
     profile = PROFILES[genre]
@@ -195,8 +177,9 @@ def draw_truth(rng, artist, year):
 
 # ---------------------------------------------------------------- tracks
 
-def make_song(rng, artist, released, truth, title, fill, track_id):
+def make_song(rng, artist, released, truth, title, fill):
     """A line of tracks.jsonl, with "audio" (for render.py) and "appeal" (popularity, unranked)."""
+    track_id = "".join(rng.choices(BASE62, k=22))  # never the same twice
     minutes = PROFILES[truth["genre"]]["minutes"] * rng.lognormvariate(0, 0.2)
     played = ("genre", "tempo", "tonic", "mode", "instruments", "vocal", "energy")
     return {"track_id": track_id, "title": title, "artist": artist["name"], "album": None,
@@ -213,7 +196,7 @@ def make_song(rng, artist, released, truth, title, fill, track_id):
 def make_tracks(artists, seed):
     """(tracks, truths) in shuffled order; row i of one belongs to row i of the other."""
     rng = random.Random(f"{seed}/tracks")
-    rows, titles, ids = [], set(), set()
+    rows, titles = [], set()
     for artist in artists:
         own, own_albums = set(), set()
         for album in artist["albums"]:
@@ -225,8 +208,7 @@ def make_tracks(artists, seed):
                          for truth, title, _ in songs]
             own_albums.add(album_title)
             for truth, title, fill in songs:
-                track_id = draw_id(rng, 22, ids)
-                track = make_song(rng, artist, album["date"], truth, title, fill, track_id)
+                track = make_song(rng, artist, album["date"], truth, title, fill)
                 rows.append((track | {"album": album_title}, truth))
 
     # popularity from the rank
@@ -250,8 +232,8 @@ def make_columns(tracks, truths, artists):
                for kind, field in (("mood", "moods"), ("instrument", "instruments"))}
     columns |= {kind: {concept: np.array([concept == truth[kind] for truth in truths])
                        for concept in LEXICON[kind]} for kind in ("genre", "theme")}
-    number = {artist["name"]: i for i, artist in enumerate(artists)}
-    artist = np.array([number[track["artist"]] for track in tracks])
+    names = [artist["name"] for artist in artists]
+    artist = np.array([names.index(track["artist"]) for track in tracks])
     kin = np.array([[kinship(one, other) for other in artists] for one in artists])
     released = [date.fromisoformat(track["release_date"]).toordinal() for track in tracks]
     popularity = np.array([track["popularity"] for track in tracks])
@@ -271,16 +253,15 @@ def kinship(artist, other):
 
 
 def draw_theme(rng, columns, tracks, truths, row):
-    """A playlist's hidden theme, taken from the track in `row`.
+    """The hidden theme of a playlist, taken from the track in `row`.
 
     Returns: what the title may speak of; how well each track fits, (N,) float.
     """
     truth, kind = truths[row], draw(rng, KINDS)
-    mood = rng.choice(truth["moods"])
-    instrument = rng.choice(truth["instruments"])
-    about = {"kind": kind, "genre": truth["genre"], "mood": mood, "instrument": instrument,
-             "theme": truth["theme"], "artist": tracks[row]["artist"],
-             "decade": truth["year"] // 10}
+    mood, instrument = rng.choice(truth["moods"]), rng.choice(truth["instruments"])
+    about = {"kind": kind, "mood": mood, "instrument": instrument, "genre": truth["genre"],
+             "theme": truth["theme"], "decade": truth["year"] // 10,
+             "artist": tracks[row]["artist"]}
 
     # the owner's taste, where the theme leaves it open
     liked = {truth["genre"], *rng.sample(list(PROFILES), 3)}
@@ -293,8 +274,7 @@ def draw_theme(rng, columns, tracks, truths, row):
     elif kind == "theme":
         match = 5.0 * columns["theme"][truth["theme"]] + 1.5 * taste
     elif kind == "instrument":
-        match = (3.5 * columns["instrument"][instrument] + 2.5 * columns["mood"][mood]
-                 + 1.0 * taste)
+        match = 3.5 * columns["instrument"][instrument] + 2.5 * columns["mood"][mood] + 1.0 * taste
     elif kind == "artist":
         artist = columns["artist"][row]
         match = 6.0 * columns["kin"][artist] + 2.5 * (columns["artist"] == artist)
@@ -311,8 +291,8 @@ def draw_theme(rng, columns, tracks, truths, row):
 def pick_tracks(rng, noise, columns, match, modified, length):
     """Rows of a playlist: a draw without replacement (Gumbel top-k).
 
-    The log odds are the match, the pull of popularity and the pull of fresh releases. About a tenth
-    of the tracks are drawn without the match.
+    The log odds: the match (but for a tenth of the tracks), and the pull of popularity and of fresh
+    releases.
     """
     age = modified.toordinal() - columns["released"]  # days
     pull = POPULARITY_PULL * columns["log_popularity"] + FRESH_PULL * (age <= 14)
@@ -331,10 +311,9 @@ def pick_tracks(rng, noise, columns, match, modified, length):
 def make_playlists(tracks, truths, artists, n_playlists, seed):
     """Playlists with their dates and splits, in shuffled order."""
     rng, noise = random.Random(f"{seed}/playlists"), np.random.default_rng([seed, 1])
-    columns, ids, playlists = make_columns(tracks, truths, artists), set(), []
+    columns, playlists = make_columns(tracks, truths, artists), []
     n_held_out = max(2, round(0.024 * n_playlists))
     n_train = n_playlists - 2 * n_held_out
-    longest = min(40, len(tracks) // 3)
     for split in ["test"] * n_held_out + ["valid"] * n_held_out + ["train"] * n_train:
         # more training playlists are late than early, as in MPD
         days = int((LAST_TRAIN_DATE - FIRST_DATE).days * rng.random() ** 0.45)
@@ -342,9 +321,9 @@ def make_playlists(tracks, truths, artists, n_playlists, seed):
                     "train": FIRST_DATE + timedelta(days=days)}[split]
         out = np.flatnonzero(columns["released"] <= modified.toordinal())
         about, match = draw_theme(rng, columns, tracks, truths, rng.choice(out))
-        length = min(longest, 8 + int(rng.gammavariate(1.3, 8.2)))
+        length = min(40, len(tracks) // 3, 8 + int(rng.gammavariate(1.3, 8.2)))
         rows = pick_tracks(rng, noise, columns, match, modified, length)
-        playlists.append({"playlist_id": draw_id(rng, 12, ids),
+        playlists.append({"playlist_id": "".join(rng.choices(BASE62, k=12)),
                           "title": writing.name_playlist(rng, about),
                           "modified_at": modified.isoformat(), "split": split,
                           "track_ids": [tracks[row]["track_id"] for row in rows]})
@@ -353,24 +332,17 @@ def make_playlists(tracks, truths, artists, n_playlists, seed):
 
 
 def make_catalogue(n_tracks=1000, n_playlists=2500, seed=0):
-    """The whole fictional catalogue.
+    """The whole fictional catalogue, in about 2 s.
 
     n_tracks: 40 or more. About 8% are out too late for any training playlist (cold).
     n_playlists: 20 or more. 2.4% of them (at least 2) are test playlists, all of the last date; as
         many are valid, of the date before.
-    seed: int, 0 or more.
-
-    Returns:
-        tracks: dicts with the fields of tracks.jsonl and "audio", from which render.py plays:
-            {genre, tempo (BPM), tonic (0 to 11, 0 = C), mode, instruments, vocal (a concept, or
-            "instrumental"), energy (0 to 1), seed}.
-        playlists: dicts with the fields of playlists.jsonl.
-    Raises SystemExit: numbers below these.
+    Returns: tracks, dicts with the fields of tracks.jsonl and "audio" for `render_track`; and
+        playlists, dicts with the fields of playlists.jsonl.
     """
     if n_tracks < 40 or n_playlists < 20 or seed < 0:
-        raise SystemExit(f"the demo catalogue cannot have {n_tracks} tracks, {n_playlists} "
-                         f"playlists and seed {seed}; it needs 40 tracks and 20 playlists or more, "
-                         f"and a seed of 0 or more")
+        raise SystemExit(f"the demo cannot have {n_tracks} tracks, {n_playlists} playlists and "
+                         f"seed {seed}; it needs 40 tracks and 20 playlists, a seed of 0, or more")
     artists = make_artists(random.Random(f"{seed}/artists"), n_tracks)
     tracks, truths = make_tracks(artists, seed)
     return tracks, make_playlists(tracks, truths, artists, n_playlists, seed)

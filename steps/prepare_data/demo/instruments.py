@@ -2,12 +2,11 @@
 
 A recipe takes a MIDI note, the times t of its samples (s) and their rate (Hz). It gives the raw
 sound of one note. `note` and `drum` bring the sounds to their level and keep them.
-
-    from steps.prepare_data.demo.instruments import note
-    samples = note("piano", 60, 22050)  # middle C
 """
 
+import json
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import butter, lfilter
@@ -62,7 +61,6 @@ def attack(t, seconds):
 
 
 # ---------------------------------------------------------------- instruments and voices
-# One note each, at its raw level.
 
 def pluck(midi, t, rate, brightness, sustain):
     """Karplus-Strong string: a burst of noise in a delay line whose loop damps the treble.
@@ -92,15 +90,13 @@ def banjo(midi, t, rate):
 
 
 def bass(midi, t, rate):
-    k, _ = harmonics(midi, rate, 12)
-    phase = phase_of(midi, t)
+    k, phase = harmonics(midi, rate, 12)[0], phase_of(midi, t)
     finger = additive(phase, 0.6 / k ** 0.5) * np.exp(-12 * t)
     return (additive(phase, 1 / k ** 1.5) + finger) * np.exp(-1.5 * t)
 
 
 def piano(midi, t, rate):
-    k, _ = harmonics(midi, rate, 24)
-    phase = phase_of(midi, t)
+    k, phase = harmonics(midi, rate, 24)[0], phase_of(midi, t)
     body = additive(phase, 1 / k ** 1.8) * np.exp(-1.6 * t)
     return body + additive(phase, 1 / k ** 0.9) * np.exp(-9 * t)  # the hammer: bright and short
 
@@ -176,13 +172,13 @@ def voice(midi, t, rate, formants, cents=0.0, speed=5.4):
 
 
 def female_vocals(midi, t, rate):
-    return voice(midi, t, rate, ((900, 1, 220), (1450, 0.7, 220), (3000, 0.3, 400),
-                                 (4200, 0.15, 400)))
+    throat = ((900, 1, 220), (1450, 0.7, 220), (3000, 0.3, 400), (4200, 0.15, 400))
+    return voice(midi, t, rate, throat)
 
 
 def male_vocals(midi, t, rate):
-    return voice(midi, t, rate, ((650, 1, 150), (1080, 0.6, 150), (2450, 0.3, 300),
-                                 (3300, 0.15, 300)))
+    throat = ((650, 1, 150), (1080, 0.6, 150), (2450, 0.3, 300), (3300, 0.15, 300))
+    return voice(midi, t, rate, throat)
 
 
 def choir(midi, t, rate):
@@ -196,15 +192,14 @@ def choir(midi, t, rate):
 # Recipe, lowest note (MIDI), level, longest note (s). Chords and melodies lie in the 17 semitones
 # above the lowest note.
 PLAYERS = {
-    "acoustic guitar": (acoustic_guitar, 52, 1.0, 2),
-    "electric guitar": (electric_guitar, 50, 1.0, 2),
-    "piano": (piano, 55, 1.0, 2), "strings": (strings, 57, 0.9, 4),
+    "acoustic guitar": (acoustic_guitar, 52, 1.0, 2), "bass": (bass, 33, 1.5, 2),
+    "electric guitar": (electric_guitar, 50, 1.0, 2), "banjo": (banjo, 60, 1.0, 2),
+    "piano": (piano, 55, 1.0, 2), "strings": (strings, 57, 0.9, 4), "flute": (flute, 71, 0.9, 4),
     "synthesizer": (synthesizer, 55, 0.8, 4), "saxophone": (saxophone, 56, 1.0, 4),
     "trumpet": (trumpet, 62, 0.9, 4), "organ": (organ, 57, 0.7, 4),
-    "harmonica": (harmonica, 64, 0.8, 4), "bass": (bass, 33, 1.5, 2),
-    "banjo": (banjo, 60, 1.0, 2), "flute": (flute, 71, 0.9, 4),
-    "vibraphone": (vibraphone, 64, 1.0, 2), "female vocals": (female_vocals, 64, 1.2, 4),
-    "male vocals": (male_vocals, 50, 1.2, 4), "choir": (choir, 58, 1.1, 4)}
+    "harmonica": (harmonica, 64, 0.8, 4), "vibraphone": (vibraphone, 64, 1.0, 2),
+    "female vocals": (female_vocals, 64, 1.2, 4), "male vocals": (male_vocals, 50, 1.2, 4),
+    "choir": (choir, 58, 1.1, 4)}
 ONE_VOICED = ("saxophone", "trumpet", "harmonica", "flute")  # play lines, not chords
 STRUMMED = ("acoustic guitar", "electric guitar", "banjo")
 
@@ -219,30 +214,20 @@ def note(player, midi, rate):
 
 # ---------------------------------------------------------------- drums
 
-# The noise of a stroke: level, length (s), band (Hz), decay (1/s).
-BURSTS = {"kick": (0.3, 0.3, 1500, 4000, 150), "thump": (0.3, 0.4, 2000, 5000, 200),
-          "snare": (0.6, 0.3, 1200, 7000, 18), "gated": (0.5, 0.22, 800, 7000, 4),
-          "clap": (1.2, 0.25, 900, 3500, 25), "brush": (0.5, 0.15, 1500, 6000, 28),
-          "rim": (0.3, 0.08, 1600, 2400, 90), "hat": (0.4, 0.1, 6000, 9900, 60),
-          "tick": (0.45, 0.06, 7000, 9900, 90), "open": (0.35, 0.2, 6000, 9900, 22),
-          "ride": (0.35, 0.5, 4500, 9000, 9), "cymbal": (0.4, 0.9, 3500, 9900, 5),
-          "shaker": (0.3, 0.08, 5000, 9000, 45), "tom": (0.15, 0.3, 500, 3000, 40)}
-# Its falling sine: level, first and last frequency (Hz), fall, decay (1/s). None: the tonic of the
-# key, as a studio tunes drums.
-THUDS = {"kick": (1.0, 130, None, 40, 14), "thump": (1.4, 220, None, 30, 9),
-         "snare": (0.5, 240, 180, 30, 20), "gated": (0.5, 220, 170, 30, 18),
-         "rim": (0.6, 820, 800, 30, 70), "tom": (0.9, 420, None, 12, 9)}
+# Noise: level, length (s), band (Hz), decay (1/s). Many have a thud too, a falling sine: level,
+# first and last frequency (Hz; null: the tonic of the key, as a studio tunes drums), fall, decay.
+DRUMS = json.loads((Path(__file__).parent / "drums.json").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=200)
 def drum(piece, tonic, rate):
     """One drum stroke (float32)."""
-    level, seconds, low, high, decay = BURSTS[piece]
-    t = seconds_axis(seconds, rate)
-    sound = level * noise_band(len(t), low, high, rate, low) * np.exp(-decay * t)
-    if piece in THUDS:
-        level, first, last, fall, decay = THUDS[piece]
-        last = last or hertz_of(above(28, tonic))
-        phase = 2 * np.pi * (last * t + (first - last) * (1 - np.exp(-fall * t)) / fall)
-        sound += level * np.sin(phase) * np.exp(-decay * t)
-    return (sound * np.minimum(1, (seconds - t) / 0.01)).astype(np.float32)
+    burst = DRUMS[piece]
+    t = seconds_axis(burst["seconds"], rate)
+    noise = noise_band(len(t), burst["low"], burst["high"], rate, burst["low"])
+    sound = burst["level"] * noise * np.exp(-burst["decay"] * t)
+    if thud := burst.get("thud"):
+        last, fall = thud["last"] or hertz_of(above(28, tonic)), thud["fall"]
+        phase = 2 * np.pi * (last * t + (thud["first"] - last) * (1 - np.exp(-fall * t)) / fall)
+        sound += thud["level"] * np.sin(phase) * np.exp(-thud["decay"] * t)
+    return (sound * np.minimum(1, (burst["seconds"] - t) / 0.01)).astype(np.float32)

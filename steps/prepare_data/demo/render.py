@@ -1,21 +1,12 @@
 """The sound of the fictional catalogue: six seconds of music from a track's "audio".
 
-Its "audio" {genre, tempo, tonic, mode, instruments, vocal, energy, seed} becomes notes: chords,
-bass, melody and drums. The notes become sound (instruments.py: one small recipe per instrument),
-and the sound is mixed. The same "audio" gives the same bytes.
-
-    from steps.prepare_data.demo.render import render_track, write_audio
-    samples = render_track({"genre": "bossa nova", "tempo": 132, "tonic": 9, "mode": "minor",
-                            "instruments": ["acoustic guitar", "flute"], "vocal": None,
-                            "energy": 0.4, "seed": 1})
-    write_audio("song.flac", samples, 22050)
+It becomes notes: chords, bass, melody and drums. The notes become sound (instruments.py: one small
+recipe per instrument), and the sound is mixed. The same "audio" gives the same bytes.
 """
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import scipy.fft
@@ -25,23 +16,21 @@ from tqdm import tqdm
 
 from common.process import end_with_parent
 from steps.prepare_data.demo import instruments
+from steps.prepare_data.demo.instruments import above, seconds_axis
+from steps.prepare_data.demo.writing import PROFILES
 
 RATE = 22_050  # Hz, of the demo's audio
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 
 # How a genre is played. A string is one bar, in steps of equal length: 16 steps are sixteenths, 12
 # and 24 swing. x: a hit, o: a soft hit, .: nothing.
-#   drums: piece -> pattern
-#   chords, bass: rhythms of the accompaniment and of the bass line
+#   drums, chords, bass: patterns of each drum, of the accompaniment and of the bass line
 #   hold: how long an accompaniment chord sounds, in beats
 #   band: who plays the chords if nobody else can
-#   major, minor: chords by scale degree
-#   stack: notes of a chord, in scale steps from its root
+#   major, minor: chords by scale degree; stack: notes of a chord, in scale steps from its root
 #   drum_level, room: how loud the drums and the reverb are (1: loud, a cathedral)
-PROFILES = json.loads((Path(__file__).parent / "genres.json").read_text(encoding="utf-8"))["genres"]
 ARRANGEMENTS = {genre: profile["arrangement"] for genre, profile in PROFILES.items()}
-# A drum machine: what takes an acoustic drum's part, its own fill, and a beat for genres without
-# drums.
+# A drum machine: which acoustic drums' parts it takes, its fill, a beat for genres without drums.
 MACHINE = {"kick": "thump", "snare": "clap", "brush": "clap", "hat": "tick", "ride": "tick",
            "shaker": "tick"}
 FILL = dict(tom="......o.......xo")
@@ -77,8 +66,8 @@ def chord_sequence(genre, tonic, mode):
         scale = [(tonic + step) % 12 for step in SCALES[mode]]
         if mode == "minor" and degree == 5:
             scale[6] = (tonic + 11) % 12
-        chord = [scale[(degree - 1 + step) % 7] for step in ARRANGEMENTS[genre]["stack"]]
-        sequence.append((chord, scale))
+        stack = ARRANGEMENTS[genre]["stack"]
+        sequence.append(([scale[(degree - 1 + step) % 7] for step in stack], scale))
     return sequence
 
 
@@ -86,12 +75,9 @@ def accompany(player, rhythm, hold, chord_at, bar, until):
     """Chords in a rhythm; guitars and banjo strum."""
     low = instruments.PLAYERS[player][1]
     stagger = 0.012 if player in instruments.STRUMMED else 0.0  # s
-    notes = []
-    for start, _, _, loudness in strokes(rhythm, bar, until):
-        pitches = sorted(instruments.above(low, p) for p in chord_at(start)[0])
-        notes += [(player, pitch, start + i * stagger, hold, 0.55 * loudness)
-                  for i, pitch in enumerate(pitches)]
-    return notes
+    return [(player, pitch, start + i * stagger, hold, 0.55 * loudness)
+            for start, _, _, loudness in strokes(rhythm, bar, until)
+            for i, pitch in enumerate(sorted(above(low, p) for p in chord_at(start)[0]))]
 
 
 def one_by_one(player, low, rhythm, order, chord_at, bar, until):
@@ -103,7 +89,7 @@ def one_by_one(player, low, rhythm, order, chord_at, bar, until):
     for i, (start, _, gap, loudness) in enumerate(strokes(rhythm, bar, until)):
         chord = chord_at(start)[0]
         pitch_class = chord[order[i % len(order)] % len(chord)]
-        notes.append((player, instruments.above(low, pitch_class), start, gap, loudness))
+        notes.append((player, above(low, pitch_class), start, gap, loudness))
     return notes
 
 
@@ -113,7 +99,7 @@ def melody(player, rhythm, moves, chord_at, tonic, bar, until):
     moves: by how many notes of the scale it goes up or down at each step, the same in every bar.
     """
     low = instruments.PLAYERS[player][1]
-    pitch = instruments.above(low + 3, tonic)
+    pitch = above(low + 3, tonic)
     notes = []
     for start, step, gap, loudness in strokes(rhythm, bar, until):
         chord, scale = chord_at(start)
@@ -145,8 +131,7 @@ def arrange(audio, seconds, rng):
     leads = [p for p in players if p in instruments.ONE_VOICED]
     if audio["vocal"] not in ("instrumental", None):
         leads.insert(0, audio["vocal"])
-    if not leads:
-        leads = [chordal.pop() if len(chordal) > 1 else chordal[0]]
+    leads = leads or [chordal.pop() if len(chordal) > 1 else chordal[0]]
 
     # accompaniment: chords, arpeggios, bass
     notes = accompany(chordal[0], genre["chords"], genre["hold"] * beat, chord_at, bar, seconds)
@@ -174,10 +159,7 @@ def arrange(audio, seconds, rng):
 # ---------------------------------------------------------------- mixing
 
 def play(notes, swell, n, rate):
-    """The sum of the notes, each swelling in over `swell` s and released over 60 ms.
-
-    Returns: (n,) float32.
-    """
+    """Sum of the notes, (n,) float32; each swells in over `swell` s and is released over 60 ms."""
     sound = np.zeros(n, dtype=np.float32)
     release = int(0.06 * rate)
     rise = np.linspace(0, 1, int(swell * rate), dtype=np.float32)
@@ -206,7 +188,7 @@ def beat_out(drums, tonic, bar, n, rate, rng):
 @lru_cache(maxsize=32)
 def hall(size, rate, length):
     """Spectrum (real FFT of `length`) of a room's echo: noise that dies away."""
-    t = instruments.seconds_axis(1.6, rate)
+    t = seconds_axis(1.6, rate)
     tail = instruments.noise_band(len(t), 200, 5000, rate, 3) * np.exp(-t / (0.06 + 0.25 * size))
     tail *= t > 0.012  # s, before the first echo
     return scipy.fft.rfft((tail / np.sqrt(np.sum(tail ** 2))).astype(np.float32), length)
@@ -224,10 +206,8 @@ def render_track(audio, seconds=6.0, rate=RATE):
     audio: {"genre": one of ARRANGEMENTS, "tempo": BPM, "tonic": 0 to 11 (0 = C), "mode": "major" or
         "minor", "instruments": names from PLAYERS or "drum machine", "vocal": "female vocals",
         "male vocals", "choir", "instrumental" or None, "energy": 0 to 1, "seed": int}.
-    seconds: length of the result. rate: its sample rate (Hz), 16,000 or more.
-
+    rate: of the result (Hz), 16,000 or more.
     Returns: mono, within [-1, 1], (round(seconds * rate),) float32.
-    Raises KeyError: a genre, mode, instrument or vocal that is not known.
     """
     genre, energy = ARRANGEMENTS[audio["genre"]], audio["energy"]
     rng = np.random.default_rng(audio["seed"])
@@ -279,8 +259,6 @@ def render_all(jobs, workers):
     """Render the (audio, path) jobs that have no file yet; a file that is there is whole."""
     jobs = [(audio, path) for audio, path in jobs if not path.is_file()]
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        files = map(render_file, jobs)
-        if workers > 1:
-            files = pool.map(render_file, jobs, chunksize=4)
+        files = pool.map(render_file, jobs, chunksize=4) if workers > 1 else map(render_file, jobs)
         for _ in tqdm(files, total=len(jobs), desc="audio", unit="track"):
             pass

@@ -1,9 +1,7 @@
 """Words for the demo catalogue, written from the truth: names, titles, tags, lyrics, captions.
 
-Every function takes a random.Random and what is true, and returns text. The concepts and their tags
-are in common/lexicon.json. All other words are in words.json: names by genre, titles by genre,
-theme and mood, lyric lines in groups that rhyme, caption phrases, playlist titles. genres.json says
-what a genre and a mood are like.
+The concepts and their tags are in common/lexicon.json. All other words are in words.json: names by
+genre, titles by genre, theme and mood, lyric lines in groups that rhyme, captions, playlist titles.
 """
 
 import json
@@ -26,9 +24,8 @@ def invent_name(rng, genre, voice):
     """(a name in the genre's manner, the words in it). A soloist's first name fits the voice."""
     names, pools = WORDS["names"], WORDS["names"]["genres"][genre]
     solo = voice != "choir" and rng.random() < PROFILES[genre]["solo"]
-    if voice in ("female vocals", "male vocals"):
-        sex = voice.split()[0]
-    else:
+    sex = voice.split()[0]
+    if sex not in ("female", "male"):
         sex = rng.choice(("female", "male"))
     fill = {slot: rng.choice(WORDS["fillers"][slot]) for slot in ("day", "town")}
     fill |= {slot: rng.choice(pools[slot]) for slot in ("a", "b", "c", "p")}
@@ -52,10 +49,6 @@ def name_artist(rng, genre, voice, used):
             return name
 
 
-def with_article(text):
-    return ("an " if text[0].lower() in "aeiou" else "a ") + text
-
-
 def draw_fillers(rng, truth):
     """What fills the {slots} of a song: one name, town, ... for its title and its lyrics alike."""
     titles = WORDS["titles"]
@@ -73,8 +66,7 @@ def draw_title(rng, truth, fill):
     titles = WORDS["titles"]
     sources = (titles["genre"][truth["genre"]], titles["any"], titles["theme"][truth["theme"]],
                titles["mood"][truth["moods"][0]], titles["neutral"])
-    source = rng.choices(sources, (25, 15, 35, 17, 8))[0]
-    pattern = rng.choice(source)
+    pattern = rng.choice(rng.choices(sources, (25, 15, 35, 17, 8))[0])
     if "{colour}" in pattern:
         fill = fill | {"colour": fill["colour"].capitalize()}
     return pattern.format(**fill)
@@ -94,15 +86,14 @@ def name_song(rng, truth, used, own):
 
 def name_album(rng, artist, songs):
     """A title for an album, after one of its songs or after what its first song is about."""
-    albums = WORDS["titles"]["albums"]
     truth, _, fill = songs[0]
     chance = rng.random()
     if chance < 0.25:
         return rng.choice(songs)[1]
     if chance < 0.32:
         return artist["name"]  # self-titled
-    patterns = albums[truth["genre"]] if chance < 0.62 else albums["any"]
-    return rng.choice(patterns).format(**fill)
+    manner = truth["genre"] if chance < 0.62 else "any"
+    return rng.choice(WORDS["titles"]["albums"][manner]).format(**fill)
 
 
 def write_tags(rng, truth):
@@ -132,8 +123,8 @@ def write_tags(rng, truth):
 
 def as_sung(title, fill):
     """A title within a line: only names keep their capitals; what is in brackets is left out."""
-    names = ("name", "name2", "town", "month", "day")
-    proper = {word for slot in names for word in fill[slot].split()}
+    proper = {word for slot in ("name", "name2", "town", "month", "day")
+              for word in fill[slot].split()}
     proper |= {"I", "I'm", "July", "December", "Lord", "Jah", "Babylon", "Zion"}
     words = title.split(" (")[0].split(": ")[0].replace(" / ", ", ").split()
     sung = " ".join(word if word.removesuffix("'s").strip(",") in proper else word.lower()
@@ -165,9 +156,8 @@ def write_lyrics(rng, truth, title, fill):
                          [a, hooks[0], b]))
 
     # a bridge on the genre or the mood
-    genre_lines = lyrics["genre"][truth["genre"]]
     mood_lines = rng.choice(lyrics["mood"][truth["moods"][-1]])
-    bridge = rng.sample(rng.choice((genre_lines, mood_lines)), 2)
+    bridge = rng.sample(rng.choice((lyrics["genre"][truth["genre"]], mood_lines)), 2)
     stanzas = [verse(*groups[:2]), chorus, verse(*groups[2:]), chorus]
     if rng.random() < 0.6 and not set(bridge) & {a, b}:
         stanzas.insert(3, bridge)
@@ -185,10 +175,12 @@ def write_caption(rng, truth):
              for instrument in truth["instruments"][:rng.choice((2, 3, 4))]]
     tempo = rng.choice(words["tempo"][tempo_class])
     piece = rng.choice(words["piece"][truth["genre"]])
+    fill = {"tempo": tempo, "mood": mood, "piece": piece}
+    fill |= {f"a_{slot}": ("an " if text[0].lower() in "aeiou" else "a ") + text
+             for slot, text in fill.items()}
     first = rng.choice(words["first"]).format(
-        tempo=tempo, a_tempo=with_article(tempo), mood=mood, a_mood=with_article(mood),
-        mode=truth["mode"], piece=piece, a_piece=with_article(piece), led=rng.choice(words["led"]),
-        instruments=", ".join(heard[:-1]) + " and " + heard[-1])
+        mode=truth["mode"], led=rng.choice(words["led"]),
+        instruments=", ".join(heard[:-1]) + " and " + heard[-1], **fill)
     second = rng.choice(words["vocal"][truth["vocal"]]) if rng.random() < 0.85 else ""
     return f"{first[0].upper()}{first[1:]} {second}".strip()
 
@@ -206,8 +198,7 @@ def name_playlist(rng, about):
         patterns = words["old_decade_genre"]
     else:
         patterns = words[kind.replace("+", "_")]
-    pattern = rng.choice(patterns)
-    title = pattern.format(
+    title = rng.choice(patterns).format(
         genre=rng.choice(LEXICON["genre"][about["genre"]]["tags"]), artist=about["artist"],
         feeling=about["mood"], mood=rng.choice(LEXICON["mood"][about["mood"]]["tags"]),
         decade=f"{about['decade'] % 10}0s",
