@@ -1,4 +1,4 @@
-"""03: dialogues from playlists (paper, section 2.3).
+"""03: dialogues from playlists (paper, section 3.2).
 
 A dialogue is a walk through tracks of one playlist: a query, a track, an answer, and so on. Now and
 then the listener turns a track down. That track comes from the negative set: tracks by artists of

@@ -1,4 +1,4 @@
-"""Score every file of predictions/ and write the tables and the figure (the paper's section 5).
+"""Score every file of predictions/ and write the tables and the figure (paper, sections 4 and 5).
 
 No model runs here. Whatever wrote predictions/<system>.jsonl, it is scored in the same way:
 

@@ -1,4 +1,4 @@
-"""The rules and the metrics of the evaluation (the paper's section 5), the same for every system.
+"""The rules and the metrics of the evaluation (paper, section 4), the same for every system.
 
 A ranking is an array of catalogue rows, best first. The candidate pool is the whole catalogue.
 Every system ranks DEPTH tracks, or all where there are fewer. Tracks with equal scores are ordered
@@ -65,18 +65,18 @@ def rank_of_first_hit(ranked, targets):
 # ---------------------------------------------------------------- one value per turn
 
 def reciprocal_rank(ranks):
-    """1 / rank, 0 where there is no hit: (n,) int -> (n,) float64. The paper's section 5."""
+    """1 / rank, 0 where there is no hit: (n,) int -> (n,) float64. Paper, section 4."""
     ranks = np.asarray(ranks)
     return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
 
 
 def mrr(ranks):
-    """Mean reciprocal rank over turns: (1 / n) sum of 1 / rank. The paper's section 5."""
+    """Mean reciprocal rank over turns: (1 / n) sum of 1 / rank. Paper, section 4."""
     return float(reciprocal_rank(ranks).mean())
 
 
 def hit_at(ranks, k):
-    """1 where the rank is k or better, else 0: (n,) int -> (n,) float64. The paper's section 5."""
+    """1 where the rank is k or better, else 0: (n,) int -> (n,) float64. Paper, section 4."""
     ranks = np.asarray(ranks)
     return ((ranks > 0) & (ranks <= k)).astype(np.float64)
 

@@ -154,7 +154,7 @@ def encode_text(tokenizer, text):
 
 
 def encode_dialogue(dialogue_tokenizer, turns, codes_of, prompt=False):
-    """A dialogue -> ids, and the part of the dialogue that each id belongs to (paper, section 2.2).
+    """A dialogue -> ids, and the part of the dialogue that each id belongs to (paper, section 2.3).
 
     turns: dicts with query (str), music (track_id or None), response (str or None).
     codes_of: {track_id: five codes}.

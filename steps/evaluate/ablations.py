@@ -19,8 +19,8 @@ UNIFORM = (1,) * len(tokens.MODALITIES)
 # {weights of the modalities in token order: where they come from}
 WEIGHTINGS = {
     retrieval.WEIGHTS: "common/retrieval.py", PAPER: "paper, order of section 2.4",
-    (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "ours",
-    UNIFORM: "paper, Table 4", PAPER[::-1]: "ours"}
+    (25, 9, 16, 4, 1): "paper, order of Table 3", (5, 4, 3, 2, 1): "paper, Table 3",
+    UNIFORM: "paper, Tables 3 and 4", PAPER[::-1]: "paper, Table 3"}
 # a weight of 0: the modality is left out
 LEAVE_ONE_OUT = [UNIFORM, *(UNIFORM[:m] + (0,) + UNIFORM[m + 1:] for m in range(len(UNIFORM)))]
 # {the paper's table: (its rows, the weights that the others are compared with)}

@@ -13,9 +13,9 @@ from steps.evaluate.tables import best_first
 FEWEST = 50  # turns behind a point, at least: with fewer, one lucky turn sets the scale
 N_SYSTEMS = 4  # with more lines a reader cannot tell them apart
 FLOOR = "popularity"  # what every system should beat
-# (colour, marker, line): of the reference, of the floor, of the others. They also differ in grey
+# (colour, marker, line): of the reference, of the floor, of the others. They differ in grey, too
 REFERENCE_STYLE = ("#000000", "o", "-")
-FLOOR_STYLE = ("#8C8C8C", "D", ":")
+FLOOR_STYLE = ("#B0B0B0", "D", ":")
 OTHER_STYLES = (("#0072B2", "s", "-"), ("#E67300", "^", "--"), ("#56B4E9", "v", "-."),
                 ("#009E73", "P", "--"))
 
@@ -44,7 +44,7 @@ def plot_per_turn(path, rows, reference):
         value, low, high, _ = np.array([mrr[system, turn] for turn in turns]).T
         x = np.array(turns) + 0.09 * (i - (len(styles) - 1) / 2)  # so that bars do not overlap
         axis.vlines(x, low, high, color=colour, alpha=0.35, linewidth=2.5)
-        axis.plot(x, value, marker + line, color=colour, linewidth=2.2, markersize=7)
+        axis.plot(x, value, marker + line, color=colour, linewidth=2.2, markersize=7, clip_on=False)
         ends.append((value[-1], system, colour))
 
     axis.set_ylim(bottom=0)
@@ -53,7 +53,8 @@ def plot_per_turn(path, rows, reference):
     axis.set_xticks(turns, [f"{turn}\n{n_turns[turn]}" for turn in turns])
     axis.set_xlabel("turn of the dialogue (below: number of turns)", fontsize=13)
     axis.set_ylabel("mean reciprocal rank (MRR)", fontsize=13)
-    axis.set_title("bars: 95% intervals over playlists", fontsize=12, loc="left")
+    axis.set_title(f"turns with n >= {fewest:g}; bars: 95% intervals over playlists",
+                   fontsize=12, loc="left")
     axis.tick_params(labelsize=12)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
