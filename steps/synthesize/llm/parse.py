@@ -19,17 +19,15 @@ ROLES = {
 REJECTED = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False,
             "none": None, "null": None}
 DECODER = json.JSONDecoder(strict=False)  # not strict: line breaks inside a text
-# What it raises; also at numbers of thousands of digits, and at brackets without end.
-NO_JSON = (ValueError, RecursionError)
+NO_JSON = (ValueError, RecursionError)  # what it raises, also at brackets without end
 LIST = re.compile(r"\[\s*(?={\s*\")")  # where a list of messages begins
 MESSAGE = re.compile(r"(?={\s*\")")    # where one message begins
 SPACE = re.compile(r"[\s,]*")
 HANDLE = re.compile(r"\b[PN]\d+\b(?! (?:motorway|highway|road|bus|train)\b)")
-# Before a title: in an answer, and in a request.
-NAMING = re.compile(
+NAMING = re.compile(  # before a title in an answer
     r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|"
     r"tune)\W*$", re.IGNORECASE)
-ASKING = re.compile(
+ASKING = re.compile(  # before a title in a request
     r"\b(?:play|playing|put on|hear|have you got|called|titled|named|song|track|tune)\W*$",
     re.IGNORECASE)
 BY_SOMEBODY = re.compile(r"\W*by [^a-z]")  # after a title
@@ -51,22 +49,22 @@ def judge(text, shown):
     shown: {handle: track}, P1, P2, ... of the playlist and N1, N2, ... of the negative set
     """
     notes = []
+    turns = []
     try:
         messages, cut = read_messages(text, notes)
-        found = to_turns(messages, cut, shown, notes)
-        turns = []
-        for query, handle, response in found:
+        said = to_turns(messages, cut, shown, notes)
+        for query, handle, response in said:
             track = shown[handle]
             after_rejection = bool(turns) and turns[-1]["rejected"]
             turns.append({"query": query, "music": track["track_id"], "response": response,
                           "targets": [track["track_id"]], "rejected": handle[0] == "N",
                           "kind": kind_of(query, track, after_rejection)})
-        sampled = [track["track_id"] for handle, track in shown.items() if handle[0] == "P"]
-        negatives = {track["track_id"] for handle, track in shown.items() if handle[0] == "N"}
-        wrong = problems(turns, sampled, negatives, least=2, most=len(shown))
+        ids = {who: [track["track_id"] for handle, track in shown.items() if handle[0] == who]
+               for who in "PN"}
+        wrong = problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown))
         if wrong:
             raise Fault(wrong[0])
-        check_names(found, shown)  # last: an answer that loops would be long to compare
+        check_names(said, shown)  # last: an answer that loops would be long to compare
     except Fault as fault:
         return Verdict("ask again", [], [str(fault)])
     return Verdict("repaired" if notes else "ok", turns, sorted(set(notes)))
@@ -103,8 +101,7 @@ def read_messages(text, notes):
         notes.append("list inside an object")
         found = lists[0]
     if not isinstance(found, list) or not found:
-        what = type(found).__name__ if found else "an empty one"
-        raise Fault(f"no list of messages: {what}")
+        raise Fault(f"no list of messages: {type(found).__name__ if found else 'an empty one'}")
     return found, False
 
 
@@ -160,25 +157,21 @@ def resolve_handle(content, shown):
     That is the handle itself, alone or with its own track's names around it; or the exact title of
     one track.
     """
-    first = re.search(r"\b[PN]\d+\b", content, re.IGNORECASE)
-    if not first:
-        named = [handle for handle, track in shown.items()
-                 if track["title"] and words_of(bare(track["title"])) == words_of(bare(content))]
-        if len(named) != 1:
-            raise Fault(f"unknown id: {content[:40]!r}")
-        return named[0]
-
-    handle = first[0].upper()
-    around = content[:first.start()] + " " + content[first.end():]
-    if handle in shown:
-        around = without_names(around, names_of([shown[handle]]))
-    others = set(re.findall(r"\b[PN]\d+\b", around.upper())) - {handle}
-    if handle not in shown or others:
+    handles = [handle.upper() for handle in re.findall(r"\b[PN]\d+\b", content, re.IGNORECASE)]
+    if not handles:
+        handles = [handle for handle, track in shown.items()
+                   if track["title"] and words_of(bare(track["title"])) == words_of(bare(content))]
+        around = ""
+    elif handles[0] in shown:
+        around = re.sub(r"\b[PN]\d+\b", " ", content, count=1, flags=re.IGNORECASE)
+        around = without_names(around, names_of([shown[handles[0]]]))
+        handles = [handles[0], *re.findall(r"\b[PN]\d+\b", around.upper())]
+    if len(set(handles)) != 1 or handles[0] not in shown:
         raise Fault(f"unknown id: {content[:40]!r}")
     titles = {words_of(bare(track["title"])) for track in shown.values()} - {""}
     if any(f" {title} " in f" {words_of(around)} " for title in titles):
         raise Fault(f"another track's title beside an id: {content[:60]!r}")
-    return handle
+    return handles[0]
 
 
 def tidy(message, shown, notes):
@@ -186,7 +179,6 @@ def tidy(message, shown, notes):
     if (not isinstance(message, dict) or not isinstance(message.get("role"), str)
             or message.get("content") is None):
         raise Fault(f"not a message: {json.dumps(message)[:60]}")
-
     said = message["role"].strip()
     role = ROLES.get(said.lower())
     if not role:
@@ -200,7 +192,6 @@ def tidy(message, shown, notes):
     content = " ".join(content.split())
     if role != "music":
         return role, content, None
-
     handle = resolve_handle(content, shown)
     if handle != content:
         notes.append("id with something around it")
@@ -211,11 +202,9 @@ def tidy(message, shown, notes):
     return role, handle, REJECTED[rejected]
 
 
-def group_messages(messages, shown, notes):
-    """Messages -> one list of (role, content, rejected) per turn. Raises Fault.
-
-    A turn begins with what the listener says.
-    """
+def to_turns(messages, cut, shown, notes):
+    """Messages -> list of (query, handle, answer). cut: the answer breaks off. Raises Fault."""
+    # Each turn begins with what the listener says.
     groups = []
     for message in messages:
         if isinstance(message, dict) and str(message.get("role")).lower() == "system":
@@ -230,34 +219,27 @@ def group_messages(messages, shown, notes):
         elif not groups:
             raise Fault("wrong order: a track before the first request")
         groups[-1].append((role, content, rejected))
-    return groups
 
-
-def to_turns(messages, cut, shown, notes):
-    """Messages -> list of (query, handle, answer). cut: the answer breaks off. Raises Fault."""
-    turns = []
-    groups = group_messages(messages, shown, notes)
-    for number, group in enumerate(groups, 1):
-        roles = [role for role, _, _ in group]
-        incomplete = "music" not in roles or cut and "assistant" not in roles
-        if number == len(groups) and incomplete:
-            if not cut:
-                notes.append("closing words left out")
-            break
-        turns.append(to_turn(number, group, roles, notes))
+    # The last turn may lack its track, or its answer where the text is cut off.
+    roles = [role for group in groups[-1:] for role, _, _ in group]
+    if groups and ("music" not in roles or cut and "assistant" not in roles):
+        groups.pop()
+        if not cut:
+            notes.append("closing words left out")
+    turns = [to_turn(number, group, notes) for number, group in enumerate(groups, 1)]
     while turns and turns[-1][1][0] == "N":
         notes.append("last turn, rejected, left out")
         turns.pop()
     return turns
 
 
-def to_turn(number, group, roles, notes):
+def to_turn(number, group, notes):
     """The messages of one turn -> (query, handle, answer). Raises Fault."""
+    roles = [role for role, _, _ in group]
     query = group[0][1]
-    music = [(content, rejected) for role, content, rejected in group if role == "music"]
     answer = " ".join(content for role, content, _ in group if role == "assistant").strip()
-    if len(music) != 1:
-        raise Fault(f"wrong order: {len(music)} tracks in turn {number}")
+    if roles.count("music") != 1:
+        raise Fault(f"wrong order: {roles.count('music')} tracks in turn {number}")
     if not answer:
         raise Fault(f"missing answer: turn {number}")
     if not query:
@@ -269,7 +251,7 @@ def to_turn(number, group, roles, notes):
         notes.append("two answers joined")
     elif roles != ["user", "music", "assistant"]:
         notes.append("answer before the track")
-    handle, rejected = music[0]
+    _, handle, rejected = group[roles.index("music")]
     if rejected and handle[0] == "P":
         raise Fault(f"rejects a track of the playlist: turn {number}, {handle}")
     if rejected is False and handle[0] == "N":
@@ -290,7 +272,12 @@ def check_names(turns, shown):
         known = [shown[handle], *past]
         others = [track for track in shown.values() if track not in known]
         for who, text in (("request", query), ("answer", answer)):
-            if speaks_of_lists(text, known, heard, shown):
+            # The listener has not seen the lists: neither "negative set" nor a handle is said,
+            # unless it is part of a name or was said before.
+            rest = without_names(text, names_of(known))
+            handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
+            if (re.search(r"\bnegative set\b", rest, re.IGNORECASE)
+                    or not handles.isdisjoint(shown)):
                 raise Fault(f"speaks of the lists: the {who} of turn {number}")
             if who == "request":
                 name = wrong_name(text, known, others, "", is_request=True)
@@ -302,17 +289,6 @@ def check_names(turns, shown):
                 raise Fault(f"another track's title: {said}")
             heard += " " + text
         past.append(shown[handle])
-
-
-def speaks_of_lists(text, known, heard, shown):
-    """Whether a text says "negative set" or a handle, neither part of a name nor said before.
-
-    Arguments as in `wrong_name`; shown as in `judge`.
-    """
-    rest = without_names(text, names_of(known))
-    handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
-    negative_set = re.search(r"\bnegative set\b", rest, re.IGNORECASE)
-    return bool(negative_set) or not handles.isdisjoint(shown)
 
 
 def wrong_name(text, known, others, heard, is_request):
@@ -352,16 +328,14 @@ def wrong_name(text, known, others, heard, is_request):
 
 def names_a_title(text, title, is_request):
     """Whether a text that contains the words of a title means the title. See `wrong_name`."""
-    if " " in title and title != title.lower():
-        for match in re.finditer(rf"(?<!\w){re.escape(title)}(?!\w)", text):
-            if not is_request or asks_for(text, match):
-                return True
-    return any(words_of(bare(span)) == words_of(title) for span, _ in quoted(text))
-
-
-def asks_for(text, match):
-    """Whether a request asks for a title at its match, and means no city of the same name."""
-    before, after = text[:match.start()], text[match.end():]
-    if ASKING.search(before) or BY_SOMEBODY.match(after):
+    if any(words_of(bare(span)) == words_of(title) for span, _ in quoted(text)):
         return True
-    return not words_of(before) and words_of(after) in ("", "please")
+    if " " not in title or title == title.lower():
+        return False
+    for match in re.finditer(rf"(?<!\w){re.escape(title)}(?!\w)", text):
+        # A request may mean a city of the same name, so it has to ask for it.
+        before, after = text[:match.start()], text[match.end():]
+        alone = not words_of(before) and words_of(after) in ("", "please")
+        if not is_request or alone or ASKING.search(before) or BY_SOMEBODY.match(after):
+            return True
+    return False
