@@ -20,7 +20,6 @@ import math
 import os
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,13 +52,11 @@ MEANING = {
 }
 LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}  # parts learnt
 GRAD_CLIP = 1.0         # largest norm of the gradient
-LOGITS_AT_ONCE = 2**28  # numbers: 1 GiB of float32
+LOGITS_AT_ONCE = 2**28  # 1 GiB of float32
 VALID_BATCH = 8         # sequences of a forward pass in validation
 IGNORED = (*runs.PLACE, "save_every", "tensorboard", "micro_batch", "gradient_checkpointing")
 WRITES = ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")
 
-
-# ---------------------------------------------------------------- the vocabulary
 
 def expand_vocabulary(model, tokenizer, k, seed=0):
     """Add the music tokens of K = k to tokenizer and model, in place (paper, section 2.2).
@@ -93,10 +90,7 @@ def sample_like(rows, n, seed):
 # ---------------------------------------------------------------- the loss
 
 class LossModel(torch.nn.Module):
-    """A causal LM whose forward gives the cross-entropy of each next token (paper, section 2.3).
-
-    It is one module, so that DistributedDataParallel and FSDP see all that happens to a batch.
-    """
+    """A causal LM whose forward gives the cross-entropy of each next token (paper, section 2.3)."""
 
     def __init__(self, lm):
         super().__init__()
@@ -105,17 +99,18 @@ class LossModel(torch.nn.Module):
     def forward(self, ids, positions, labels):
         """ids, positions, labels: (B, T) int64. Returns (B, T - 1) float32, 0 at labels of -100."""
         # with a cache transformers would ignore the restarting positions, and dialogues would leak
-        output = self.lm.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-        hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B * (T - 1), d)
-        losses = chunked_losses(self.lm.get_output_embeddings(), hidden, labels[:, 1:].flatten())
+        hidden = self.lm.base_model(input_ids=ids, position_ids=positions,
+                                    use_cache=False).last_hidden_state[:, :-1]  # (B, T - 1, d)
+        losses = chunked_losses(self.lm.get_output_embeddings(), hidden.flatten(0, 1),
+                                labels[:, 1:].flatten())
         return losses.view(len(ids), -1)
 
 
 def chunked_losses(head, hidden, labels):
     """Cross-entropy of hidden (T, d) with labels (T,), at most LOGITS_AT_ONCE logits in memory.
 
-    Llama's 133,000 words make 0.5 GiB of float32 logits per thousand tokens, and their gradients
-    as much again. Where they do not fit, the backward pass computes each chunk's logits again.
+    Llama's 133,000 words make 0.5 GiB of float32 logits per thousand tokens, their gradients as
+    much again. So the backward pass computes each chunk's logits again.
     """
     def losses(h, y):
         return F.cross_entropy(head(h).float(), y, ignore_index=-100, reduction="none")
@@ -131,11 +126,11 @@ def chunked_losses(head, hidden, labels):
 def validate(model, packed, device):
     """Mean loss (nats per token) of all labels ("all"), of queries and answers ("text"), of music.
 
-    packed: packing.Packed. Each process takes its share of the sequences.
+    packed: packing.Packed; each process takes its share of the sequences
     """
     rank, world = current_process()
     model.eval()
-    sums = torch.zeros(3, 2, dtype=torch.float64, device=device)  # rows: all, text, music
+    sums = torch.zeros(3, 2, dtype=torch.float64, device=device)  # all, text, music: sum, number
     numbers = range(len(packed.sequences))
     for start in range(0, len(numbers), VALID_BATCH * world):
         mine = numbers[start:start + VALID_BATCH * world][rank::world]
@@ -143,11 +138,9 @@ def validate(model, packed, device):
         ids, positions, labels, parts = packed.batch(mine or [0], device)
         with autocast(device):
             losses = model(ids, positions, labels)
-        counted = (labels[:, 1:] != -100) & bool(mine)
-        part = parts[:, 1:]
-        text = counted & ((part == USER) | (part == RESPONSE))
-        music = counted & ((part == MUSIC) | (part == REJECTED))
-        for row, mask in enumerate((counted, text, music)):
+        parts[labels == -100] = tokens.UNSAID
+        for row, names in enumerate((tokens.ALL_PARTS, (USER, RESPONSE), (MUSIC, REJECTED))):
+            mask = torch.isin(parts[:, 1:], torch.tensor(names, device=device)) & bool(mine)
             sums[row] += torch.stack([losses[mask].sum(), mask.sum()])
     if world > 1:
         torch.distributed.all_reduce(sums)
@@ -163,8 +156,8 @@ def validate(model, packed, device):
 def make_optimizer(model, lr, weight_decay):
     """AdamW with betas 0.9, 0.95. Matrices and embeddings decay, norms do not."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [{"params": [p for p in trainable if (p.ndim >= 2) == is_matrix],
+               "weight_decay": weight_decay * is_matrix} for is_matrix in (True, False)]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr, (0.9, 0.95), fused=True)
 
 
@@ -176,14 +169,13 @@ def learning_rate(step, steps, peak, warmup):
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def fit(model, train, valid, folder, device, *, batch_size, epochs, lr, warmup, weight_decay,
-        micro_batch=0, eval_every=0, save_every=0, seed=0, board_folder=None):
+def fit(model, train, valid, folder, device, recipe, *, micro_batch=0, eval_every=0, save_every=0,
+        seed=0, board_folder=None):
     """Train from the last checkpoint in `folder` on; the model ends with its best weights.
 
-    model: LossModel, distributed. train, valid: packing.Packed.
-    board_folder: for TensorBoard, or None. The other arguments are as in parse_args.
-
-    Returns: the lowest validation losses, {"all", "text", "music"}.
+    model: LossModel, distributed; train, valid: packing.Packed; recipe: as in RECIPES
+    board_folder: for TensorBoard, or None; the other arguments are flags of the script
+    Returns: the lowest validation losses, {"all", "text", "music"}
     Raises SystemExit: the loss or the gradient is not finite.
     """
     rank, _ = current_process()
@@ -191,11 +183,12 @@ def fit(model, train, valid, folder, device, *, batch_size, epochs, lr, warmup, 
 
     # the order is known from the start, so a run that continues needs its step only
     n = len(train.sequences)
-    steps = math.ceil(epochs * n / batch_size)
-    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n)
-                            for epoch in range(math.ceil(epochs) + 1)])  # the last step is full
+    batch_size = recipe["batch_size"]
+    steps = math.ceil(recipe["epochs"] * n / batch_size)
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n) for epoch
+                            in range(math.ceil(recipe["epochs"]) + 1)])  # the last step is full
     labels_per_sequence = train.count_labels()
-    optimizer = make_optimizer(lm, lr, weight_decay)
+    optimizer = make_optimizer(lm, recipe["lr"], recipe["weight_decay"])
     step, progress = checkpoints.load_checkpoint(folder, lm, optimizer)
     log = checkpoints.Log(folder / "log.jsonl", step, board_folder) if rank == 0 else None
     begun = time.time() - progress["seconds"]
@@ -210,10 +203,10 @@ def fit(model, train, valid, folder, device, *, batch_size, epochs, lr, warmup, 
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not math.isfinite(loss + norm):
             raise SystemExit(f"step {step + 1}: loss {loss}, norm of the gradient {norm}. Try a "
-                             f"smaller --lr (now {lr:g}) with --no-resume")
+                             f"smaller --lr (now {recipe['lr']:g}) with --no-resume")
 
         # update
-        rate = learning_rate(step, steps, lr, warmup)
+        rate = learning_rate(step, steps, recipe["lr"], recipe["warmup"])
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -250,7 +243,6 @@ def fit(model, train, valid, folder, device, *, batch_size, epochs, lr, warmup, 
 # ---------------------------------------------------------------- main
 
 def parse_args():
-    """The flags; those of the recipe that are not given get its values."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     flags.add_shared(parser, "data-dir", "device", "seed", "resume")
@@ -275,7 +267,7 @@ def parse_args():
     add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
     args = parser.parse_args()
 
-    # what is used, not what was typed, goes on record
+    # the recipe's values, where none is given, so that what is used goes on record
     args.recipe = args.recipe or ("demo" if args.base_model == "tiny" else "paper")
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
@@ -292,10 +284,11 @@ def load_data(folder, limit=0):
     """(K, tracks, {track_id: codes}, training dialogues, validation dialogues)."""
     tracks = data.load_tracks(folder)
     codes = data.load_codes(folder, len(tracks))
-    codes_of = {track["track_id"]: codes[row] for row, track in enumerate(tracks)}
+    codes_of = {t["track_id"]: row for t, row in zip(tracks, codes, strict=True)}
     train, valid = (data.load_dialogues(folder / f"dialogues_{split}.jsonl", codes_of)
                     for split in ("train", "valid"))
-    info, made_by = folder / "codebooks" / "info.json", f"python 02_quantize.py --data-dir {folder}"
+    info = folder / "codebooks" / "info.json"
+    made_by = f"python 02_quantize.py --data-dir {folder}"
     k = next(data.read_jsonl(info, made_by))[1]["k"]
     if codes.max() >= k:
         raise SystemExit(f"{info} says K = {k}, but codes.npy has code {codes.max()}; make both "
@@ -334,11 +327,10 @@ def main():
 
     # dialogues -> sequences
     learnt = [p for p in LOSS_ON[args.loss_on] if not (args.skip_rejected and p == REJECTED)]
-    train = packing.encode_and_pack(
-        part / "tokens" / "train", train, dialogue_tokenizer, codes_of, args.context, learnt,
-        args.drop_tokens, args.seed, args.workers)
-    valid = packing.encode_and_pack(
-        part / "tokens" / "valid", valid, dialogue_tokenizer, codes_of, args.context, learnt)
+    train = packing.encode_and_pack(part / "tokens/train", train, dialogue_tokenizer, codes_of,
+                                    args.context, learnt, args.drop_tokens, args.seed, args.workers)
+    valid = packing.encode_and_pack(part / "tokens/valid", valid, dialogue_tokenizer, codes_of,
+                                    args.context, learnt)
 
     # train, then save the best weights
     torch.manual_seed(args.seed)
@@ -347,15 +339,13 @@ def main():
     if args.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = distribute(LossModel(lm).train(), device, args.fsdp, args.compile)
-    losses = fit(model, train, valid, part, device, batch_size=args.batch_size,
-                 epochs=args.epochs, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
-                 micro_batch=args.micro_batch, eval_every=args.eval_every,
-                 save_every=args.save_every, seed=args.seed,
+    recipe = {name: getattr(args, name) for name in MEANING}
+    losses = fit(model, train, valid, part, device, recipe, micro_batch=args.micro_batch,
+                 eval_every=args.eval_every, save_every=args.save_every, seed=args.seed,
                  board_folder=folder / "runs" / "tensorboard" if args.tensorboard else None)
     tokenizer.model_max_length = args.context  # 05_infer.py keeps its prompts within it
     checkpoints.save_model(part / "model", lm, tokenizer)
     if rank == 0:
-        recipe = {name: getattr(args, name) for name in RECIPES[args.recipe]}
         n_tokens = len(train.segments.ids)
         checkpoints.publish(folder, args.base_model, recipe, args.seed, n_tokens, losses)
         runs.finish_run(run, recipe=recipe, validation_loss=losses, train_tokens=n_tokens)

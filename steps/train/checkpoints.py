@@ -1,7 +1,6 @@
 """What a training run leaves on disk: checkpoints, the log, the loss curve, the model card.
 
-With FSDP each process holds a part of the model. So all processes call the functions that save
-weights, and the first one writes.
+All processes call what saves weights, since with FSDP each holds a part; the first one writes.
 """
 
 import json
@@ -16,12 +15,10 @@ from common import data, runs
 from common.process import current_process
 from steps.train.lora import merge_lora
 
-WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)  # puts FSDP's parts
-MADE_BY = "python 04_train.py"                                               # together
+WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)  # joins FSDP's parts
+MADE_BY = "python 04_train.py"
 KEEP = 2  # checkpoints
 
-
-# ---------------------------------------------------------------- checkpoints
 
 def save_checkpoint(folder, model, optimizer, step, progress):
     """folder/checkpoint-<step>.pt, whole or not at all; then all but the last KEEP are deleted.
@@ -42,10 +39,7 @@ def save_checkpoint(folder, model, optimizer, step, progress):
 
 
 def write_whole(path, content):
-    """torch.save under another name, then rename.
-
-    Raises SystemExit: the disk is full. What was there before stays.
-    """
+    """torch.save under another name, then rename. Raises SystemExit: the disk is full."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as f:
@@ -67,9 +61,8 @@ def list_checkpoints(folder):
 
 
 def load_checkpoint(folder, model, optimizer):
-    """Put the last checkpoint of a folder into model and optimizer.
+    """Put the last checkpoint of a folder, if any, into model and optimizer: (step, progress).
 
-    Returns: (step, progress), from the beginning where there is no checkpoint.
     Raises SystemExit: the file is not a checkpoint of this model.
     """
     paths = list_checkpoints(folder)
@@ -103,16 +96,13 @@ def load_best(folder, model, step):
     state_dict.set_model_state_dict(model, weights, options=WHOLE)
 
 
-# ---------------------------------------------------------------- the log
-
 class Log:
     """log.jsonl, up to a step; also TensorBoard, if it gets a folder."""
 
     def __init__(self, path, step, board_folder):
         self.path = path
         self.board = None
-        if path.is_file():  # lines that come after the checkpoint
-            data.keep_whole_lines(path)
+        if data.keep_whole_lines(path):
             rows = [row for _, row in data.read_jsonl(path, MADE_BY)]
             data.write_jsonl(path, [row for row in rows if row["step"] <= step])
         if step:
@@ -154,8 +144,6 @@ def plot_loss(folder):
     plt.close(figure)
 
 
-# ---------------------------------------------------------------- the folder model/
-
 def save_model(folder, model, tokenizer):
     """The model as an ordinary Hugging Face folder. All processes call it, the first one writes."""
     merge_lora(model)
@@ -169,7 +157,7 @@ def save_model(folder, model, tokenizer):
 
 def publish(data_dir, base_model, recipe, seed, n_tokens, losses):
     """Make model.part/model/ whole with log.jsonl, loss.png and README.md; it becomes model/."""
-    new, final = data_dir / "model.part" / "model", data_dir / "model"
+    new = data_dir / "model.part" / "model"
     shutil.copy(data_dir / "model.part" / "log.jsonl", new)
     plot_loss(new)
 
@@ -187,6 +175,5 @@ track, which are looked up in the catalogue that they were made for.
 - validation loss (nats per token): {listed(losses, ".3f")}
 - versions: {listed(runs.package_versions())}
 """)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(new, final)
+    shutil.rmtree(data_dir / "model", ignore_errors=True)
+    os.replace(new, data_dir / "model")

@@ -32,8 +32,6 @@ class Segments(NamedTuple):
         return np.diff(self.starts)
 
 
-# ---------------------------------------------------------------- dialogues -> segments
-
 def drop_codes(codes, rate, rng):
     """Leave out each code with probability `rate`, but never all of them.
 
@@ -75,17 +73,17 @@ def encode_all(dialogue_tokenizer, dialogues, codes_of, context, drop=0.0, seed=
                block=256):
     """Dialogues -> (Segments, number of dialogues cut, number of turns that lost their end).
 
-    workers: processes; the result does not depend on their number. block: dialogues that a process
-        takes at a time.
+    workers: processes; the result does not depend on them. block: dialogues per task of a process
     """
-    def encode(i):
+    global encoder
+
+    def encoder(i):
         rng = np.random.default_rng([seed, i])
         return encode_segments(dialogue_tokenizer, dialogues[i], codes_of, context, drop, rng)
 
     numbers = range(len(dialogues))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), set_encoder,
-                             (encode,)) as pool:
-        encoded = map(encode, numbers)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        encoded = map(encoder, numbers)
         if workers > 1:
             encoded = pool.map(run_encoder, numbers, chunksize=block)
         encoded = list(tqdm(encoded, "encode", len(dialogues), leave=False))
@@ -96,18 +94,10 @@ def encode_all(dialogue_tokenizer, dialogues, codes_of, context, drop=0.0, seed=
             sum(shortened for _, shortened in encoded))
 
 
-def set_encoder(encode):
-    """In a new worker process: keep the function that it inherits with all its data (fork)."""
-    global encoder
-    encoder = encode
-
-
 def run_encoder(i):
-    """In a worker process: encode dialogue i. Only the number is sent to it."""
+    """In a worker process, which inherited the function with all its data: encode dialogue i."""
     return encoder(i)
 
-
-# ---------------------------------------------------------------- segments -> sequences
 
 def pack(lengths, context):
     """Best-fit decreasing: each segment, longest first, joins the fullest sequence that has room.
@@ -117,15 +107,13 @@ def pack(lengths, context):
     sequences = []
     room = []  # sorted (tokens left, sequence): the first that is large enough fits best
     for segment in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        length = int(lengths[segment])
-        best = bisect.bisect_left(room, (length, -1))
-        if best < len(room):
-            left, sequence = room.pop(best)
-        else:
-            left, sequence = context, len(sequences)
+        best = bisect.bisect_left(room, (lengths[segment], -1))
+        if best == len(room):
+            room.append((context, len(sequences)))
             sequences.append([])
+        left, sequence = room.pop(best)
         sequences[sequence].append(segment)
-        bisect.insort(room, (left - length, sequence))
+        bisect.insort(room, (left - lengths[segment], sequence))
     return sequences
 
 
@@ -168,9 +156,8 @@ class Packed(NamedTuple):
     def count_labels(self):
         """How many labels each sequence has: (number of sequences,) int64."""
         starts = self.segments.starts[:-1]
-        is_label = np.zeros(len(self.segments.parts), bool)
-        for part in self.learnt:  # np.isin would need eight bytes per token
-            is_label |= self.segments.parts == part
+        learnt = np.array([part in self.learnt for part in range(256)])
+        is_label = learnt[self.segments.parts]  # np.isin would need eight bytes per token
         is_label[starts] = False
         per_segment = np.add.reduceat(is_label, starts, dtype=np.int64)
         return np.array([per_segment[segments].sum() for segments in self.sequences])
@@ -189,7 +176,7 @@ def encode_and_pack(folder, dialogues, dialogue_tokenizer, codes_of, context,
     wait_for_all()
     segments = Segments(*(np.load(folder / f"{name}.npy", mmap_mode="r")
                           for name in Segments._fields))
-    sequences = pack(segments.lengths(), context)
+    sequences = pack(segments.lengths().tolist(), context)
     if rank == 0:
         print(f"{folder.name}: {len(segments.ids):,} tokens in {len(sequences):,} sequences, "
               f"{len(segments.ids) / len(sequences) / context:.1%} full")

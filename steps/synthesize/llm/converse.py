@@ -11,8 +11,7 @@ from common.process import resolve_device
 from steps.synthesize import guards
 from steps.synthesize.llm import jobs, parse, prompt
 
-# Flags that change no dialogue. The numbers of dialogues are among them: dialogue i is the same for
-# any n, and what was paid for is kept.
+# Flags that change no dialogue; dialogue i is the same for any n, and what was paid for is kept.
 NO_EFFECT = ("n_train", "n_valid", "n_test", "show_prompt", "price_in", "price_out", "concurrency",
              "requests_per_minute", "tries", "timeout", "api_endpoint", "batch_size")
 DEFAULT_MODEL = "gemini-flash-latest"
@@ -23,42 +22,34 @@ def add_flags(add, writer):
     """The flags of a subcommand. add: its add_argument; writer: "gemini" or "local"."""
     add("--chunk", type=int, default=7, help="tracks per training dialogue, about (default 7)")
     add("--chunk-test", type=int, default=13, help="the same for valid and test (default 13)")
-    add("--lyrics-words", type=int, default=60,
-        help="most words of a track's lyrics in the prompt (default 60; 0 = none)")
-    add("--negatives", type=int, default=4, help="most tracks of the negative set in the prompt "
-        "(default 4; 0 = nothing is turned down)")
-    add("--temperature", type=float, default=1.0, help="of the sampling, 0 = greedy (default 1)")
+    add("--lyrics-words", type=int, default=60, help="most words per lyrics; 0 = none (default 60)")
+    add("--negatives", type=int, default=4, help="most tracks of the negative set in the prompt; "
+        "0 = nothing is turned down (default 4)")
+    add("--temperature", type=float, default=1.0, help="of the sampling; 0 = greedy (default 1)")
     add("--top-p", type=float, default=0.95, help="nucleus, a share (default 0.95)")
-    add("--max-new-tokens", type=int, default=8192,
-        help="longest answer in tokens, what a model thinks included (default 8192)")
-    add("--show-prompt", action="store_true",
-        help="print one prompt and the tokens and cost of the whole run, and call nobody")
+    add("--max-new-tokens", type=int, default=8192, help="per answer, with thinking (default 8192)")
+    add("--show-prompt", action="store_true", help="print a prompt and the cost, and call nobody")
     for name, what in (("--price-in", "prompts"), ("--price-out", "answers")):
         add(name, type=float, help=f"dollars per million tokens of the {what} (default: no cost)")
     if writer == "local":
         add("--model", required=True, help="a Hugging Face name or a folder with a chat model, for "
             "instance Qwen/Qwen3-4B-Instruct-2507")
         add("--batch-size", type=int, default=8, help="dialogues at a time (default 8)")
-        add("--device", type=resolve_device, default="auto",
-            help="auto (default: cuda if there is one), cpu, cuda, ...")
+        add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
         return
     add("--model", default=DEFAULT_MODEL, help=f"name of Google's (default {DEFAULT_MODEL}; the "
         "paper's, gemini-1.5-flash-002, is retired)")
     add("--concurrency", type=int, default=8, help="calls at a time (default 8)")
-    add("--requests-per-minute", type=float, default=60,
-        help="most calls per minute, tries included (default 60; 0 = no limit)")
-    add("--tries", type=int, default=6,
-        help="tries of a call that is refused (429), fails (5xx) or hangs (default 6)")
-    add("--timeout", type=float, default=120,
-        help="longest silence of the server, before and within its answer, in s (default 120)")
+    add("--requests-per-minute", type=float, default=60, help="0 = no limit (default 60)")
+    add("--tries", type=int, default=6, help="of a call that fails or hangs (default 6)")
+    add("--timeout", type=float, default=120, help="longest silence of the server, s (default 120)")
     add("--api-endpoint", help="another server than Google's, such as http://127.0.0.1:8080")
 
 
 def check_flags(args):
     """Raises SystemExit: a flag of gemini or local has a value that cannot be meant."""
     if (args.price_in is None) != (args.price_out is None):
-        raise SystemExit("--price-in and --price-out tell the cost together; give both, in dollars "
-                         "per million tokens")
+        raise SystemExit("--price-in, --price-out: give both, in dollars per million tokens")
     if args.command == "local":
         return
     if not re.fullmatch(r"((models|tunedModels)/)?[\w.-]+", args.model, re.ASCII):
@@ -90,12 +81,9 @@ def print_estimate(args, counts, jobs_of):
         prompt.estimate([jobs_of[split](number) for number in range(min(n, SAMPLE))], n,
                         args.lyrics_words) for split, n in counts.items()], axis=0)
     dollars = jobs.cost(tokens_in, tokens_out, args.price_in, args.price_out)
-    told = "--price-in and --price-out (dollars per million tokens) tell the cost"
-    if dollars is not None:
-        told = f"about ${dollars:,.2f}"
+    told = "give --price-in and --price-out" if dollars is None else f"about ${dollars:,.2f}"
     print(f"{sum(counts.values()):,} calls, about {tokens_in:,} tokens in and {tokens_out:,} out "
-          f"(a token counted as {prompt.TOKEN_CHARS} characters, without second tries and without "
-          f"what a model thinks before it answers): {told}")
+          f"({prompt.TOKEN_CHARS} characters each; without second tries and thinking): {told}")
 
 
 def open_backend(args):
@@ -127,7 +115,6 @@ def write_dialogues(args, counts, jobs_of):
 
     counts: {split: number of dialogues}; jobs_of: from `make_jobs`
     Returns: the run to be finished, or None if all was done before
-    Raises SystemExit: stopped, or a split has no dialogues.
     """
     folder = args.data_dir
     run, state = guards.begin_run(args, runs.PLACE + NO_EFFECT, ["dialogues_rejected.jsonl"])

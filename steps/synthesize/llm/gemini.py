@@ -26,16 +26,12 @@ SCHEMA = {"type": "array", "items": {
 
 
 class Trouble(Exception):
-    """A call that failed.
-
-    code: HTTP status, None for timeouts and lost connections
-    delay: seconds that the server asks to wait, or None
-    """
+    """A call that failed."""
 
     def __init__(self, code, message, delay=None):
         super().__init__(f"{code} {message}" if code else message)
-        self.code = code
-        self.delay = delay
+        self.code = code    # HTTP status, None for timeouts and lost connections
+        self.delay = delay  # seconds that the server asks to wait, or None
 
 
 def read_key():
@@ -43,8 +39,7 @@ def read_key():
     key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or ""
     key = key.strip()  # files leave line ends behind it
     if not key:
-        raise SystemExit("gemini needs an API key in the environment: export GEMINI_API_KEY=... "
-                         "(or GOOGLE_API_KEY)")
+        raise SystemExit("gemini needs an API key: export GEMINI_API_KEY=... (or GOOGLE_API_KEY)")
     if not re.fullmatch("[!-~]+", key):  # requests would print it in its complaint
         raise SystemExit("the API key in the environment has a blank, a line break or a letter "
                          "that is not ASCII in it; copy it once more")
@@ -54,8 +49,8 @@ def read_key():
 def server_delay(details, headers):
     """Seconds that a refusal asks to wait; None if it does not say.
 
-    details: the list error.details of the answer, which may hold {"retryDelay": "34.5s"}
-    headers: a mapping, which may hold Retry-After (seconds, or a date)
+    details: list or None, may hold {"retryDelay": "34.5s"}
+    headers: mapping or None, may hold Retry-After (seconds, or a date)
     """
     for detail in details or ():
         delay = detail.get("retryDelay") if isinstance(detail, dict) else None
@@ -116,8 +111,7 @@ def make_call(model, key, endpoint, timeout, temperature, top_p, max_new_tokens)
 
 def clean(message, key):
     """An error's text in one line of at most 200 characters, without the key and the address."""
-    message = " ".join(message.replace(key, "<key>").split())
-    return re.sub(r"^POST \S+: ", "", message)[:200]
+    return re.sub(r"^POST \S+: ", "", " ".join(message.replace(key, "<key>").split()))[:200]
 
 
 def read_answer(response):
@@ -171,8 +165,7 @@ def ask_patiently(call, prompt, limiter, tries):
         if delay > LONGEST_WAIT:
             raise Stop(f"the server asks to wait {delay:.0f} s: {trouble}")
         if attempt == tries and code == 429:
-            raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute or "
-                       f"--concurrency, or wait for the quota")
+            raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute")
         if attempt == tries:
             raise NoAnswer(f"no answer: {trouble}, {tries} times")
         if code == 429:

@@ -77,8 +77,6 @@ class RateLimit:
             raise Stop("stopped")
 
 
-# ---------------------------------------------------------------- many calls
-
 @contextmanager
 def on_interrupt(stop):
     """Within it Ctrl-C and errors call stop(); a second Ctrl-C ends the process."""
@@ -103,18 +101,14 @@ def on_interrupt(stop):
 
 
 class Progress:
-    """One split while it is asked for; arguments as in `ask_all`, but journal: the open file."""
+    """One split while it is asked for; arguments as in `ask_all`, file: the open journal."""
 
-    def __init__(self, journal, lines_of, n, judge, limiter, workers, answered):
-        self.journal = journal
-        self.judge = judge
-        self.limiter = limiter
-        self.answered = answered
+    def __init__(self, file, lines_of, n, judge, limiter, workers, answered):
+        self.file, self.judge, self.limiter, self.answered = file, judge, limiter, answered
         self.most_failures = max(4, 2 * workers)  # in a row
         self.failures = 0        # in a row
         self.trouble = []        # why the run ends
         self.missed = Counter()  # {number: calls without an answer}
-
         tasks = []
         for number in range(n):
             lines = lines_of.get(number, ())
@@ -126,7 +120,6 @@ class Progress:
                 tasks.append(Task(number, 2, answers[-1]["notes"][0]))
         # What had no answer before comes last: where the server is down, others find that out.
         self.queue = deque(sorted(tasks, key=lambda task: self.missed[task.number]))
-        self.bar = None
 
     def stop(self, why="stopped by hand"):
         self.trouble.append(why)
@@ -137,9 +130,9 @@ class Progress:
         line = {"number": task.number, "attempt": task.attempt, "in": answer.tokens_in,
                 "out": answer.tokens_out, "verdict": verdict, "notes": notes, "turns": turns}
         if not turns:
-            line["answer"] = answer.text
-        self.journal.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.journal.flush()
+            line["answer"] = answer.text  # it was of no use
+        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.file.flush()
         self.bar.update(verdict not in ("ask again", "no answer"))
 
     def record_failure(self, batch, error):
@@ -192,12 +185,11 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
     A call without an answer is made again once all others are done. If it fails again, even in
     another run, its dialogue is rejected.
 
-    journal: its path
-    ask: function of a list of Tasks that returns a list of Answers, called in `workers` threads
-        with `batch_size` tasks; raises NoAnswer or Stop
+    ask: function of `batch_size` Tasks that returns Answers, called in `workers` threads; raises
+        NoAnswer or Stop
     judge: function of a number and a text that returns a parse.Verdict
-    answered: whether anything was ever answered in this run or before. Until then nothing is
-        rejected, since the server or the request as such is to blame.
+    answered: whether anything was ever answered. Until then nothing is rejected, since the server
+        or the request as such is to blame.
     Returns: answered, as it is now
     Raises SystemExit: stopped; what is answered is kept.
     """
@@ -226,8 +218,6 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
     return progress.answered
 
 
-# ---------------------------------------------------------------- what came of it
-
 def cost(tokens_in, tokens_out, price_in, price_out):
     """Dollars, or None where a price (dollars per million tokens) is not known."""
     if price_in is None or price_out is None:
@@ -239,8 +229,7 @@ def summarise(journals, counts, price_in, price_out):
     """What was made, why answers were refused, and what all tries cost: a dict.
 
     journals: {split: from `read_journal`}
-    counts: {split: n}. Dialogues that an earlier try with a larger n made are left out, but not
-        what they cost.
+    counts: {split: n}; of dialogues from n on, from an earlier try, only the cost is counted
     """
     paid = [line for journal in journals.values() for lines in journal.values() for line in lines]
     lines = [line for split, journal in journals.items() for number in journal
@@ -271,7 +260,7 @@ def print_summary(summary):
     if summary["dialogues_a_minute"]:
         text += f"; {summary['dialogues_a_minute']:.1f} dialogues per minute"
     print(text)
-    for name, key in (("repaired", "repairs"), ("first answer refused", "first_answers_refused"),
-                      ("rejected", "reasons")):
-        if summary[key]:
-            print(f"  {name}: " + ", ".join(f"{kind} {n}" for kind, n in summary[key].items()))
+    for name, reasons in (("repaired", summary["repairs"]), ("rejected", summary["reasons"]),
+                          ("first answer refused", summary["first_answers_refused"])):
+        if reasons:
+            print(f"  {name}: " + ", ".join(f"{kind} {n}" for kind, n in reasons.items()))

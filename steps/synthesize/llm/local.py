@@ -1,7 +1,7 @@
 """The backend local of 03_synthesize.py: any chat model from Hugging Face, in batches.
 
-Every answer has a random stream of its own. So it depends neither on the batch that it happened to
-be in nor on what a killed run had done before (but for rounding, which differs with the padding).
+Every answer has a random stream of its own. So it depends (but for rounding) neither on its batch
+nor on what a killed run had done before.
 """
 
 import torch
@@ -87,8 +87,7 @@ def generate(model, tokenizer, prompts, seeds, temperature, top_p, max_new_token
     room = min(max_new_tokens, context - longest)
     if room < max_new_tokens / 4:
         raise Stop(f"a prompt of {longest} tokens leaves {max(0, room)} of the model's {context} "
-                   f"to the answer: lower --chunk, --chunk-test or --lyrics-words, or take a model "
-                   f"with a longer context")
+                   f"to the answer: lower --chunk, --chunk-test or --lyrics-words")
 
     # (B, T), padded on the left
     pad = model.generation_config.pad_token_id

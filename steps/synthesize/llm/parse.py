@@ -1,8 +1,7 @@
 """A language model's answer -> the turns of a dialogue, or the reason why not.
 
-A fault is repaired where only one repair is possible: fences, prose around the JSON, an answer
-before its track, an end that is cut off, the same list twice. All others raise Fault; then the
-dialogue is asked for once more.
+A fault is repaired where only one repair is possible. All others raise Fault; then the dialogue is
+asked for once more.
 """
 
 import json
@@ -54,16 +53,14 @@ def judge(text, shown):
         messages, cut = read_messages(text, notes)
         said = to_turns(messages, cut, shown, notes)
         for query, handle, response in said:
-            track = shown[handle]
-            after_rejection = bool(turns) and turns[-1]["rejected"]
-            turns.append({"query": query, "music": track["track_id"], "response": response,
-                          "targets": [track["track_id"]], "rejected": handle[0] == "N",
-                          "kind": kind_of(query, track, after_rejection)})
+            kind = kind_of(query, shown[handle], bool(turns) and turns[-1]["rejected"])
+            music = shown[handle]["track_id"]
+            turns.append({"query": query, "music": music, "response": response,
+                          "targets": [music], "rejected": handle[0] == "N", "kind": kind})
         ids = {who: [track["track_id"] for handle, track in shown.items() if handle[0] == who]
                for who in "PN"}
-        wrong = problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown))
-        if wrong:
-            raise Fault(wrong[0])
+        for wrong in problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown)):
+            raise Fault(wrong)
         check_names(said, shown)  # last: an answer that loops would be long to compare
     except Fault as fault:
         return Verdict("ask again", [], [str(fault)])
@@ -82,10 +79,7 @@ def kind_of(query, track, after_rejection):
 # ---------------------------------------------------------------- JSON
 
 def read_messages(text, notes):
-    """The list of messages in an answer, and whether it is cut off. Raises Fault.
-
-    notes: gets what was repaired
-    """
+    """(the list of messages in an answer, whether it is cut off). notes: gets what was repaired"""
     text = text.rpartition("</think>")[2].strip()
     try:
         found = DECODER.decode(text)
@@ -119,10 +113,9 @@ def read_row(text, at):
 
 
 def read_loose(text, notes):
-    """Messages one by one, from the first that can be read to the first that cannot.
+    """As `read_messages`: messages one by one, to the first that cannot be read.
 
-    Arguments and result as in `read_messages`. Raises Fault too where other messages follow, as
-    after a draft: nobody knows which are meant.
+    Where other messages follow, as after a draft, nobody knows which are meant.
     """
     start = LIST.search(text) or MESSAGE.search(text)
     if not start:
@@ -152,11 +145,7 @@ def read_loose(text, notes):
 # ---------------------------------------------------------------- turns
 
 def resolve_handle(content, shown):
-    """The handle that a music message means. Raises Fault.
-
-    That is the handle itself, alone or with its own track's names around it; or the exact title of
-    one track.
-    """
+    """The handle of a music message: alone, with its own track's names, or for a track's title."""
     handles = [handle.upper() for handle in re.findall(r"\b[PN]\d+\b", content, re.IGNORECASE)]
     if not handles:
         handles = [handle for handle, track in shown.items()
@@ -175,7 +164,7 @@ def resolve_handle(content, shown):
 
 
 def tidy(message, shown, notes):
-    """A message -> (role, content, rejected or None where that is not said). Raises Fault."""
+    """A message -> (role, content, rejected or None where that is not said)."""
     if (not isinstance(message, dict) or not isinstance(message.get("role"), str)
             or message.get("content") is None):
         raise Fault(f"not a message: {json.dumps(message)[:60]}")
@@ -187,9 +176,7 @@ def tidy(message, shown, notes):
         notes.append("role names")
 
     content = message["content"]
-    if not isinstance(content, str):
-        content = json.dumps(content)
-    content = " ".join(content.split())
+    content = " ".join((content if isinstance(content, str) else json.dumps(content)).split())
     if role != "music":
         return role, content, None
     handle = resolve_handle(content, shown)
@@ -203,7 +190,7 @@ def tidy(message, shown, notes):
 
 
 def to_turns(messages, cut, shown, notes):
-    """Messages -> list of (query, handle, answer). cut: the answer breaks off. Raises Fault."""
+    """Messages -> list of (query, handle, answer). cut: the text breaks off."""
     # Each turn begins with what the listener says.
     groups = []
     for message in messages:
@@ -234,7 +221,7 @@ def to_turns(messages, cut, shown, notes):
 
 
 def to_turn(number, group, notes):
-    """The messages of one turn -> (query, handle, answer). Raises Fault."""
+    """The messages of one turn -> (query, handle, answer)."""
     roles = [role for role, _, _ in group]
     query = group[0][1]
     answer = " ".join(content for role, content, _ in group if role == "assistant").strip()
@@ -272,21 +259,17 @@ def check_names(turns, shown):
         known = [shown[handle], *past]
         others = [track for track in shown.values() if track not in known]
         for who, text in (("request", query), ("answer", answer)):
-            # The listener has not seen the lists: neither "negative set" nor a handle is said,
-            # unless it is part of a name or was said before.
+            # Neither "negative set" nor a handle is said, unless in a name or after it was heard.
             rest = without_names(text, names_of(known))
             handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
-            if (re.search(r"\bnegative set\b", rest, re.IGNORECASE)
-                    or not handles.isdisjoint(shown)):
+            if handles & set(shown) or re.search(r"\bnegative set\b", rest, re.IGNORECASE):
                 raise Fault(f"speaks of the lists: the {who} of turn {number}")
-            if who == "request":
-                name = wrong_name(text, known, others, "", is_request=True)
-                said = f"turn {number} is asked for {name!r} and plays {shown[handle]['title']!r}"
-            else:
-                name = wrong_name(text, known, others, heard, is_request=False)
-                said = f"the answer of turn {number} names {name!r}"
+            name = wrong_name(text, known, others, heard, is_request=who == "request")
+            if name and who == "request":
+                raise Fault(f"another track's title: turn {number} is asked for {name!r} and plays "
+                            f"{shown[handle]['title']!r}")
             if name:
-                raise Fault(f"another track's title: {said}")
+                raise Fault(f"another track's title: the answer of turn {number} names {name!r}")
             heard += " " + text
         past.append(shown[handle])
 
@@ -295,11 +278,10 @@ def wrong_name(text, known, others, heard, is_request):
     """A title in a text that is neither that of the track played nor of one before; else None.
 
     The title of another track of the prompt counts in quotation marks, or if it has two words and
-    its capitals; in a request only where it is asked for. In an answer a title from nowhere counts
-    too, if it stands in quotation marks and is announced ("here is ...", "... by").
+    its capitals; in a request only where it is asked for, in an answer only if it was not heard
+    before. In an answer a title from nowhere counts too, if it is quoted and announced ("here is").
 
     known: the tracks that may be named; others: the other tracks of the prompt
-    heard: what has been said before; is_request: the text is a request, no answer
     """
     names = names_of(known)
     spoken = {"", *map(words_of, names)}
@@ -311,10 +293,9 @@ def wrong_name(text, known, others, heard, is_request):
     for name in sorted({*names, *titles}, key=lambda name: (-len(name), name not in names, name)):
         if name in names:
             rest = without_names(rest, [name])
-        elif words_of(name) in words_of(rest) and words_of(name) not in words_of(heard):
-            if names_a_title(rest, name, is_request):
+        elif words_of(name) in words_of(rest) and names_a_title(rest, name, is_request):
+            if is_request or words_of(name) not in words_of(heard):
                 return name
-
     if not is_request:
         fields = ("title", "artist", "album", "tags", "lyrics", "caption")
         told = words_of(f"{heard} {[[track[field] for field in fields] for track in known]}")

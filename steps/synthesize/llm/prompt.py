@@ -21,11 +21,11 @@ TURN_TOKENS = 110  # tokens that the three messages of a turn take, for estimate
 
 
 class Job(NamedTuple):
-    """One dialogue to be asked for. tracks, negatives: lists of tracks (dicts)."""
+    """One dialogue to be asked for."""
     dialogue_id: str
     playlist_id: str
-    tracks: list
-    negatives: list
+    tracks: list     # of dicts
+    negatives: list  # of dicts
     opening: str
 
     def shown(self):
@@ -76,15 +76,11 @@ def track_line(handle, track, lyrics_words):
         lyrics_words -= len(words)
         lyrics.append(" ".join(words))
     popularity = track["popularity"]
-    fields = {
-        "title": track["title"],
-        "artist": track["artist"],
-        "album": track["album"],
+    fields = {name: track[name] for name in ("title", "artist", "album")} | {
         "tags": ", ".join(track["tags"]),
         "popularity": None if popularity is None else f"{popularity:.0f} of 100",
         "tempo": track["tempo"] and f"{track['tempo']:.0f} BPM",
-        "key": track["key"],
-        "caption": track["caption"],
+        "key": track["key"], "caption": track["caption"],
         "lyrics": " / ".join(filter(None, lyrics))}
     return " | ".join([handle, *(f"{name}: {one_line(value)}" for name, value in fields.items()
                                  if value)])
