@@ -59,8 +59,9 @@ def judge(text, shown):
                           "targets": [music], "rejected": handle[0] == "N", "kind": kind})
         ids = {who: [track["track_id"] for handle, track in shown.items() if handle[0] == who]
                for who in "PN"}
-        for wrong in problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown)):
-            raise Fault(wrong)
+        wrong = problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown))
+        if wrong:
+            raise Fault(wrong[0])
         check_names(said, shown)  # last: an answer that loops would be long to compare
     except Fault as fault:
         return Verdict("ask again", [], [str(fault)])
@@ -146,21 +147,24 @@ def read_loose(text, notes):
 
 def resolve_handle(content, shown):
     """The handle of a music message: alone, with its own track's names, or for a track's title."""
-    handles = [handle.upper() for handle in re.findall(r"\b[PN]\d+\b", content, re.IGNORECASE)]
-    if not handles:
-        handles = [handle for handle, track in shown.items()
-                   if track["title"] and words_of(bare(track["title"])) == words_of(bare(content))]
-        around = ""
-    elif handles[0] in shown:
-        around = re.sub(r"\b[PN]\d+\b", " ", content, count=1, flags=re.IGNORECASE)
-        around = without_names(around, names_of([shown[handles[0]]]))
-        handles = [handles[0], *re.findall(r"\b[PN]\d+\b", around.upper())]
-    if len(set(handles)) != 1 or handles[0] not in shown:
+    first = re.search(r"\b[PN]\d+\b", content, re.IGNORECASE)
+    if not first:
+        named = [handle for handle, track in shown.items()
+                 if track["title"] and words_of(bare(track["title"])) == words_of(bare(content))]
+        if len(named) != 1:
+            raise Fault(f"unknown id: {content[:40]!r}")
+        return named[0]
+
+    handle = first[0].upper()
+    names = names_of([shown[handle]]) if handle in shown else []
+    around = without_names(f"{content[:first.start()]} {content[first.end():]}", names)
+    others = set(re.findall(r"\b[PN]\d+\b", around.upper())) - {handle}
+    if handle not in shown or others:
         raise Fault(f"unknown id: {content[:40]!r}")
     titles = {words_of(bare(track["title"])) for track in shown.values()} - {""}
     if any(f" {title} " in f" {words_of(around)} " for title in titles):
         raise Fault(f"another track's title beside an id: {content[:60]!r}")
-    return handles[0]
+    return handle
 
 
 def tidy(message, shown, notes):
