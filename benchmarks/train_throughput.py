@@ -25,8 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from common import tokens
-from common.process import resolve_device
+from common import flags, tokens
 from steps.train import packing
 from steps.train.base_models import load_base
 from steps.train.indexing_examples import indexing_examples, standalone_answers
@@ -44,67 +43,52 @@ LLAMA_1B = {
                         "original_max_position_embeddings": 8192}}
 
 
-class Clock:
-    """Real tokens and time of each step, the first WARM left out."""
-
-    def __init__(self, device):
-        self.device = device
-        self.counts = []
-        self.times = []
-
-    def step(self):
-        if "cuda" in self.device:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    def tokens_per_second(self):
-        return sum(self.counts[WARM:len(self.times)]) / (self.times[-1] - self.times[WARM - 1])
+def now(device):
+    """Seconds, when the device has done all that it was given."""
+    if "cuda" in device:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def run_ours(lm, packed, recipe, args):
-    """--steps steps of 04_train.py: a Clock."""
-    model, clock = train.LossModel(lm), Clock(args.device)
+    """--steps steps of 04_train.py: (real tokens of each, the time at its end)."""
+    model = train.LossModel(lm)
     if args.compile:
         model.compile()
     optimizer = train.make_optimizer(model, recipe["lr"], recipe["weight_decay"])
     order = np.random.default_rng(0).permutation(len(packed.sequences))
     labels_per_sequence = packed.count_labels()
     lengths = packed.segments.lengths()
+    counts, times = [], []
     for step in range(args.steps + WARM):
         chosen = order[step * args.batch_size:(step + 1) * args.batch_size]
-        ids, positions, labels, _ = packed.batch(chosen, args.device)
         n_labels = int(labels_per_sequence[chosen].sum())
-        accumulate(model, [(ids, positions, labels, True)], n_labels, args.device)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        accumulate(model, packed, chosen, 0, n_labels, args.device)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRAD_CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        clock.counts.append(sum(int(lengths[packed.sequences[i]].sum()) for i in chosen))
-        clock.step()
-    return clock
+        counts.append(sum(int(lengths[packed.sequences[i]].sum()) for i in chosen))
+        times.append(now(args.device))
+    return counts, times
 
 
-def run_trainer(lm, packed, recipe, args, flatten):
-    """The same by transformers' Trainer; each step has about as many tokens. Returns a Clock."""
-    starts, clock = packed.segments.starts, Clock(args.device)
+def run_trainer(lm, packed, tokenizer, recipe, args, flatten):
+    """The same by transformers' Trainer; each step has about as many tokens."""
+    starts = packed.segments.starts
     segments = [{"input_ids": ids.tolist()} for ids in np.split(packed.segments.ids, starts[1:-1])]
     per_step = max(1, round(args.batch_size * args.context / np.diff(starts).mean()))
-    pack = transformers.DataCollatorWithFlattening(return_position_ids=True)
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    if flatten:
+        collate = transformers.DataCollatorWithFlattening(return_position_ids=True)
+    counts, times = [], []
 
-    def collate(rows):
-        lengths = [len(row["input_ids"]) for row in rows]
-        clock.counts.append(sum(lengths))
-        if flatten:
-            return pack(rows)
-        padding = [max(lengths) - length for length in lengths]
-        return transformers.default_data_collator([
-            {"input_ids": row["input_ids"] + [packed.pad] * n,
-             "attention_mask": [1] * len(row["input_ids"]) + [0] * n,
-             "labels": row["input_ids"] + [-100] * n}
-            for row, n in zip(rows, padding, strict=True)])
+    def count_and_collate(rows):
+        counts.append(sum(len(row["input_ids"]) for row in rows))
+        return collate(rows)
 
     class Tick(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
-            clock.step()
+            times.append(now(args.device))
 
     lm.config.use_cache = False  # with a cache, packed dialogues would see each other
     with tempfile.TemporaryDirectory() as folder:
@@ -115,15 +99,15 @@ def run_trainer(lm, packed, recipe, args, flatten):
             use_cpu="cuda" not in args.device, report_to=[], save_strategy="no",
             logging_strategy="no", disable_tqdm=True, torch_compile=args.compile,
             remove_unused_columns=False, dataloader_num_workers=0)
-        transformers.Trainer(lm, arguments, data_collator=collate, train_dataset=segments,
-                             callbacks=[Tick()]).train()
-    return clock
+        transformers.Trainer(lm, arguments, data_collator=count_and_collate,
+                             train_dataset=segments, callbacks=[Tick()]).train()
+    return counts, times
 
 
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="folder (default data/demo)")
+    flags.add_shared(parser, "data-dir", "device")
     add("--size", choices=("tiny", "1b"), default="tiny", help="tiny (default) or 1b (Llama-3.2's)")
     add("--context", type=int, default=512, help="tokens per packed sequence (default 512)")
     add("--batch-size", type=int, default=4, help="packed sequences per step (default 4)")
@@ -132,7 +116,6 @@ def parse_args():
     add("--indexing-repeats", type=int, help="default: the recipe's; 0 = dialogues only")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--peak-tflops", type=float, default=989, help="of the GPU (default 989: H100, H200)")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
     return parser.parse_args()
 
 
@@ -143,7 +126,6 @@ def main():
     repeats = args.indexing_repeats
     if repeats is None:
         repeats = recipe["indexing_repeats"]
-
     k, tracks, codes_of, dialogues, _ = train.load_data(args.data_dir)
     lm, tokenizer = load_base("tiny", dialogues)
     train.expand_vocabulary(lm, tokenizer, k)
@@ -152,10 +134,10 @@ def main():
         config = transformers.LlamaConfig(vocab_size=128256 + len(tokens.MODALITIES) * k + 2,
                                           **LLAMA_1B)
     dialogues += indexing_examples(tracks, codes_of, repeats, standalone_answers(dialogues))
-    segments, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues,
-                                        codes_of, args.context)
-    packed = packing.Packed(segments, packing.pack(segments.lengths(), args.context),
-                            args.context, tokenizer.pad_token_id)
+    segments, _, _ = packing.encode_all(tokens.DialogueTokenizer(tokenizer), dialogues, codes_of,
+                                        args.context)
+    packed = packing.Packed(segments, packing.pack(segments.lengths(), args.context), args.context,
+                            tokenizer.pad_token_id)
 
     speeds, memory = {}, {}
     for _ in range(args.rounds):
@@ -164,19 +146,19 @@ def main():
                 torch.cuda.reset_peak_memory_stats()
             lm = transformers.LlamaForCausalLM(config).to(args.device).train()
             if name == "04_train.py":
-                clock = run_ours(lm, packed, recipe, args)
+                counts, times = run_ours(lm, packed, recipe, args)
             else:
-                clock = run_trainer(lm, packed, recipe, args, flatten=name.endswith("packed"))
+                counts, times = run_trainer(lm, packed, tokenizer, recipe, args, "packed" in name)
             del lm
-            speeds.setdefault(name, []).append(clock.tokens_per_second())
+            speeds.setdefault(name, []).append(
+                sum(counts[WARM:len(times)]) / (times[-1] - times[WARM - 1]))
             if "cuda" in args.device:
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
                 torch.cuda.empty_cache()
 
     for name, measured in speeds.items():
         median = statistics.median(measured)
-        ratio = statistics.median(ours / other for ours, other
-                                  in zip(speeds["04_train.py"], measured, strict=True))
+        ratio = statistics.median(np.divide(speeds["04_train.py"], measured))
         line = (f"{name:16}  {median:9,.0f} real tokens/s ({min(measured):,.0f} to "
                 f"{max(measured):,.0f});  04_train.py / this: {ratio:.2f}")
         if name in memory:

@@ -22,7 +22,7 @@ from common import tokens
 from common.tokens import MUSIC, RESPONSE
 from steps.train import packing
 from steps.train.base_models import tiny_llama, tiny_tokenizer
-from steps.train.parallel import accumulate, distribute, micro_batches
+from steps.train.parallel import accumulate, distribute
 
 train = importlib.import_module("04_train")
 WORLDS = ((1, 48, False), (1, 5, False), (2, 24, False), (8, 6, False), (2, 5, False),
@@ -47,8 +47,8 @@ def gradients(rank, world, micro_batch, fsdp, folder):
     # with these parts alone, sequences have very different numbers of labels
     packed = packing.Packed(segments, sequences, CONTEXT, 0, learnt=(MUSIC, RESPONSE))
     model = distribute(train.LossModel(lm), "cpu", fsdp)
-    batches = micro_batches(packed, np.arange(SEQUENCES), micro_batch, "cpu")
-    loss = accumulate(model, batches, int(packed.count_labels().sum()), "cpu")
+    loss = accumulate(model, packed, np.arange(SEQUENCES), micro_batch,
+                      int(packed.count_labels().sum()), "cpu")
     result = {name: weight.grad.full_tensor() if fsdp else weight.grad
               for name, weight in lm.named_parameters()}
     if rank == 0:

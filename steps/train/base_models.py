@@ -39,10 +39,9 @@ def load_base(name, dialogues, seed=0):
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         return model, transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(
-            f"--base-model {name} cannot be loaded: {str(error).splitlines()[0]} Accepted: tiny, a "
-            f"folder with a model, or a Hugging Face id (log in with `hf auth login` for gated "
-            f"ones)") from None
+        raise SystemExit(f"--base-model {name} cannot be loaded: {str(error).splitlines()[0]} "
+                         f"Accepted: tiny, a folder with a model, or a Hugging Face id (for gated "
+                         f"ones log in with `hf auth login`)") from None
 
 
 def tiny_tokenizer(texts, vocab_size=2048):

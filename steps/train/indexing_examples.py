@@ -1,8 +1,8 @@
 """Indexing examples: tracks named outside the dialogues, so that the model learns their names.
 
 A dialogue says little about names, and five tokens do not spell one. An indexing example is one
-turn: a track's title, artist or both, then the track's tokens, then an answer. This is the indexing
-task of generative retrieval (Tay et al. 2022), not in the paper.
+turn: a track's title, artist or both, then its tokens, then an answer: the indexing task of
+generative retrieval (Tay et al. 2022), not in the paper.
 """
 
 import numpy as np
@@ -24,30 +24,28 @@ def standalone_answers(dialogues):
 
 
 def indexing_examples(tracks, codes_of, repeats, answers, seed=0, most_turns=11):
-    """Dialogues of 1 to `most_turns` indexing examples.
+    """Dialogues of 1 to `most_turns` indexing examples, each track of a training playlist `repeats`
+    times. Cold tracks (no playlist code) are not named, so they stay cold.
 
-    Each track of the training playlists (it has a playlist code) is named `repeats` times. Cold
-    tracks are not, so they stay cold.
-
-    answers: from `standalone_answers`. One of the track's is drawn for each example, or None where
-        it has none.
+    answers: from `standalone_answers`; one of the track's, or None, goes with each example.
     """
     rng = np.random.default_rng([seed, 1])
-    known = [track for track in tracks if codes_of[track["track_id"]][0] >= 0]
     turns = []
-    for track in known * repeats:
-        fields = NAMED_BY[rng.integers(len(NAMED_BY))]
-        query = data.item_text(track, fields) or data.item_text(track)
-        known_answers = answers.get(track["track_id"])
+    for track in tracks * repeats:
+        track_id = track["track_id"]
+        if codes_of[track_id][0] < 0:
+            continue
+        query = data.item_text(track, NAMED_BY[rng.integers(len(NAMED_BY))])
+        query = query or data.item_text(track)
+        said = answers.get(track_id)
         if query:
-            response = None
-            if known_answers:
-                response = known_answers[rng.integers(len(known_answers))]
-            turns.append({"query": query, "music": track["track_id"], "response": response})
+            response = said[rng.integers(len(said))] if said else None
+            turns.append({"query": query, "music": track_id, "response": response})
     turns = [turns[i] for i in rng.permutation(len(turns))]
 
     # of many lengths, so that some of them fill what packing leaves free after the real dialogues
-    dialogues, at = [], 0
+    dialogues = []
+    at = 0
     while at < len(turns):
         size = int(rng.integers(1, most_turns + 1))
         dialogues.append({"turns": turns[at:at + size]})

@@ -1,9 +1,7 @@
 """LoRA (Hu et al. 2022): fine-tune a model of 1B parameters on one 16 GB card.
 
-The matrices of the layers are frozen in bfloat16, and each learns a correction B A of low rank. The
-embedding is trained whole in float32: it holds the new music tokens and is the output layer too, so
-without it the model would never learn a music token. At the end the corrections are added to the
-matrices, and the saved folder is an ordinary model.
+The matrices of the layers are frozen in bfloat16, and each learns a correction B A of low rank, at
+the end added to it. The embedding, which holds the new music tokens, is trained whole in float32.
 """
 
 import torch
@@ -18,10 +16,9 @@ class LoraLinear(nn.Module):
     def __init__(self, linear, rank):
         super().__init__()
         self.linear = linear
-        device = linear.weight.device
-        self.a = nn.Parameter(torch.randn(rank, linear.in_features, device=device)
-                              / linear.in_features ** 0.5)
-        self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        n_in, n_out, device = linear.in_features, linear.out_features, linear.weight.device
+        self.a = nn.Parameter(torch.randn(rank, n_in, device=device) / n_in ** 0.5)
+        self.b = nn.Parameter(torch.zeros(n_out, rank, device=device))
 
     def forward(self, x):
         low = (x.to(self.a.dtype) @ self.a.T) @ self.b.T

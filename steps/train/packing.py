@@ -6,8 +6,7 @@ A *segment* is an encoded dialogue, or a stretch of one that is too long. A *seq
     sequence   | segment 7 | segment 2    | segment 31 | pad |
     positions  | 0 1 2 ... | 0 1 2 ...    | 0 1 2 ...  | 0 1 |
 
-The tokens are made once. They lie in three flat arrays that training reads memory-mapped: with
-eight processes on one machine, half a million dialogues are in memory once.
+The tokens lie in three flat files, read memory-mapped: eight processes share them in memory.
 """
 
 import bisect
@@ -33,10 +32,8 @@ class Segments(NamedTuple):
         return np.diff(self.starts)
 
 
-# ---------------------------------------------------------------- dialogues -> segments
-
 def drop_codes(codes, rate, rng):
-    """Leave out each code with probability `rate`, but never the last one that a track has.
+    """Leave out each code with probability `rate`, but never all of them.
 
     So the model meets tracks without a playlist token, as all cold tracks are.
     """
@@ -46,12 +43,10 @@ def drop_codes(codes, rate, rng):
 
 
 def encode_segments(dialogue_tokenizer, dialogue, codes_of, context, drop, rng):
-    """One dialogue -> list of (ids, parts), each of at most `context` tokens.
+    """One dialogue -> (list of (ids, parts), the number of turns that lost their end).
 
-    A longer dialogue is cut at a turn, and its later turns begin a new segment. A single turn that
-    does not fit loses its end.
-
-    Returns: segments, the number of turns that lost their end.
+    A dialogue of more than `context` tokens is cut at a turn, and its later turns begin a new
+    segment. A single turn that does not fit loses its end.
     """
     # each turn's music gets a name of its own: a track may lose other codes each time it is played
     turns, kept_codes = [], {}
@@ -64,11 +59,10 @@ def encode_segments(dialogue_tokenizer, dialogue, codes_of, context, drop, rng):
     # as many turns as fit, then as many of the others as fit, ...
     segments, shortened = [], 0
     while turns:
-        n = len(turns)
-        ids, parts = tokens.encode_dialogue(dialogue_tokenizer, turns, kept_codes)
-        while len(ids) > context and n > 1:
-            n -= 1
+        for n in range(len(turns), 0, -1):
             ids, parts = tokens.encode_dialogue(dialogue_tokenizer, turns[:n], kept_codes)
+            if len(ids) <= context:
+                break
         shortened += len(ids) > context
         segments.append((ids[:context], parts[:context]))
         turns = turns[n:]
@@ -79,41 +73,31 @@ def encode_all(dialogue_tokenizer, dialogues, codes_of, context, drop=0.0, seed=
                block=256):
     """Dialogues -> (Segments, number of dialogues cut, number of turns that lost their end).
 
-    workers: processes; the result does not depend on their number. block: dialogues that a process
-        takes at a time.
+    workers: processes; the result does not depend on them. block: dialogues per task of a process
     """
-    def encode(i):
+    global encoder
+
+    def encoder(i):
         rng = np.random.default_rng([seed, i])
         return encode_segments(dialogue_tokenizer, dialogues[i], codes_of, context, drop, rng)
 
-    ids, parts, n_cut, n_shortened = [], [], 0, 0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), set_encoder,
-                             (encode,)) as pool:
-        numbers = range(len(dialogues))
-        encoded = map(encode, numbers)
+    numbers = range(len(dialogues))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        encoded = map(encoder, numbers)
         if workers > 1:
             encoded = pool.map(run_encoder, numbers, chunksize=block)
-        for segments, shortened in tqdm(encoded, "encode", len(dialogues), leave=False):
-            ids.extend(segment_ids for segment_ids, _ in segments)
-            parts.extend(segment_parts for _, segment_parts in segments)
-            n_cut += len(segments) > 1
-            n_shortened += shortened
+        encoded = list(tqdm(encoded, "encode", len(dialogues), leave=False))
+    ids, parts = zip(*(segment for segments, _ in encoded for segment in segments), strict=True)
     starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    return Segments(np.concatenate(ids), np.concatenate(parts), starts), n_cut, n_shortened
-
-
-def set_encoder(encode):
-    """In a new worker process: keep its function, which it inherits with all its data (fork)."""
-    global encoder
-    encoder = encode
+    return (Segments(np.concatenate(ids), np.concatenate(parts), starts),
+            sum(len(segments) > 1 for segments, _ in encoded),
+            sum(shortened for _, shortened in encoded))
 
 
 def run_encoder(i):
-    """In a worker process: encode dialogue i. Only the number is sent to it."""
+    """In a worker process, which inherited the function with all its data: encode dialogue i."""
     return encoder(i)
 
-
-# ---------------------------------------------------------------- segments -> sequences
 
 def pack(lengths, context):
     """Best-fit decreasing: each segment, longest first, joins the fullest sequence that has room.
@@ -123,15 +107,13 @@ def pack(lengths, context):
     sequences = []
     room = []  # sorted (tokens left, sequence): the first that is large enough fits best
     for segment in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        length = int(lengths[segment])
-        best = bisect.bisect_left(room, (length, -1))
-        if best < len(room):
-            left, sequence = room.pop(best)
-        else:
-            left, sequence = context, len(sequences)
+        best = bisect.bisect_left(room, (lengths[segment], -1))
+        if best == len(room):
+            room.append((context, len(sequences)))
             sequences.append([])
+        left, sequence = room.pop(best)
         sequences[sequence].append(segment)
-        bisect.insort(room, (left - length, sequence))
+        bisect.insort(room, (left - lengths[segment], sequence))
     return sequences
 
 
@@ -150,20 +132,19 @@ class Packed(NamedTuple):
         them, if it gets no attention mask and no cache. The first token of a segment is no label,
         since nothing comes before it.
         """
-        ids, labels = np.full(self.context, self.pad), np.full(self.context, -100)
-        positions, parts = np.arange(self.context), np.zeros(self.context, np.int64)
+        ids = np.full(self.context, self.pad)
+        parts = np.full(self.context, tokens.UNSAID)  # padding is no label either
+        positions = np.arange(self.context)
         at = 0
         for i in self.sequences[number]:
             source = slice(self.segments.starts[i], self.segments.starts[i + 1])
-            segment, segment_parts = self.segments.ids[source], self.segments.parts[source]
-            end = at + len(segment)
-            ids[at:end] = segment
-            parts[at:end] = segment_parts
-            positions[at:end] = np.arange(len(segment))
-            labels[at:end] = np.where(np.isin(segment_parts, self.learnt), segment, -100)
-            labels[at] = -100
+            end = at + source.stop - source.start
+            ids[at:end] = self.segments.ids[source]
+            parts[at:end] = self.segments.parts[source]
             at = end
-        positions[at:] = np.arange(self.context - at)
+            positions[at:] = np.arange(self.context - at)
+        labels = np.where(np.isin(parts, self.learnt), ids, -100)
+        labels[positions == 0] = -100
         return ids, positions, labels, parts
 
     def batch(self, numbers, device):
@@ -175,9 +156,8 @@ class Packed(NamedTuple):
     def count_labels(self):
         """How many labels each sequence has: (number of sequences,) int64."""
         starts = self.segments.starts[:-1]
-        is_label = np.zeros(len(self.segments.parts), bool)
-        for part in self.learnt:  # np.isin would need eight bytes per token
-            is_label |= self.segments.parts == part
+        learnt = np.array([part in self.learnt for part in range(256)])
+        is_label = learnt[self.segments.parts]  # np.isin would need eight bytes per token
         is_label[starts] = False
         per_segment = np.add.reduceat(is_label, starts, dtype=np.int64)
         return np.array([per_segment[segments].sum() for segments in self.sequences])
@@ -196,7 +176,7 @@ def encode_and_pack(folder, dialogues, dialogue_tokenizer, codes_of, context,
     wait_for_all()
     segments = Segments(*(np.load(folder / f"{name}.npy", mmap_mode="r")
                           for name in Segments._fields))
-    sequences = pack(segments.lengths(), context)
+    sequences = pack(segments.lengths().tolist(), context)
     if rank == 0:
         print(f"{folder.name}: {len(segments.ids):,} tokens in {len(sequences):,} sequences, "
               f"{len(segments.ids) / len(sequences) / context:.1%} full")

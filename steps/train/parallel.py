@@ -19,52 +19,41 @@ def autocast(device):
 
 def distribute(model, device, fsdp=False, compiled=False):
     """A LossModel on its device: whole in each process (DDP), or a part of each layer (FSDP2)."""
-    _, world = current_process()
-    if not fsdp:  # FSDP moves each layer when it splits it
-        model = model.to(device)
     if compiled:
         model.compile()
     if fsdp:
-        mesh = init_device_mesh(device.split(":")[0], (world,))
         policy = MixedPrecisionPolicy()
         if "cuda" in device:
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        mesh = init_device_mesh(device.split(":")[0], (current_process()[1],))
         for layer in model.lm.base_model.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         return fully_shard(model, mesh=mesh, mp_policy=policy)
-    if world > 1:
+    model = model.to(device)
+    if current_process()[1] > 1:
         return DistributedDataParallel(model, device_ids=[device] if "cuda" in device else None)
     return model
 
 
-def micro_batches(packed, chosen, size, device):
-    """This process's share of a step: list of (ids, positions, labels, counts).
-
-    chosen: numbers of the step's sequences. size: sequences per forward pass; 0 = all at once.
-    Every process gets as many batches as the others. One with counts False fills up the number and
-    adds nothing to the gradients.
-    """
-    rank, world = current_process()
-    mine = chosen[rank::world]
-    most = math.ceil(len(chosen) / world)  # that any process has
-    batches = []
-    for start in range(0, most, size or most):
-        own = mine[start:start + (size or most)]
-        ids, positions, labels, _ = packed.batch(own if len(own) else chosen[:1], device)
-        batches.append((ids, positions, labels, len(own) > 0))
-    return batches
-
-
-def accumulate(model, batches, n_labels, device):
+def accumulate(model, packed, chosen, size, n_labels, device):
     """Add the gradients of a step's mean loss per label, over all processes; returns that loss.
 
-    batches: from `micro_batches`. n_labels: of the whole step, so that the gradients are the same
-        however the sequences are split over processes and batches.
+    packed: packing.Packed. chosen: numbers of the step's sequences.
+    size: sequences per forward pass; 0 = all at once.
+    n_labels: of the whole step, so that the gradients are the same however the sequences are split
+        over processes and passes.
     """
-    _, world = current_process()
+    rank, world = current_process()
+    own = chosen[rank::world]
+    most = math.ceil(len(chosen) / world)  # that any process has
+    size = size or most
     total = torch.zeros((), device=device)
-    for i, (ids, positions, labels, counts) in enumerate(batches):
-        waits = isinstance(model, DistributedDataParallel) and i < len(batches) - 1
+    for start in range(0, most, size):
+        # Every process makes as many passes; one that has no sequence left adds nothing.
+        numbers = own[start:start + size]
+        counts = len(numbers) > 0
+        ids, positions, labels, _ = packed.batch(numbers if counts else chosen[:1], device)
+        waits = isinstance(model, DistributedDataParallel) and start + size < most
         with model.no_sync() if waits else nullcontext():
             with autocast(device):
                 loss = model(ids, positions, labels).sum() / n_labels * counts

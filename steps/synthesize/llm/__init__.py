@@ -1,7 +1,6 @@
 """Dialogues by a language model: optional, skip at first reading.
 
-`converse` is what 03_synthesize.py calls. `prompt` writes a chunk of a playlist into prompt.txt.
-`gemini` or `local` asks a model. `jobs` keeps many calls going and puts each answer on disk.
-`parse` makes a dialogue of an answer; what it cannot repair with certainty is asked for once more,
-then set aside in dialogues_rejected.jsonl. `summary` counts what it came to and what it cost.
+`converse` is what 03_synthesize.py calls. `prompt` writes a chunk of a playlist into prompt.txt,
+`gemini` or `local` asks a model, `jobs` keeps many calls going and puts each answer on disk, and
+`parse` makes a dialogue of an answer.
 """

@@ -1,8 +1,8 @@
 """The backend gemini of 03_synthesize.py, through google-generativeai 0.8.6 (REST).
 
 That is the package of the paper's time, and out of support: everything that touches it is in
-`make_call`. What a call raises becomes `Trouble`, and `ask_patiently` decides whether it is tried
-again, and when.
+`make_call`. What a call raises becomes `Trouble`, and `ask_patiently` decides whether and when it
+is tried again.
 """
 
 import os
@@ -20,25 +20,18 @@ BACK_OFF = 60       # s, the longest wait between two tries when the server name
 PASSING = (408, 409, 425, 429, 499)
 # A dict, since of a TypedDict the package forgets which fields are required.
 SCHEMA = {"type": "array", "items": {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
+    "type": "object", "required": ["role", "content"], "properties": {
         "role": {"type": "string", "format": "enum", "enum": ["user", "music", "assistant"]},
-        "content": {"type": "string"},
-        "rejected": {"type": "boolean"}}}}
+        "content": {"type": "string"}, "rejected": {"type": "boolean"}}}}
 
 
 class Trouble(Exception):
-    """A call that failed.
-
-    code: HTTP status, None for timeouts and lost connections
-    delay: seconds that the server asks to wait, or None
-    """
+    """A call that failed."""
 
     def __init__(self, code, message, delay=None):
         super().__init__(f"{code} {message}" if code else message)
-        self.code = code
-        self.delay = delay
+        self.code = code    # HTTP status, None for timeouts and lost connections
+        self.delay = delay  # seconds that the server asks to wait, or None
 
 
 def read_key():
@@ -46,8 +39,7 @@ def read_key():
     key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or ""
     key = key.strip()  # files leave line ends behind it
     if not key:
-        raise SystemExit("gemini needs an API key in the environment: export GEMINI_API_KEY=... "
-                         "(or GOOGLE_API_KEY)")
+        raise SystemExit("gemini needs an API key: export GEMINI_API_KEY=... (or GOOGLE_API_KEY)")
     if not re.fullmatch("[!-~]+", key):  # requests would print it in its complaint
         raise SystemExit("the API key in the environment has a blank, a line break or a letter "
                          "that is not ASCII in it; copy it once more")
@@ -57,14 +49,13 @@ def read_key():
 def server_delay(details, headers):
     """Seconds that a refusal asks to wait; None if it does not say.
 
-    details: the list error.details of the answer, which may hold {"retryDelay": "34.5s"}
-    headers: a mapping, which may hold Retry-After (seconds, or a date)
+    details: list or None, may hold {"retryDelay": "34.5s"}
+    headers: mapping or None, may hold Retry-After (seconds, or a date)
     """
     for detail in details or ():
-        if isinstance(detail, dict):
-            match = re.fullmatch(r"([\d.]+)s", str(detail.get("retryDelay", "")))
-            if match:
-                return float(match[1])
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        if match := re.fullmatch(r"([\d.]+)s", str(delay)):
+            return float(match[1])
     after = str((headers or {}).get("Retry-After", ""))
     if re.fullmatch(r"\d+(\.\d+)?", after):
         return float(after)
@@ -77,8 +68,7 @@ def server_delay(details, headers):
 def make_call(model, key, endpoint, timeout, temperature, top_p, max_new_tokens):
     """A function of a prompt that makes one call and returns an Answer, or raises Trouble.
 
-    endpoint: another server than Google's, such as http://127.0.0.1:8080; None for Google's
-    timeout: s
+    endpoint: another server than Google's, or None; timeout: s
     Raises SystemExit: the package is missing.
     """
     try:
@@ -113,21 +103,15 @@ def make_call(model, key, endpoint, timeout, temperature, top_p, max_new_tokens)
             raise Trouble(401, clean(str(error), key)) from None
         except requests.exceptions.Timeout:
             raise Trouble(None, f"no answer within {timeout} s") from None
-        except Exception as error:
-            # Lost connections; and whatever the package raises at a body that it does not expect,
-            # such as a proxy's.
+        except Exception as error:  # lost connections, and bodies that the package does not expect
             raise Trouble(None, clean(f"{type(error).__name__}: {error}", key)) from None
         return read_answer(response)
     return call
 
 
 def clean(message, key):
-    """An error's text in one line of at most 200 characters, without the key.
-
-    The address that the package puts first is left out, too.
-    """
-    message = " ".join(message.replace(key, "<key>").split())
-    return re.sub(r"^POST \S+: ", "", message)[:200]
+    """An error's text in one line of at most 200 characters, without the key and the address."""
+    return re.sub(r"^POST \S+: ", "", " ".join(message.replace(key, "<key>").split()))[:200]
 
 
 def read_answer(response):
@@ -137,21 +121,19 @@ def read_answer(response):
     tokens_in = usage.prompt_token_count
     tokens_out = max(usage.candidates_token_count, usage.total_token_count - tokens_in)
 
-    def no_text(fault, final=False):
-        return Answer(None, tokens_in, tokens_out, fault, final)
-
     blocked = response.prompt_feedback.block_reason
     if blocked:
-        return no_text(f"prompt blocked: {getattr(blocked, 'name', blocked)}", final=True)
+        fault = f"prompt blocked: {getattr(blocked, 'name', blocked)}"
+        return Answer(None, tokens_in, tokens_out, fault, final=True)
     if not response.candidates:
-        return no_text("no candidate: an empty list")
+        return Answer(None, tokens_in, tokens_out, "no candidate: an empty list")
     candidate = response.candidates[0]
     reason = getattr(candidate.finish_reason, "name", str(candidate.finish_reason))
     text = "".join(part.text for part in candidate.content.parts)
     if reason not in ("STOP", "MAX_TOKENS", "FINISH_REASON_UNSPECIFIED"):
-        return no_text(f"answer blocked: {reason}")
+        return Answer(None, tokens_in, tokens_out, f"answer blocked: {reason}")
     if not text.strip():
-        return no_text(f"empty answer: {reason}")
+        return Answer(None, tokens_in, tokens_out, f"empty answer: {reason}")
     return Answer(text, tokens_in, tokens_out)
 
 
@@ -168,12 +150,10 @@ def ask_patiently(call, prompt, limiter, tries):
         try:
             return call(prompt)
         except Trouble as error:
-            trouble = error
-        code = trouble.code
+            trouble, code = error, error.code
 
-        # What no other try will mend.
-        bad_key = code == 400 and "API key" in str(trouble)  # Google's 400 for a bad key
-        if code in (401, 403, 404) or bad_key:
+        # What no other try will mend; Google's answer to a bad key is a 400.
+        if code in (401, 403, 404) or code == 400 and "API key" in str(trouble):
             raise Stop(f"the server refuses the request: {trouble}")
         if code and 400 <= code < 500 and code not in PASSING:
             raise Refused(f"refused: {trouble}")
@@ -185,8 +165,7 @@ def ask_patiently(call, prompt, limiter, tries):
         if delay > LONGEST_WAIT:
             raise Stop(f"the server asks to wait {delay:.0f} s: {trouble}")
         if attempt == tries and code == 429:
-            raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute or "
-                       f"--concurrency, or wait for the quota")
+            raise Stop(f"refused {tries} times: {trouble}. Lower --requests-per-minute")
         if attempt == tries:
             raise NoAnswer(f"no answer: {trouble}, {tries} times")
         if code == 429:

@@ -1,10 +1,9 @@
-"""Ask a language model for many dialogues, several calls at a time.
+"""Ask a language model for many dialogues, several calls at a time, and count what came of it.
 
 Every answer is on disk before it counts. The journal is an append-only file with one line per
 answer: `number` (of the dialogue), `attempt` (1 or 2), `in` and `out` (tokens), `verdict` (ok,
 repaired, ask again, no answer, rejected), `notes` (what was repaired, or the reason), `turns`, and
-the `answer` itself where it was of no use. A run that is killed loses the calls in flight and
-nothing else: the next one reads the journal and asks only for what it does not have.
+the `answer` itself where it has none. A run that is killed loses only the calls in flight.
 """
 
 import json
@@ -34,7 +33,7 @@ class Task(NamedTuple):
     """A dialogue to be asked for."""
     number: int
     attempt: int = 1
-    complaint: str = ""  # at the second attempt: why the first answer was of no use
+    complaint: str = ""  # at the second attempt: what was wrong with the first answer
 
 
 class NoAnswer(Exception):
@@ -56,17 +55,16 @@ class RateLimit:
         self.gap = 60 / per_minute if per_minute else 0.0
         self.lock = threading.Lock()
         self.stop = threading.Event()
-        # In time.monotonic():
-        self.free = 0.0        # the next free slot
-        self.held_until = 0.0  # the end of what the server asked to wait
+        self.next_slot = 0.0   # in time.monotonic(), as the next one
+        self.held_until = 0.0  # when the server takes calls again
 
     def wait(self):
         """Return when a call may be made. Raises Stop when the run is ending."""
         start = -1.0
         while start < self.held_until:  # pause may have come during the sleep: another slot, then
             with self.lock:
-                start = max(time.monotonic(), self.free, self.held_until)
-                self.free = start + self.gap
+                start = max(time.monotonic(), self.next_slot, self.held_until)
+                self.next_slot = start + self.gap
             self.sleep(start - time.monotonic())
 
     def pause(self, seconds):
@@ -78,67 +76,6 @@ class RateLimit:
         if self.stop.wait(max(0.0, seconds)):
             raise Stop("stopped")
 
-
-# ---------------------------------------------------------------- the journal
-
-def read_journal(path):
-    """{number: [its lines as dicts, in order]}; {} where there is no journal.
-
-    A half-written last line is cut off.
-    """
-    lines = {}
-    if data.keep_whole_lines(path):
-        for _, line in data.read_jsonl(path, "python 03_synthesize.py ... --no-resume"):
-            lines.setdefault(line["number"], []).append(line)
-    return lines
-
-
-def open_tasks(journal, n):
-    """What a journal leaves open of the dialogues 0 to n - 1.
-
-    What had no answer before comes last: where the server is down, other dialogues find that out,
-    and nothing is set aside for it.
-
-    journal: from `read_journal`
-    Returns: (deque of Tasks, {number: how often it had no answer})
-    """
-    tasks = []
-    missed = Counter()
-    for number in range(n):
-        lines = journal.get(number, ())
-        answers = [line for line in lines if line["verdict"] != "no answer"]
-        missed[number] = len(lines) - len(answers)
-        if not answers:
-            tasks.append(Task(number))
-        elif answers[-1]["verdict"] == "ask again":
-            tasks.append(Task(number, 2, answers[-1]["notes"][0]))
-    return deque(sorted(tasks, key=lambda task: missed[task.number])), missed
-
-
-def journal_line(task, answer, verdict, notes, turns=()):
-    line = {"number": task.number, "attempt": task.attempt, "in": answer.tokens_in,
-            "out": answer.tokens_out, "verdict": verdict, "notes": notes, "turns": list(turns)}
-    return line if turns else line | {"answer": answer.text}
-
-
-def record_answer(task, answer, judge):
-    """(line for the journal, the next Task or None).
-
-    judge: function of a number and a text that returns a parse.Verdict
-    """
-    if answer.text is None:
-        state, turns, notes = "ask again", [], [answer.fault]
-    else:
-        state, turns, notes = judge(task.number, answer.text)
-    again = None
-    if state == "ask again" and (answer.final or task.attempt == 2):
-        state = "rejected"
-    elif state == "ask again":
-        again = Task(task.number, 2, notes[0])
-    return journal_line(task, answer, state, notes, turns), again
-
-
-# ---------------------------------------------------------------- many calls
 
 @contextmanager
 def on_interrupt(stop):
@@ -164,27 +101,39 @@ def on_interrupt(stop):
 
 
 class Progress:
-    """The state of one split while it is asked for; arguments as in `ask_all`."""
+    """One split while it is asked for; arguments as in `ask_all`, file: the open journal."""
 
-    def __init__(self, journal, n, judge, limiter, workers, answered):
-        self.queue, self.missed = open_tasks(read_journal(journal), n)
-        self.judge = judge
-        self.limiter = limiter
+    def __init__(self, file, lines_of, n, judge, limiter, workers, answered):
+        self.file, self.judge, self.limiter, self.answered = file, judge, limiter, answered
         self.most_failures = max(4, 2 * workers)  # in a row
-        self.answered = answered
-        self.failures = 0  # in a row
-        self.trouble = []  # why the run ends
-        self.file = None   # the journal, while it is open
-        self.bar = None
+        self.failures = 0        # in a row
+        self.trouble = []        # why the run ends
+        self.missed = Counter()  # {number: calls without an answer}
+        tasks = []
+        for number in range(n):
+            lines = lines_of.get(number, ())
+            answers = [line for line in lines if line["verdict"] != "no answer"]
+            self.missed[number] = len(lines) - len(answers)
+            if not answers:
+                tasks.append(Task(number))
+            elif answers[-1]["verdict"] == "ask again":
+                tasks.append(Task(number, 2, answers[-1]["notes"][0]))
+        # What had no answer before comes last: where the server is down, others find that out.
+        self.queue = deque(sorted(tasks, key=lambda task: self.missed[task.number]))
 
     def stop(self, why="stopped by hand"):
         self.trouble.append(why)
         self.limiter.stop.set()
 
-    def write(self, line):
+    def write(self, task, answer, verdict, notes, turns=()):
+        """Append a line to the journal."""
+        line = {"number": task.number, "attempt": task.attempt, "in": answer.tokens_in,
+                "out": answer.tokens_out, "verdict": verdict, "notes": notes, "turns": turns}
+        if not turns:
+            line["answer"] = answer.text  # it was of no use
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.file.flush()
-        self.bar.update(line["verdict"] not in ("ask again", "no answer"))
+        self.bar.update(verdict not in ("ask again", "no answer"))
 
     def record_failure(self, batch, error):
         """The tasks had no answer: once more when all others are done, then they are rejected."""
@@ -196,21 +145,38 @@ class Progress:
         for task in batch:
             self.missed[task.number] += 1
             twice = self.missed[task.number] >= 2
-            state = "rejected" if twice and self.answered else "no answer"
-            self.write(journal_line(task, Answer(None, 0, 0), state, [str(error)]))
+            verdict = "rejected" if twice and self.answered else "no answer"
+            self.write(task, Answer(None, 0, 0), verdict, [str(error)])
             if not twice:
                 self.queue.append(task)
             elif not self.answered:
                 self.stop(str(error))
 
     def record_answers(self, batch, answers):
+        """Answers that cannot be used are asked for once more, then they are rejected."""
         self.failures = 0
         self.answered = True
         for task, answer in zip(batch, answers, strict=True):
-            line, again = record_answer(task, answer, self.judge)
-            self.write(line)
-            if again:
-                self.queue.append(again)
+            verdict, turns, notes = "ask again", [], [answer.fault]
+            if answer.text is not None:
+                verdict, turns, notes = self.judge(task.number, answer.text)
+            if verdict == "ask again" and (answer.final or task.attempt == 2):
+                verdict = "rejected"
+            self.write(task, answer, verdict, notes, turns)
+            if verdict == "ask again":
+                self.queue.append(Task(task.number, 2, notes[0]))
+
+
+def read_journal(path):
+    """{number: [its lines as dicts, in order]}; {} where there is no journal.
+
+    A half-written last line is cut off.
+    """
+    lines_of = {}
+    if data.keep_whole_lines(path):
+        for _, line in data.read_jsonl(path, "python 03_synthesize.py ... --no-resume"):
+            lines_of.setdefault(line["number"], []).append(line)
+    return lines_of
 
 
 def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered):
@@ -219,35 +185,82 @@ def ask_all(journal, n, ask, judge, limiter, batch_size, workers, name, answered
     A call without an answer is made again once all others are done. If it fails again, even in
     another run, its dialogue is rejected.
 
-    ask: function of a list of Tasks that returns a list of Answers, called in `workers` threads
-        with `batch_size` tasks; raises NoAnswer or Stop
-    judge: as in `record_answer`
-    answered: whether anything was ever answered in this run or before. Until then nothing is
-        rejected, since the server or the request as such is to blame.
+    ask: function of `batch_size` Tasks that returns Answers, called in `workers` threads; raises
+        NoAnswer or Stop
+    judge: function of a number and a text that returns a parse.Verdict
+    answered: whether anything was ever answered. Until then nothing is rejected, since the server
+        or the request as such is to blame.
     Returns: answered, as it is now
     Raises SystemExit: stopped; what is answered is kept.
     """
-    progress = Progress(journal, n, judge, limiter, workers, answered)
-    queue, running = progress.queue, {}
-    with open(journal, "a", encoding="utf-8", errors="replace") as progress.file, \
-            ThreadPoolExecutor(workers) as pool, \
-            tqdm(total=n, initial=n - len(queue), desc=name) as progress.bar, \
-            on_interrupt(progress.stop):
-        while queue and not progress.trouble or running:
-            while queue and not progress.trouble and len(running) < workers:
-                batch = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
-                running[pool.submit(ask, batch)] = batch
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                batch = running.pop(future)
-                try:
-                    answers = future.result()
-                except Stop as error:
-                    progress.stop(str(error))
-                except NoAnswer as error:
-                    progress.record_failure(batch, error)
-                else:
-                    progress.record_answers(batch, answers)
+    lines_of = read_journal(journal)
+    with open(journal, "a", encoding="utf-8", errors="replace") as f, \
+            ThreadPoolExecutor(workers) as pool:
+        progress = Progress(f, lines_of, n, judge, limiter, workers, answered)
+        queue, running = progress.queue, {}
+        with tqdm(total=n, initial=n - len(queue), desc=name) as progress.bar, \
+                on_interrupt(progress.stop):
+            while queue and not progress.trouble or running:
+                while queue and not progress.trouble and len(running) < workers:
+                    batch = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
+                    running[pool.submit(ask, batch)] = batch
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    batch = running.pop(future)
+                    try:
+                        progress.record_answers(batch, future.result())
+                    except Stop as error:
+                        progress.stop(str(error))
+                    except NoAnswer as error:
+                        progress.record_failure(batch, error)
     if progress.trouble:
         raise SystemExit(f"{progress.trouble[0]}. What was answered is kept in {journal}; the same "
                          f"command goes on from there, and asks for nothing twice")
     return progress.answered
+
+
+def cost(tokens_in, tokens_out, price_in, price_out):
+    """Dollars, or None where a price (dollars per million tokens) is not known."""
+    if price_in is None or price_out is None:
+        return None
+    return round((tokens_in * price_in + tokens_out * price_out) / 1e6, 4)
+
+
+def summarise(journals, counts, price_in, price_out):
+    """What was made, why answers were refused, and what all tries cost: a dict.
+
+    journals: {split: from `read_journal`}
+    counts: {split: n}; of dialogues from n on, from an earlier try, only the cost is counted
+    """
+    paid = [line for journal in journals.values() for lines in journal.values() for line in lines]
+    lines = [line for split, journal in journals.items() for number in journal
+             if number < counts[split] for line in journal[number]]
+
+    def reasons(verdict):
+        """{the first words of a note: how often}, the most frequent first."""
+        notes = [note for line in lines if line["verdict"] == verdict for note in line["notes"]]
+        return dict(Counter(note.partition(":")[0] for note in notes).most_common())
+
+    count = Counter(line["verdict"] for line in lines)
+    tokens_in = sum(line["in"] for line in paid)
+    tokens_out = sum(line["out"] for line in paid)
+    return {"made": count["ok"] + count["repaired"], "repaired": count["repaired"],
+            "asked_twice": count["ask again"], "rejected": count["rejected"],
+            "repairs": reasons("repaired"), "first_answers_refused": reasons("ask again"),
+            "reasons": reasons("rejected"), "tokens_in": tokens_in, "tokens_out": tokens_out,
+            "cost": cost(tokens_in, tokens_out, price_in, price_out)}
+
+
+def print_summary(summary):
+    """summary: from `summarise`, and `dialogues_a_minute` of this try."""
+    text = (f"made {summary['made']:,} (repaired {summary['repaired']:,}), "
+            f"rejected {summary['rejected']:,}, asked twice {summary['asked_twice']:,}; "
+            f"{summary['tokens_in']:,} tokens in, {summary['tokens_out']:,} out")
+    if summary["cost"] is not None:
+        text += f", ${summary['cost']:,.4f}"
+    if summary["dialogues_a_minute"]:
+        text += f"; {summary['dialogues_a_minute']:.1f} dialogues per minute"
+    print(text)
+    for name, reasons in (("repaired", summary["repairs"]), ("rejected", summary["reasons"]),
+                          ("first answer refused", summary["first_answers_refused"])):
+        if reasons:
+            print(f"  {name}: " + ", ".join(f"{kind} {n}" for kind, n in reasons.items()))

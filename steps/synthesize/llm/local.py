@@ -1,7 +1,7 @@
 """The backend local of 03_synthesize.py: any chat model from Hugging Face, in batches.
 
-Every answer has a random stream of its own. So it depends neither on the batch that it happened to
-be in nor on what a killed run had done before (but for rounding, which differs with the padding).
+Every answer has a random stream of its own. So it depends (but for rounding) neither on its batch
+nor on what a killed run had done before.
 """
 
 import torch
@@ -14,8 +14,7 @@ from steps.synthesize.llm.jobs import Answer, Stop
 class Sampler(LogitsProcessor):
     """Makes greedy decoding sample: the largest logit + Gumbel noise is a draw from the softmax.
 
-    generators: one torch.Generator per row
-    temperature: 0 = greedy
+    generators: one torch.Generator per row; temperature: 0 = greedy
     top_p: the smallest set of tokens with this probability
     """
 
@@ -45,18 +44,13 @@ def load_model(name, device):
 
     Raises SystemExit: none there, or no chat model.
     """
-    example = "for instance Qwen/Qwen3-4B-Instruct-2507"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.bfloat16 if "cuda" in device else torch.float32)
     except (OSError, ValueError) as error:
         raise SystemExit(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]} A "
-                         f"Hugging Face name or a folder with a chat model is expected, {example}"
-                         ) from error
-    if tokenizer.chat_template is None:
-        raise SystemExit(f"the tokenizer of {name} has no chat template; --model takes a chat "
-                         f"(instruct) model, {example}")
+                         f"Hugging Face name or a folder with a chat model is expected") from error
 
     # Checkpoints bring sampling defaults along: keep only what ends an answer.
     ends = model.generation_config.eos_token_id
@@ -68,16 +62,18 @@ def load_model(name, device):
 
 
 def prompt_ids(tokenizer, prompt):
-    """A prompt in the chat template as token ids; nothing in it is taken for a special token."""
-    # DATE: Llama-3's template would print today's. enable_thinking: Qwen3's would ask for a train
-    # of thought.
-    text = tokenizer.apply_chat_template(
+    """A prompt in the chat template as token ids; nothing in it is taken for a special token.
+
+    Raises SystemExit: the template does not show the message, or there is none.
+    """
+    # Llama-3's template would print today's date, Qwen3's would ask for a train of thought.
+    text = tokenizer.chat_template and tokenizer.apply_chat_template(
         [{"role": "user", "content": "@prompt@"}], tokenize=False, add_generation_prompt=True,
         date_string=DATE, enable_thinking=False)
-    head, cut, tail = text.partition("@prompt@")
-    if not cut:
-        raise SystemExit(f"the chat template of {tokenizer.name_or_path} does not show the user's "
-                         f"message; take another --model")
+    if "@prompt@" not in (text or ""):
+        raise SystemExit(f"{tokenizer.name_or_path} has no chat template, or one without the "
+                         f"user's message; --model takes a chat (instruct) model")
+    head, _, tail = text.partition("@prompt@")
     return [*tokenizer.encode(head, add_special_tokens=False), *encode_text(tokenizer, prompt),
             *tokenizer.encode(tail, add_special_tokens=False)]
 
@@ -90,9 +86,8 @@ def generate(model, tokenizer, prompts, seeds, temperature, top_p, max_new_token
     context = getattr(model.config, "max_position_embeddings", None) or longest + max_new_tokens
     room = min(max_new_tokens, context - longest)
     if room < max_new_tokens / 4:
-        raise Stop(f"a prompt of {longest} tokens leaves {max(0, room)} to the answer, since the "
-                   f"model's context is {context}: lower --chunk, --chunk-test or --lyrics-words, "
-                   f"or take a model with a longer context")
+        raise Stop(f"a prompt of {longest} tokens leaves {max(0, room)} of the model's {context} "
+                   f"to the answer: lower --chunk, --chunk-test or --lyrics-words")
 
     # (B, T), padded on the left
     pad = model.generation_config.pad_token_id
@@ -106,6 +101,5 @@ def generate(model, tokenizer, prompts, seeds, temperature, top_p, max_new_token
     for row, new in zip(ids, out[:, longest:].tolist(), strict=True):
         ends = [i for i, token in enumerate(new) if token in model.generation_config.eos_token_id]
         new = new[:ends[0]] if ends else new
-        text = tokenizer.decode(new, skip_special_tokens=True)
-        answers.append(Answer(text, len(row), len(new)))
+        answers.append(Answer(tokenizer.decode(new, skip_special_tokens=True), len(row), len(new)))
     return answers

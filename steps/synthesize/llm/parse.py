@@ -1,8 +1,7 @@
 """A language model's answer -> the turns of a dialogue, or the reason why not.
 
-A fault is repaired where only one repair is possible: fences, prose around the JSON, an answer
-before its track, an end that is cut off, the same list twice. All others raise Fault; then the
-dialogue is asked for once more.
+A fault is repaired where only one repair is possible. All others raise Fault; then the dialogue is
+asked for once more.
 """
 
 import json
@@ -19,17 +18,15 @@ ROLES = {
 REJECTED = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False,
             "none": None, "null": None}
 DECODER = json.JSONDecoder(strict=False)  # not strict: line breaks inside a text
-# What it raises; also at numbers of thousands of digits, and at brackets without end.
-NO_JSON = (ValueError, RecursionError)
+NO_JSON = (ValueError, RecursionError)  # what it raises, also at brackets without end
 LIST = re.compile(r"\[\s*(?={\s*\")")  # where a list of messages begins
 MESSAGE = re.compile(r"(?={\s*\")")    # where one message begins
 SPACE = re.compile(r"[\s,]*")
 HANDLE = re.compile(r"\b[PN]\d+\b(?! (?:motorway|highway|road|bus|train)\b)")
-# Before a title: in an answer, and in a request.
-NAMING = re.compile(
+NAMING = re.compile(  # before a title in an answer
     r"(?:here's|here is|here comes|play|playing|try|listen to|this is|called|titled|song|track|"
     r"tune)\W*$", re.IGNORECASE)
-ASKING = re.compile(
+ASKING = re.compile(  # before a title in a request
     r"\b(?:play|playing|put on|hear|have you got|called|titled|named|song|track|tune)\W*$",
     re.IGNORECASE)
 BY_SOMEBODY = re.compile(r"\W*by [^a-z]")  # after a title
@@ -51,22 +48,21 @@ def judge(text, shown):
     shown: {handle: track}, P1, P2, ... of the playlist and N1, N2, ... of the negative set
     """
     notes = []
+    turns = []
     try:
         messages, cut = read_messages(text, notes)
-        found = to_turns(messages, cut, shown, notes)
-        turns = []
-        for query, handle, response in found:
-            track = shown[handle]
-            after_rejection = bool(turns) and turns[-1]["rejected"]
-            turns.append({"query": query, "music": track["track_id"], "response": response,
-                          "targets": [track["track_id"]], "rejected": handle[0] == "N",
-                          "kind": kind_of(query, track, after_rejection)})
-        sampled = [track["track_id"] for handle, track in shown.items() if handle[0] == "P"]
-        negatives = {track["track_id"] for handle, track in shown.items() if handle[0] == "N"}
-        wrong = problems(turns, sampled, negatives, least=2, most=len(shown))
+        said = to_turns(messages, cut, shown, notes)
+        for query, handle, response in said:
+            kind = kind_of(query, shown[handle], bool(turns) and turns[-1]["rejected"])
+            music = shown[handle]["track_id"]
+            turns.append({"query": query, "music": music, "response": response,
+                          "targets": [music], "rejected": handle[0] == "N", "kind": kind})
+        ids = {who: [track["track_id"] for handle, track in shown.items() if handle[0] == who]
+               for who in "PN"}
+        wrong = problems(turns, ids["P"], set(ids["N"]), least=2, most=len(shown))
         if wrong:
             raise Fault(wrong[0])
-        check_names(found, shown)  # last: an answer that loops would be long to compare
+        check_names(said, shown)  # last: an answer that loops would be long to compare
     except Fault as fault:
         return Verdict("ask again", [], [str(fault)])
     return Verdict("repaired" if notes else "ok", turns, sorted(set(notes)))
@@ -84,10 +80,7 @@ def kind_of(query, track, after_rejection):
 # ---------------------------------------------------------------- JSON
 
 def read_messages(text, notes):
-    """The list of messages in an answer, and whether it is cut off. Raises Fault.
-
-    notes: gets what was repaired
-    """
+    """(the list of messages in an answer, whether it is cut off). notes: gets what was repaired"""
     text = text.rpartition("</think>")[2].strip()
     try:
         found = DECODER.decode(text)
@@ -103,8 +96,7 @@ def read_messages(text, notes):
         notes.append("list inside an object")
         found = lists[0]
     if not isinstance(found, list) or not found:
-        what = type(found).__name__ if found else "an empty one"
-        raise Fault(f"no list of messages: {what}")
+        raise Fault(f"no list of messages: {type(found).__name__ if found else 'an empty one'}")
     return found, False
 
 
@@ -122,10 +114,9 @@ def read_row(text, at):
 
 
 def read_loose(text, notes):
-    """Messages one by one, from the first that can be read to the first that cannot.
+    """As `read_messages`: messages one by one, to the first that cannot be read.
 
-    Arguments and result as in `read_messages`. Raises Fault too where other messages follow, as
-    after a draft: nobody knows which are meant.
+    Where other messages follow, as after a draft, nobody knows which are meant.
     """
     start = LIST.search(text) or MESSAGE.search(text)
     if not start:
@@ -155,11 +146,7 @@ def read_loose(text, notes):
 # ---------------------------------------------------------------- turns
 
 def resolve_handle(content, shown):
-    """The handle that a music message means. Raises Fault.
-
-    That is the handle itself, alone or with its own track's names around it; or the exact title of
-    one track.
-    """
+    """The handle of a music message: alone, with its own track's names, or for a track's title."""
     first = re.search(r"\b[PN]\d+\b", content, re.IGNORECASE)
     if not first:
         named = [handle for handle, track in shown.items()
@@ -169,9 +156,8 @@ def resolve_handle(content, shown):
         return named[0]
 
     handle = first[0].upper()
-    around = content[:first.start()] + " " + content[first.end():]
-    if handle in shown:
-        around = without_names(around, names_of([shown[handle]]))
+    names = names_of([shown[handle]]) if handle in shown else []
+    around = without_names(f"{content[:first.start()]} {content[first.end():]}", names)
     others = set(re.findall(r"\b[PN]\d+\b", around.upper())) - {handle}
     if handle not in shown or others:
         raise Fault(f"unknown id: {content[:40]!r}")
@@ -182,11 +168,10 @@ def resolve_handle(content, shown):
 
 
 def tidy(message, shown, notes):
-    """A message -> (role, content, rejected or None where that is not said). Raises Fault."""
+    """A message -> (role, content, rejected or None where that is not said)."""
     if (not isinstance(message, dict) or not isinstance(message.get("role"), str)
             or message.get("content") is None):
         raise Fault(f"not a message: {json.dumps(message)[:60]}")
-
     said = message["role"].strip()
     role = ROLES.get(said.lower())
     if not role:
@@ -195,12 +180,9 @@ def tidy(message, shown, notes):
         notes.append("role names")
 
     content = message["content"]
-    if not isinstance(content, str):
-        content = json.dumps(content)
-    content = " ".join(content.split())
+    content = " ".join((content if isinstance(content, str) else json.dumps(content)).split())
     if role != "music":
         return role, content, None
-
     handle = resolve_handle(content, shown)
     if handle != content:
         notes.append("id with something around it")
@@ -211,11 +193,9 @@ def tidy(message, shown, notes):
     return role, handle, REJECTED[rejected]
 
 
-def group_messages(messages, shown, notes):
-    """Messages -> one list of (role, content, rejected) per turn. Raises Fault.
-
-    A turn begins with what the listener says.
-    """
+def to_turns(messages, cut, shown, notes):
+    """Messages -> list of (query, handle, answer). cut: the text breaks off."""
+    # Each turn begins with what the listener says.
     groups = []
     for message in messages:
         if isinstance(message, dict) and str(message.get("role")).lower() == "system":
@@ -230,34 +210,27 @@ def group_messages(messages, shown, notes):
         elif not groups:
             raise Fault("wrong order: a track before the first request")
         groups[-1].append((role, content, rejected))
-    return groups
 
-
-def to_turns(messages, cut, shown, notes):
-    """Messages -> list of (query, handle, answer). cut: the answer breaks off. Raises Fault."""
-    turns = []
-    groups = group_messages(messages, shown, notes)
-    for number, group in enumerate(groups, 1):
-        roles = [role for role, _, _ in group]
-        incomplete = "music" not in roles or cut and "assistant" not in roles
-        if number == len(groups) and incomplete:
-            if not cut:
-                notes.append("closing words left out")
-            break
-        turns.append(to_turn(number, group, roles, notes))
+    # The last turn may lack its track, or its answer where the text is cut off.
+    roles = [role for group in groups[-1:] for role, _, _ in group]
+    if groups and ("music" not in roles or cut and "assistant" not in roles):
+        groups.pop()
+        if not cut:
+            notes.append("closing words left out")
+    turns = [to_turn(number, group, notes) for number, group in enumerate(groups, 1)]
     while turns and turns[-1][1][0] == "N":
         notes.append("last turn, rejected, left out")
         turns.pop()
     return turns
 
 
-def to_turn(number, group, roles, notes):
-    """The messages of one turn -> (query, handle, answer). Raises Fault."""
+def to_turn(number, group, notes):
+    """The messages of one turn -> (query, handle, answer)."""
+    roles = [role for role, _, _ in group]
     query = group[0][1]
-    music = [(content, rejected) for role, content, rejected in group if role == "music"]
     answer = " ".join(content for role, content, _ in group if role == "assistant").strip()
-    if len(music) != 1:
-        raise Fault(f"wrong order: {len(music)} tracks in turn {number}")
+    if roles.count("music") != 1:
+        raise Fault(f"wrong order: {roles.count('music')} tracks in turn {number}")
     if not answer:
         raise Fault(f"missing answer: turn {number}")
     if not query:
@@ -269,7 +242,7 @@ def to_turn(number, group, roles, notes):
         notes.append("two answers joined")
     elif roles != ["user", "music", "assistant"]:
         notes.append("answer before the track")
-    handle, rejected = music[0]
+    _, handle, rejected = group[roles.index("music")]
     if rejected and handle[0] == "P":
         raise Fault(f"rejects a track of the playlist: turn {number}, {handle}")
     if rejected is False and handle[0] == "N":
@@ -290,40 +263,29 @@ def check_names(turns, shown):
         known = [shown[handle], *past]
         others = [track for track in shown.values() if track not in known]
         for who, text in (("request", query), ("answer", answer)):
-            if speaks_of_lists(text, known, heard, shown):
+            # Neither "negative set" nor a handle is said, unless in a name or after it was heard.
+            rest = without_names(text, names_of(known))
+            handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
+            if handles & set(shown) or re.search(r"\bnegative set\b", rest, re.IGNORECASE):
                 raise Fault(f"speaks of the lists: the {who} of turn {number}")
-            if who == "request":
-                name = wrong_name(text, known, others, "", is_request=True)
-                said = f"turn {number} is asked for {name!r} and plays {shown[handle]['title']!r}"
-            else:
-                name = wrong_name(text, known, others, heard, is_request=False)
-                said = f"the answer of turn {number} names {name!r}"
+            name = wrong_name(text, known, others, heard, is_request=who == "request")
+            if name and who == "request":
+                raise Fault(f"another track's title: turn {number} is asked for {name!r} and plays "
+                            f"{shown[handle]['title']!r}")
             if name:
-                raise Fault(f"another track's title: {said}")
+                raise Fault(f"another track's title: the answer of turn {number} names {name!r}")
             heard += " " + text
         past.append(shown[handle])
-
-
-def speaks_of_lists(text, known, heard, shown):
-    """Whether a text says "negative set" or a handle, neither part of a name nor said before.
-
-    Arguments as in `wrong_name`; shown as in `judge`.
-    """
-    rest = without_names(text, names_of(known))
-    handles = set(HANDLE.findall(rest)) - set(re.findall(r"\w+", heard))
-    negative_set = re.search(r"\bnegative set\b", rest, re.IGNORECASE)
-    return bool(negative_set) or not handles.isdisjoint(shown)
 
 
 def wrong_name(text, known, others, heard, is_request):
     """A title in a text that is neither that of the track played nor of one before; else None.
 
     The title of another track of the prompt counts in quotation marks, or if it has two words and
-    its capitals; in a request only where it is asked for. In an answer a title from nowhere counts
-    too, if it stands in quotation marks and is announced ("here is ...", "... by").
+    its capitals; in a request only where it is asked for, in an answer only if it was not heard
+    before. In an answer a title from nowhere counts too, if it is quoted and announced ("here is").
 
     known: the tracks that may be named; others: the other tracks of the prompt
-    heard: what has been said before; is_request: the text is a request, no answer
     """
     names = names_of(known)
     spoken = {"", *map(words_of, names)}
@@ -335,10 +297,9 @@ def wrong_name(text, known, others, heard, is_request):
     for name in sorted({*names, *titles}, key=lambda name: (-len(name), name not in names, name)):
         if name in names:
             rest = without_names(rest, [name])
-        elif words_of(name) in words_of(rest) and words_of(name) not in words_of(heard):
-            if names_a_title(rest, name, is_request):
+        elif words_of(name) in words_of(rest) and names_a_title(rest, name, is_request):
+            if is_request or words_of(name) not in words_of(heard):
                 return name
-
     if not is_request:
         fields = ("title", "artist", "album", "tags", "lyrics", "caption")
         told = words_of(f"{heard} {[[track[field] for field in fields] for track in known]}")
@@ -352,16 +313,14 @@ def wrong_name(text, known, others, heard, is_request):
 
 def names_a_title(text, title, is_request):
     """Whether a text that contains the words of a title means the title. See `wrong_name`."""
-    if " " in title and title != title.lower():
-        for match in re.finditer(rf"(?<!\w){re.escape(title)}(?!\w)", text):
-            if not is_request or asks_for(text, match):
-                return True
-    return any(words_of(bare(span)) == words_of(title) for span, _ in quoted(text))
-
-
-def asks_for(text, match):
-    """Whether a request asks for a title at its match, and means no city of the same name."""
-    before, after = text[:match.start()], text[match.end():]
-    if ASKING.search(before) or BY_SOMEBODY.match(after):
+    if any(words_of(bare(span)) == words_of(title) for span, _ in quoted(text)):
         return True
-    return not words_of(before) and words_of(after) in ("", "please")
+    if " " not in title or title == title.lower():
+        return False
+    for match in re.finditer(rf"(?<!\w){re.escape(title)}(?!\w)", text):
+        # A request may mean a city of the same name, so it has to ask for it.
+        before, after = text[:match.start()], text[match.end():]
+        alone = not words_of(before) and words_of(after) in ("", "please")
+        if not is_request or alone or ASKING.search(before) or BY_SOMEBODY.match(after):
+            return True
+    return False

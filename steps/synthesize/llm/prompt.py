@@ -1,7 +1,7 @@
 """What a language model is asked: a chunk of a playlist, written into prompt.txt.
 
 The tracks are called P1, P2, ... (of the playlist) and N1, N2, ... (of the negative set). Real ids
-cost many tokens, and a model that has to copy 22 random letters makes mistakes.
+cost many tokens, and models make mistakes in 22 random letters.
 """
 
 import math
@@ -11,25 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steps.synthesize.llm.summary import cost
-
 TEMPLATE = Path(__file__).parent / "prompt.txt"
 OPENINGS = (
     "the listener asks for one thing by name: a title, an artist or an album of the track played "
     "first.",
     "the listener makes a free request and names nothing: a mood, a situation, a sound, a subject.")
-# For estimates only:
-TOKEN_CHARS = 4     # characters per token
-TURN_TOKENS = 110   # tokens that the three messages of a turn take
-SAMPLE = 50         # prompts of a split that are looked at
+TOKEN_CHARS = 4    # characters per token, for estimates
+TURN_TOKENS = 110  # tokens that the three messages of a turn take, for estimates
 
 
 class Job(NamedTuple):
-    """One dialogue to be asked for. tracks, negatives: lists of tracks (dicts)."""
+    """One dialogue to be asked for."""
     dialogue_id: str
     playlist_id: str
-    tracks: list
-    negatives: list
+    tracks: list     # of dicts
+    negatives: list  # of dicts
     opening: str
 
     def shown(self):
@@ -47,9 +43,8 @@ def make_job(dialogue_id, source, tracks_by_id, size, most_negatives):
     playlist, visit, negatives, rng = source
     track_ids = chunk(playlist["track_ids"], visit, size, rng)
     negatives = [negatives[i] for i in rng.permutation(len(negatives))[:most_negatives]]
-    opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
     return Job(dialogue_id, playlist["playlist_id"], [tracks_by_id[t] for t in track_ids],
-               [tracks_by_id[t] for t in negatives], opening)
+               [tracks_by_id[t] for t in negatives], OPENINGS[int(rng.integers(len(OPENINGS)))])
 
 
 def chunk(track_ids, visit, size, rng):
@@ -62,8 +57,8 @@ def chunk(track_ids, visit, size, rng):
     """
     n = max(1, round(len(track_ids) / size))
     if visit < n:
-        bounds = [round(len(track_ids) * i / n) for i in range(n + 1)]
-        return track_ids[bounds[visit]:bounds[visit + 1]]
+        start, end = (round(len(track_ids) * i / n) for i in (visit, visit + 1))
+        return track_ids[start:end]
     start = int(rng.integers(max(0, len(track_ids) - size) + 1))
     return track_ids[start:start + size]
 
@@ -73,41 +68,31 @@ def one_line(text):
     return " ".join(str(text).split())
 
 
-def cut_lyrics(lyrics, words):
-    """The first lines of lyrics, at most `words` words of them, with " / " between the lines."""
-    kept = []
-    for line in lyrics.splitlines():
-        line = line.split()[:words]
-        words -= len(line)
-        if line:
-            kept.append(" ".join(line))
-    return " / ".join(kept)
-
-
 def track_line(handle, track, lyrics_words):
     """A track in one line: "P1 | title: ... | artist: ..."; what is not known is left out."""
+    lyrics = []
+    for line in (track["lyrics"] or "").splitlines():
+        words = line.split()[:lyrics_words]
+        lyrics_words -= len(words)
+        lyrics.append(" ".join(words))
     popularity = track["popularity"]
-    fields = {
-        "title": track["title"],
-        "artist": track["artist"],
-        "album": track["album"],
+    fields = {name: track[name] for name in ("title", "artist", "album")} | {
         "tags": ", ".join(track["tags"]),
         "popularity": None if popularity is None else f"{popularity:.0f} of 100",
         "tempo": track["tempo"] and f"{track['tempo']:.0f} BPM",
-        "key": track["key"],
-        "caption": track["caption"],
-        "lyrics": cut_lyrics(track["lyrics"] or "", lyrics_words)}
-    told = [f"{name}: {one_line(value)}" for name, value in fields.items() if value]
-    return " | ".join([handle, *told])
+        "key": track["key"], "caption": track["caption"],
+        "lyrics": " / ".join(filter(None, lyrics))}
+    return " | ".join([handle, *(f"{name}: {one_line(value)}" for name, value in fields.items()
+                                 if value)])
 
 
 def fill(job, lyrics_words, complaint=""):
-    """The whole prompt of a job. complaint: why the first answer was of no use"""
+    """The whole prompt of a job. complaint: what was wrong with the first answer"""
     lines = [track_line(*shown, lyrics_words) for shown in job.shown().items()]
     n = len(job.tracks)
     rejections = "Here NEGATIVE SET is empty, so nothing is turned down."
     if job.negatives:
-        rejections = ("Let this happen once or twice, or not at all where it would not be natural.")
+        rejections = "Let this happen once or twice, or not at all where it would not be natural."
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         opening=job.opening, half=math.ceil(n / 2), n=n, rejections=rejections,
         playlist="\n".join(lines[:n]), negatives="\n".join(lines[n:]) or "(empty)")
@@ -122,24 +107,3 @@ def estimate(jobs, n, lyrics_words):
     tokens_in = np.mean([len(fill(job, lyrics_words)) / TOKEN_CHARS for job in jobs])
     tokens_out = np.mean([TURN_TOKENS * len(job.tracks) for job in jobs])
     return round(n * tokens_in), round(n * tokens_out)
-
-
-def print_estimate(jobs_of, counts, lyrics_words, price_in, price_out):
-    """Print what a whole run would take, from a sample of each split's prompts.
-
-    jobs_of: {split: function of a number that returns a Job}; counts: {split: dialogues}
-    price_in, price_out: dollars per million tokens, or None
-    """
-    tokens_in, tokens_out = 0, 0
-    for split, n in counts.items():
-        sample = [jobs_of[split](number) for number in range(min(n, SAMPLE))]
-        split_in, split_out = estimate(sample, n, lyrics_words)
-        tokens_in += split_in
-        tokens_out += split_out
-    dollars = cost(tokens_in, tokens_out, price_in, price_out)
-    told = "--price-in and --price-out (dollars per million tokens) tell the cost"
-    if dollars is not None:
-        told = f"about ${dollars:,.2f}"
-    print(f"{sum(counts.values()):,} calls, about {tokens_in:,} tokens in and {tokens_out:,} out "
-          f"(a token counted as {TOKEN_CHARS} characters, without second tries and without what a "
-          f"model thinks before it answers): {told}")
