@@ -266,7 +266,7 @@ def test_seed_decides_every_draw_and_done_runs_are_skipped(monkeypatch, small, c
     alter(small / "dialogues_train.jsonl", query="something else")
     with pytest.raises(SystemExit, match="dialogues_train.jsonl.*--no-resume"):
         run(monkeypatch, small, "--seed", "1")
-    with pytest.raises(SystemExit, match="--epochs must be 1"):
+    with pytest.raises(SystemExit, match="--epochs 0: 1 or more is"):
         run(monkeypatch, small, "--epochs", "0")
 
 
