@@ -369,7 +369,7 @@ def test_the_training_set_is_chosen_on_valid_alone(monkeypatch, small):
 
 @pytest.mark.parametrize("argument", ["--levels 0", "--beam -1", "--lr 0"])
 def test_bad_arguments(monkeypatch, small, argument):
-    with pytest.raises(SystemExit, match=f"{argument}.* is expected"):
+    with pytest.raises(SystemExit, match=f"{argument}: .* or more is accepted"):
         run(monkeypatch, small, *argument.split())
 
 
