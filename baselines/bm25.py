@@ -3,11 +3,8 @@
 How strong BM25 is depends on what counts as the query and as the text of a track. So every
 combination of ITEM_FORMS and HISTORIES, with and without English stop words, is scored by its MRR
 on the valid dialogues. The three best are then tuned on a grid of BM25's k1 and b, on valid too.
-The best of all becomes the system `bm25`. results/bm25_forms.csv shows each form at its best
-setting, with its test MRR, which is computed only after the choice.
-
-Texts are lower-cased, words have two letters or more, and there is no stemming. Nothing after the
-query of turn t is used for turn t.
+results/bm25_forms.csv has each form at its best setting, with its test MRR. Words have two letters
+or more, and there is no stemming. Nothing after the query of turn t is used for turn t.
 
 Reads   tracks.jsonl, annotations/, dialogues_valid.jsonl, dialogues_test.jsonl
 Writes  predictions/bm25.jsonl (test), predictions_valid/bm25.jsonl (valid), results/bm25_forms.csv
@@ -61,9 +58,8 @@ def query_text(turn, history, texts):
 
 def split_words(texts, stop_words):
     """Lower-cased words of each text: a list of lists."""
-    language = "english" if stop_words == "removed" else None
-    return bm25s.tokenize(texts, lower=True, stopwords=language, return_ids=False,
-                          show_progress=False)
+    return bm25s.tokenize(texts, stopwords="english" if stop_words == "removed" else None,
+                          return_ids=False, show_progress=False)
 
 
 def build_index(words, k1, b):

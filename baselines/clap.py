@@ -1,29 +1,24 @@
 """Baseline: CLAP hears the tracks and reads the query (the paper's section 5; Wu et al. 2023).
 
-A track is its audio: the mean of the vectors of its windows of 10 s. (transformers' feature
-extractor would crop longer ones at random.) A query is a text in one of HISTORIES, chosen on valid;
-tracks that were played count by their audio. A track's score is the cosine. Tracks without readable
-audio come last, in an order drawn for each turn.
+A track is its audio: the mean of the vectors of its windows of 10 s. A query is a text in one of
+HISTORIES, chosen on valid; tracks that were played count by their audio. A track's score is the
+cosine. Tracks without readable audio come last, in an order drawn for each turn. The system `clap`
+is the checkpoint as it is; with --tune there is also `clap-tuned`, whose text side is fine-tuned on
+the training dialogues as in dense.py.
 
-    clap         the checkpoint as it is (zero-shot)
-    clap-tuned   --tune: the text side is fine-tuned on the training dialogues as in dense.py
-
-No checkpoint is downloaded unless --clap-model names one. --random-weights tries the script without
-one: a small model that knows nothing, whose output goes to predictions_trial/, where 06_evaluate.py
-does not look. A killed run goes on from its last chunk of tracks, or its last validation, when the
-same command is given again.
+--random-weights tries the script without a checkpoint: a small model that knows nothing, whose
+output goes to predictions_trial/, where 06_evaluate.py does not look. A killed run goes on from its
+last chunk of tracks, or its last validation, when the same command is given again.
 
 Reads   tracks.jsonl, annotations/, audio files, dialogues_{train,valid,test}.jsonl
 Writes  predictions/clap.jsonl, predictions/clap-tuned.jsonl (test), the same in predictions_valid/
         (valid), results/clap_forms.csv, results/clap-tuned_forms.csv, clap_model/,
         embeddings/clap.npy (N, D) float32, NaN without audio, embeddings/clap_failed.jsonl (audio
         that could not be used, and why); meanwhile clap.part/
-
 Trial   python baselines/clap.py --random-weights --tune --steps 4 --eval-every 2
 Full    hf download laion/larger_clap_music --local-dir larger_clap_music
         python baselines/clap.py --data-dir data/mpd --clap-model larger_clap_music --tune \
-            --workers 16
-The full command was not run: the checkpoint could not be had where this was written.
+            --workers 16    (not run: the checkpoint could not be had where this was written)
 """
 
 import argparse
@@ -50,8 +45,6 @@ TEXT_TOKENS = 77  # the longest text that CLAP has learnt from
 CHUNK = 64        # tracks per chunk; a killed run goes on from the last whole one
 
 
-# ---------------------------------------------------------------- the model
-
 def random_clap(texts, seed, device):
     """Like load_clap: a very small CLAP with random weights, its words learnt from `texts`."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
@@ -59,10 +52,10 @@ def random_clap(texts, seed, device):
     from steps.train.base_models import tiny_tokenizer
     tokenizer = tiny_tokenizer(texts)
     torch.manual_seed(seed)
-    text_config = dict(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
-        initializer_factor=10.0)  # with smaller weights all texts would be nearly the same
+    # initializer_factor: with smaller weights all texts would be nearly the same
+    text_config = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
+                       num_attention_heads=2, intermediate_size=64, max_position_embeddings=128,
+                       pad_token_id=tokenizer.pad_token_id, initializer_factor=10.0)
     audio_config = dict(patch_embeds_hidden_size=16, hidden_size=32, depths=(1, 1),
                         num_attention_heads=(2, 2), num_hidden_layers=2)
     config = ClapConfig(text_config=text_config, audio_config=audio_config, projection_dim=16)
@@ -95,8 +88,6 @@ class TextSide(NamedTuple):
     def fits(self, text):
         return len(self.tokenizer(text, verbose=False).input_ids) <= TEXT_TOKENS
 
-
-# ---------------------------------------------------------------- audio
 
 def write_audio(folder, tracks, data_dir, model, extractor, workers):
     """Write clap.npy and clap_failed.jsonl, chunk by chunk, so that a killed run can go on."""
@@ -140,8 +131,6 @@ def audio_vectors(args, trial, tracks, model, extractor):
     return items
 
 
-# ---------------------------------------------------------------- main
-
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -167,11 +156,9 @@ def main():
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
     turns_of = turns.load_turns(args.data_dir, row_of)
 
-    trial = ""
-    if args.random_weights:
-        trial = "predictions_trial/"  # a trial has files and records of its own
-        print(f"random weights: what follows means nothing. It goes to {args.data_dir}/{trial}, "
-              f"not to predictions/")
+    trial = "predictions_trial/" if args.random_weights else ""  # its records are its own too
+    if trial:
+        print(f"random weights: what follows means nothing. It goes to {args.data_dir}/{trial}")
         queries = [turn.query for turn in turns_of["valid"]]
         model, tokenizer, extractor = random_clap(queries, args.seed, args.device)
     else:
@@ -179,8 +166,7 @@ def main():
     items = audio_vectors(args, trial, tracks, model, extractor)
     examples = None
     if args.tune:
-        usable = ~np.isnan(items[:, 0])
-        examples = two_towers.load_examples(args.data_dir, row_of, usable, args.limit)
+        examples = two_towers.load_examples(args.data_dir, row_of, ~np.isnan(items[:, 0]))
 
     towers = two_towers.Towers(
         TextSide(model, tokenizer), HISTORIES, TRAINED, None, np.arange(len(tracks)),

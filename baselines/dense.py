@@ -1,15 +1,12 @@
 """Baseline: dense retrieval by a text encoder (the paper's section 5).
 
-A track is the text "title by artist from album (year), tags", as for BM25. A query is one of
-HISTORIES, chosen by MRR on the valid dialogues. A track's score is the cosine of the two vectors.
-
-    dense         the encoder as it is (zero-shot)
-    dense-tuned   fine-tuned on the training dialogues: each turn's query must find its own track
-                  among those of the batch's other turns (InfoNCE, van den Oord et al. 2018; one
-                  encoder for both sides). The weights with the best MRR on valid are kept.
-
-Nothing after the query of turn t is used for turn t. A killed run goes on from its last validation
-when the same command is given again.
+A track is the text "title by artist from album (year), tags", as for BM25. A query is one of six
+forms (two_towers.py), chosen by MRR on the valid dialogues; nothing after the query of turn t is
+used for turn t. A track's score is the cosine of the two vectors. The system `dense` is the encoder
+as it is. `dense-tuned` is fine-tuned on the training dialogues: each turn's query must find its own
+track among those of the batch's other turns (InfoNCE, van den Oord et al. 2018; one encoder for
+both sides). The weights with the best MRR on valid are kept. A killed run goes on from its last
+validation when the same command is given again.
 
 Reads   tracks.jsonl, annotations/, dialogues_{train,valid,test}.jsonl
 Writes  predictions/dense.jsonl, predictions/dense-tuned.jsonl (test), the same in
@@ -21,7 +18,7 @@ Full    python baselines/dense.py --data-dir data/mpd --text-encoder Qwen/Qwen3-
             --pooling last --query-tokens 0 --lr 2e-5 --steps 5000 --eval-every 500
         python baselines/dense.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 \
             --query-tokens 0 --skip-tuning
-The full commands were not run: the checkpoints could not be had where this was written.
+        (neither was run: the checkpoints could not be had where this was written)
 """
 
 import argparse
@@ -121,8 +118,7 @@ def main():
     unique, item_of_track = distinct(texts)
     examples = None
     if not args.skip_tuning:
-        usable = [bool(text) for text in texts]
-        examples = two_towers.load_examples(args.data_dir, row_of, usable, args.limit)
+        examples = two_towers.load_examples(args.data_dir, row_of, list(map(bool, texts)))
     folder = text_encoders.resolve_text_encoder(args.text_encoder, args.pooling)
 
     def make_towers():

@@ -6,9 +6,8 @@ one random negative (`bce`, as published), and cross-entropy over all tracks (`c
 sets are tried: the training playlists, the tracks that the training dialogues play, and both.
 Rejected tracks stay in: the evaluation has them in its histories and asks for them too.
 
-MRR on the valid dialogues decides the epoch, then loss and training set. Nothing played yet (turn
-1): tracks are ranked by popularity. A track in no training sequence is left out of histories and
-ranked last. Nothing after the query of turn t is used for turn t.
+MRR on the valid dialogues decides the epoch, then loss and training set. If nothing was played yet,
+tracks are ranked by popularity. A track in no training sequence is left out and ranked last.
 
 As published: two blocks of one head, dimension 50, length 50, layer norm before and dropout 0.2
 after each half of a block, one table of tracks for input and output, Adam at 1e-3, batches of 128,
@@ -89,12 +88,12 @@ class SASRec(nn.Module):
         steps = items.shape[1]
         real = items != self.n_items
 
-        # A position sees the items up to itself. Padding sees itself, or its softmax were NaN.
+        # a position sees the items up to itself; padding sees itself, or its softmax were NaN
         causal = torch.ones(steps, steps, dtype=torch.bool, device=items.device).tril()
         itself = torch.eye(steps, dtype=torch.bool, device=items.device)
         visible = causal & (real[:, None, :] | itself)  # (B, T, T)
 
-        # The last item always has the last position.
+        # the last item always has the last position
         x = self.item(items) * self.item.embedding_dim ** 0.5
         x = self.dropout(x + self.position.weight[self.length - steps:])
         for block in self.blocks:
@@ -135,7 +134,7 @@ def cut(sequences, length):
 def draw_negatives(users, taken, n_items, rng):
     """One random item per entry of `users` that is not in that user's sequence: (n,) -> (n,) int64.
 
-    taken: user * n_items + item of everything that is in the sequences, sorted, int64.
+    taken: user * n_items + item of everything that is in the sequences, sorted.
     """
     negatives = rng.integers(n_items, size=len(users))
     wrong = np.arange(len(users))
@@ -160,10 +159,8 @@ def draw_batches(lengths, batch_size, rng, pool=10):
 
 
 def ce_loss(model, hidden, targets):
-    """Mean of -log softmax over all items: hidden (n, d), targets (n,) int64 -> scalar.
-
-    Memory for n x n_items scores: with n = 128 x 50, 0.4 GB for 17,000 items, 10 GB for 400,000.
-    """
+    """Mean of -log softmax over all items: hidden (n, d), targets (n,) int64 -> scalar."""
+    # memory for n x n_items scores: with n = 128 x 50, 0.4 GB for 17,000 items, 10 GB for 400,000
     return F.cross_entropy(model.score(hidden), targets)
 
 
@@ -177,8 +174,7 @@ def bce_loss(model, hidden, targets, negatives):
 def train(model, sequences, loss, epochs, seed, batch_size=128):
     """Train in place to predict each next item; yield (epoch, mean loss) after each epoch.
 
-    sequences: lists of items. The last model.length + 1 items of each are learnt; none of all its
-        items is a negative of `bce`.
+    Of each sequence of items the last model.length + 1 are learnt; none is a negative of `bce`.
     Raises SystemExit: nothing to learn, or a sequence that leaves no negative for `bce`.
     """
     n_items = model.n_items
@@ -215,7 +211,7 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
                 negatives = draw_negatives(users[np.nonzero(real)[0]], taken, n_items, rng)
                 value = bce_loss(model, hidden, wanted, torch.from_numpy(negatives).to(device))
 
-            # Each target weighs the same, whether its batch has long or short sequences.
+            # each target weighs the same, whether its batch has long or short sequences
             optimizer.zero_grad()
             (value * len(hidden) / usual).backward()
             optimizer.step()
@@ -227,8 +223,7 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
 def fit(model, sequences, loss, epochs, seed, quality, every=1, patience=10):
     """Train until quality() has not risen in `patience` checks; the best weights are put back.
 
-    quality: function without arguments, called after every `every` epochs; higher is better.
-    Returns: (best quality, its epoch).
+    It is called after every `every` epochs. Returns: (best quality, its epoch).
     """
     best = -np.inf
     checks = 0

@@ -47,8 +47,6 @@ why it fits. State nothing about the track but what is written here. Write the r
 else."""
 
 
-# ---------------------------------------------------------------- the prompt
-
 def best_new_row(rows, turn):
     """The first row of a ranking that the turns before have not played, else the first."""
     return next((row for row in rows if row not in turn.played), rows[0])
@@ -104,8 +102,6 @@ def prompt_ids(tokenizer, template, turn, row, texts, room):
     return [*before, *ids[-room:], *after]
 
 
-# ---------------------------------------------------------------- the model
-
 def load_model(name, device):
     """(model, tokenizer) from a Hugging Face name or a folder.
 
@@ -153,8 +149,6 @@ def answer_batch(model, tokenizer, prompts, rngs, max_new, temperature, top_p):
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
-# ---------------------------------------------------------------- main
-
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -167,8 +161,6 @@ def parse_args():
     add("--max-new-tokens", type=int, default=96, help="longest response in tokens (default 96)")
     add("--temperature", type=float, default=1.0, help="0 = greedy (default 1)")
     add("--top-p", type=float, default=0.9, help="nucleus (default 0.9)")
-    add("--limit", type=int, default=0, help="turns, for a trial; 0 (default) = all "
-        "(06_evaluate.py accepts nothing less)")
     flags.add_shared(parser, "data-dir", "device", "seed", "resume")
     return parser.parse_args()
 
@@ -202,16 +194,15 @@ def main():
     turn_list = turns.collect_turns(dialogues, row_of)
     retrieved = f"predictions/{args.retrieval}.jsonl"
     depths = {metrics.ranking_depth(len(tracks)), len(tracks)}
-    rankings = read_predictions(args.data_dir / retrieved, turn_list, row_of, depths).rankings
-    turn_list = turn_list[:args.limit or None]
-    rankings = rankings[:len(turn_list)].tolist()
+    predictions = read_predictions(args.data_dir / retrieved, turn_list, row_of, depths)
+    ranked = list(zip(turn_list, predictions.rankings.tolist(), strict=True))
 
     reads = [*data.catalogue_files(args.data_dir), "dialogues_test.jsonl", retrieved]
     weights = sorted(Path(args.model).glob("*.safetensors"))  # none where the model is a name
     args.weights = " ".join(runs.file_hash(path) for path in weights)
-    path = args.data_dir / "predictions" / f"{NAME}.jsonl"
-    run, state = runs.begin_run(args.data_dir, NAME, args, reads, [f"predictions/{NAME}.jsonl"],
-                                args.resume, record=False, ignore=(*runs.PLACE, "batch_size"))
+    writes = [f"predictions/{NAME}.jsonl"]
+    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume,
+                                record=False, ignore=(*runs.PLACE, "batch_size"))
     if state == "done":
         print(f"{NAME}: already done, nothing changed")
         return
@@ -221,20 +212,20 @@ def main():
     runs.record_run(run)  # only now: all input has proved good
 
     # what a killed run has not answered
+    path = args.data_dir / writes[0]
     journal = path.with_name(path.name + ".part")
     if state == "new":
         journal.unlink(missing_ok=True)
     answered = read_answers(journal)
     texts = [data.item_text(track) or "a track without a name" for track in tracks]
     jobs = [(prompt_ids(tokenizer, template, turn, best_new_row(rows, turn), texts, room), turn.key)
-            for turn, rows in zip(turn_list, rankings, strict=True) if turn.key not in answered]
+            for turn, rows in ranked if turn.key not in answered]
     write_answers(journal, model, tokenizer, jobs, args)
 
     answered = read_answers(journal)
     data.write_jsonl(path, ({"dialogue_id": turn.dialogue_id, "turn": turn.number,
                              "track_ids": [tracks[row]["track_id"] for row in rows],
-                             "response": answered[turn.key]}
-                            for turn, rows in zip(turn_list, rankings, strict=True)))
+                             "response": answered[turn.key]} for turn, rows in ranked))
     journal.unlink()
     runs.finish_run(run)
     print(f"Wrote {path}: {len(turn_list):,} responses to the ranking of {args.retrieval}. "

@@ -1,7 +1,6 @@
 """What dense.py and clap.py share: forms of the query, ranking by cosine, fine-tuning by InfoNCE.
 
-A query and a track are each encoded as a vector; their cosine is the track's score. Nothing after
-the query of turn t is used for turn t.
+A query and a track are each encoded as a vector; their cosine is the track's score.
 """
 
 import math
@@ -24,7 +23,7 @@ HISTORIES = ("last query", "last query + last track", "mean of queries",
 SECOND_SHARE = 0.25  # of the examples of fine-tuning, those with the second form of the query
 TEMPERATURE = 0.05
 NO_EFFECT = (*runs.PLACE, "skip_tuning", "tune")  # flags that change no system
-TUNING = ("steps", "lr", "batch_size", "eval_every", "limit")  # flags that change no zero-shot one
+TUNING = ("steps", "lr", "batch_size", "eval_every")  # flags that change no zero-shot one
 
 
 class Towers(NamedTuple):
@@ -49,7 +48,6 @@ def parse_flags(parser, steps, lr, eval_every):
     add("--batch-size", type=int, default=32, help="turns per step of fine-tuning (default 32)")
     add("--eval-every", type=int, default=eval_every, help="steps between validations; a killed "
         f"run goes on from there (default {eval_every})")
-    add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
     flags.add_shared(parser, "data-dir", "device", "seed", "resume")
     args = parser.parse_args()
     flags.check_ranges(args, steps=1, batch_size=2, eval_every=1, query_tokens=0, workers=1)
@@ -105,8 +103,7 @@ def join_newest(said, fits):
 def query_inputs(turn, history, texts, fits):
     """The texts and the catalogue rows whose mean vector is the query of a turn: two lists.
 
-    history: one of HISTORIES; they use the turn's own query and the turns before.
-    texts: the tracks as text, list of (N,) strings.
+    history: one of HISTORIES. texts: the tracks as text, list of (N,) strings.
     fits: function of a text, whether it is short enough.
     """
     if history == "last query":
@@ -125,19 +122,16 @@ def query_inputs(turn, history, texts, fits):
     said = [turn.query]
     played = list(turn.played)
     for past in reversed(turn.past):
-        if past["music"]:
-            said.append(texts[played.pop()])
+        if past["music"] and texts[row := played.pop()]:
+            said.append(texts[row])
         said.append(past["query"])
-    return [join_newest([text for text in said if text], fits)], []
+    return [join_newest(said, fits)], []
 
 
 def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
     """Query vectors of the turns in each form: {history: (n, D) float32, length 1}.
 
-    items: the different items' vectors, length 1, NaN if there is none, (M, D) float32.
-    item_of_track: the row in `items` of each track, (N,) int.
-    encoder: has encode_queries (m texts -> (m, D) float32, length 1) and fits.
-    texts: see query_inputs.
+    items: vectors of the different items, (M, D) float32. The rest: see Towers.
     """
     inputs = {history: [query_inputs(turn, history, texts, encoder.fits) for turn in turn_list]
               for history in histories}
@@ -159,7 +153,7 @@ def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
 def score_turns(queries, items, item_of_track, size=64):
     """Yield the cosines of all tracks for each query: (N,) float32, -2 where there is no vector.
 
-    queries: (n, D); items, item_of_track: see embed_turns. Tracks with the same item tie exactly.
+    queries: (n, D); items: (M, D). Tracks with the same item tie exactly.
     """
     for first in range(0, len(queries), size):  # (64, M) at once, not (n, M)
         for scores in np.nan_to_num(queries[first:first + size] @ items.T, nan=-2.0):
@@ -187,10 +181,8 @@ def rank_system(out, name, towers, turns_of, row_of, seed):
 def info_nce(queries, items, hits, temperature=TEMPERATURE):
     """Cross-entropy of each query's own item, the one of its row, against the batch's others.
 
-    queries, items: (B, D), length 1.
-    hits: whether item j is a hit of query i, (B, B) bool. A hit that is not the query's own item
-        is no negative, so it is left out of the sum.
-    Returns: mean over the batch, nats.
+    queries, items: (B, D), length 1. hits: whether item j is a hit of query i, (B, B) bool; one
+    that is not the query's own item is left out of the sum. Returns: mean over the batch, nats.
     """
     logits = queries @ items.T / temperature  # (B, B)
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -198,38 +190,35 @@ def info_nce(queries, items, hits, temperature=TEMPERATURE):
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-def load_examples(data_dir, row_of, usable, limit=0):
-    """The turns of the training dialogues that have a usable target, with these targets only.
+def load_examples(data_dir, row_of, usable):
+    """The turns of the training dialogues, list of Turn, with only those targets that are usable.
 
-    usable: whether a track can be encoded, (N,) bool. limit: dialogues read; 0 = all.
-    Returns: list of Turn. Raises SystemExit: there are none.
+    usable: whether a track can be encoded, (N,) bool.
+    Raises SystemExit: there are none.
     """
     path = data_dir / "dialogues_train.jsonl"
-    examples = []
-    for turn in turns.collect_turns(data.load_dialogues(path, row_of)[:limit or None], row_of):
-        targets = [row for row in turn.targets if usable[row]]
-        if targets:
-            examples.append(turn._replace(targets=targets))
+    examples = turns.collect_turns(data.load_dialogues(path, row_of), row_of)
+    examples = [turn._replace(targets=[row for row in turn.targets if usable[row]])
+                for turn in examples]
+    examples = [turn for turn in examples if turn.targets]
     if not examples:
-        raise SystemExit(f"{path}: no turn has a target that can be encoded, so there is nothing "
-                         f"to learn from. Make the file again with: python 03_synthesize.py "
-                         f"simulate --data-dir {data_dir}; or leave the fine-tuning out")
+        raise SystemExit(f"{path}: no turn has a target that can be encoded. Make it again with: "
+                         f"python 03_synthesize.py simulate --data-dir {data_dir}")
     return examples
 
 
 def draw_batch(step, examples, histories, texts, item_of_track, fits, size, seed):
     """The examples of a step, drawn by seed and step alone.
 
-    examples: list of Turn. histories: two forms; SECOND_SHARE of the examples have the second.
+    histories: two forms; SECOND_SHARE of the examples have the second.
     Returns: (B query texts, B rows of targets, hits (B, B) bool, see info_nce).
     """
     rng = np.random.default_rng([seed, step])
     drawn = rng.choice(len(examples), min(size, len(examples)), replace=False)
     chosen = [examples[i] for i in drawn]
-    queries = []
-    for turn in chosen:
-        history = histories[int(rng.random() < SECOND_SHARE)]
-        queries.append(query_inputs(turn, history, texts, fits)[0][0])
+    forms = [histories[int(rng.random() < SECOND_SHARE)] for _ in chosen]
+    queries = [query_inputs(turn, form, texts, fits)[0][0]
+               for turn, form in zip(chosen, forms, strict=True)]
     rows = [int(rng.choice(turn.targets)) for turn in chosen]
     hits = [np.isin(item_of_track[rows], item_of_track[turn.targets]) for turn in chosen]
     return queries, rows, torch.from_numpy(np.stack(hits))
@@ -239,12 +228,10 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     """Train `model` in place with AdamW, and leave it with the weights of the best valid MRR.
 
     batch_loss: function of a step (from 0) -> loss with a gradient.
-    valid_mrr: function without arguments -> float.
     work_dir: folder of best.pt and of checkpoint-<step>.pt, from which a killed run goes on.
     The learning rate rises over a tenth of the steps, then falls to 0. Gradients are clipped at 1.
     Returns: the log, a list of dicts step, loss, valid_mrr.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     begin = 0
     log = []
@@ -258,8 +245,8 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     bar = tqdm(range(begin, steps), initial=begin, total=steps, desc="tune", unit="step")
     for step in bar:
         torch.manual_seed(2**32 * seed + step)  # the step's own dropout, the same when resumed
-        fraction = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-        optimizer.param_groups[0]["lr"] = lr * fraction
+        rate = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+        optimizer.param_groups[0]["lr"] = lr * rate
         model.train()
         loss = batch_loss(step)
         if not math.isfinite(loss.item()):
