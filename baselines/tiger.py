@@ -20,7 +20,6 @@ Full    python baselines/tiger.py --data-dir data/mpd --recipe paper --ids rqvae
 """
 
 import argparse
-import pickle
 import shutil
 import sys
 from collections import defaultdict
@@ -38,7 +37,7 @@ from baselines.popularity import count_tracks
 from baselines.semantic_ids import make_ids
 from common import data, flags, turns
 from steps.infer.trie import build_trie
-from steps.train.checkpoints import write_whole
+from steps.train.checkpoints import load_best, load_checkpoint, save_best, save_checkpoint
 
 NAME = "tiger"
 PAD, EOS, BOS, FIRST = 0, 1, 2, 3  # token ids; those of the codes begin at FIRST
@@ -145,23 +144,8 @@ def mean_loss(model, table, examples, size=256):
     return total / len(examples.places)
 
 
-def load_checkpoint(path, model, optimizer):
-    """Take up the checkpoint, if there is one: (step, best value of the check, best weights)."""
-    if not path.is_file():
-        return 0, np.inf, None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{path}: not a checkpoint of this run ({str(error).splitlines()[0]}). "
-                         f"Start afresh with --no-resume") from None
-    torch.set_rng_state(saved["rng"])
-    return saved["step"], saved["best"], saved["best_weights"]
-
-
-def fit(model, table, examples, check, recipe, path, seed=0, every=100):
-    """Train to recipe["steps"], from the checkpoint at `path` if any; keep the best weights.
+def fit(model, table, examples, check, recipe, folder, seed=0, every=100):
+    """Train to recipe["steps"], from the checkpoint in `folder` if any; keep the best weights.
 
     Adafactor as in T5X, with which TIGER was made: steps are relative to each weight's size. AdamW
     at 0.01 was less steady: it learnt eight toy sequences by heart with one of two seeds.
@@ -170,16 +154,18 @@ def fit(model, table, examples, check, recipe, path, seed=0, every=100):
         end. A checkpoint is written then.
     Returns: the best value of the check.
     """
+    folder.mkdir(exist_ok=True)
     optimizer = torch.optim.Adafactor(model.parameters())
-    begin, best, best_weights = load_checkpoint(path, model, optimizer)
+    begin, progress = load_checkpoint(folder, model, optimizer)
+    progress = progress or {"best": np.inf}
     steps = range(begin + 1, recipe["steps"] + 1)
-    bar = tqdm(steps, f"train on {path.stem}", recipe["steps"], initial=begin, unit="step")
+    bar = tqdm(steps, f"train on {folder.name}", recipe["steps"], initial=begin, unit="step")
     batches = draw_batches(examples, recipe["batch_size"], seed, begin)
     for step, batch in zip(bar, batches, strict=False):
         model.train()
         loss = compute_loss(model, table, examples, batch)
         if not torch.isfinite(loss):
-            raise SystemExit(f"{path.stem}, step {step}: loss {loss.item()}. Try a smaller --lr "
+            raise SystemExit(f"{folder.name}, step {step}: loss {loss.item()}. Try a smaller --lr "
                              f"(now {recipe['lr']:g}) with --no-resume")
         loss.backward()
         optimizer.param_groups[0]["lr"] = recipe["lr"] * min(1, recipe["warmup"] / step) ** 0.5
@@ -190,15 +176,13 @@ def fit(model, table, examples, check, recipe, path, seed=0, every=100):
         if step % every == 0 or step == recipe["steps"]:
             model.eval()
             value = check()
-            if value < best:
-                best = value
-                best_weights = {name: w.clone() for name, w in model.state_dict().items()}
-            write_whole(path, {"step": step, "best": best, "best_weights": best_weights,
-                               "model": model.state_dict(), "rng": torch.get_rng_state(),
-                               "optimizer": optimizer.state_dict()})
-    model.load_state_dict(best_weights)
+            if value < progress["best"]:
+                progress = {"best": value, "best_step": step}
+                save_best(folder, model, step)
+            save_checkpoint(folder, model, optimizer, step, progress)
+    load_best(folder, model, progress["best_step"])
     model.eval()
-    return best
+    return progress["best"]
 
 
 # ---------------------------------------------------------------- beam search over the IDs
@@ -385,7 +369,7 @@ def main():
     for name, examples in train.items():
         models[name] = model = build_model(vocabulary, recipe, args.seed).to(args.device)
         loss = fit(model, table, examples, lambda m=model: mean_loss(m, table, valid), recipe,
-                   part / f"{name}.pt", args.seed, args.eval_every)
+                   part / name, args.seed, args.eval_every)
         results[name] = search_turns(model, table, trie, turns_of["valid"], width)
         scores = score_tracks(results[name], counts)
         valid_mrr[name] = turns.mrr(scores, turns_of["valid"], args.seed)

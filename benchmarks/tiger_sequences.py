@@ -173,7 +173,7 @@ def main():
         tqdm.write(f"valid Recall@10 {recall:.4f}")
         return -recall
 
-    loss = tiger.fit(model, table, learnt, check, recipe, part / "sequences.pt", args.seed,
+    loss = tiger.fit(model, table, learnt, check, recipe, part / "sequences", args.seed,
                      args.eval_every)
     kept, left_out = rank_targets(model, table, levels, items_of_leaf, test, args.beam)
     known = 1.0
