@@ -290,12 +290,14 @@ def load_examples(data_dir, playlists, row_of, train_on):
 
     Raises SystemExit: one of them is empty.
     """
-    learnt, valid = (shared.music_sequences(
-        playlists, data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of), row_of)
-        for split in ("train", "valid"))
+    def load_music(split):
+        dialogues = data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of)
+        return shared.music_sequences(playlists, dialogues, row_of)
+
+    learnt = load_music("train")
     learnt["both"] = learnt["dialogues"] + learnt["playlists"]
     train = {name: make_examples(learnt[name]) for name in train_on}
-    valid = make_examples(valid["dialogues"])
+    valid = make_examples(load_music("valid")["dialogues"])
     for name, examples in (*train.items(), ("dialogues_valid.jsonl", valid)):
         if not len(examples.places):
             raise SystemExit(f"{data_dir}, {name}: no sequence has two tracks, so there is no next "

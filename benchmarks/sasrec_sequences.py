@@ -45,15 +45,15 @@ def read_sequences(path):
         raise SystemExit(f"{path} is missing; a file like S3-Rec's Beauty.txt is expected. {FORM}")
     sequences = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        user, *items = line.split() or [None]
-        if user is None:
+        if not line.strip():
             continue
+        user, *items = line.split()
         foreign = [item for item in items if not item.isdecimal() or int(item) < 1]
-        wrong = (f"{foreign[0][:20]!r} is no item id" if foreign else
-                 f"user {user[:20]} has {len(items)} items" if len(items) < 3 else
-                 f"user {user[:20]} occurs twice" if user in sequences else None)
-        if wrong:
-            raise SystemExit(f"{path}:{number}: {wrong}. {FORM}")
+        if foreign:
+            raise SystemExit(f"{path}:{number}: {foreign[0][:20]!r} is no item id. {FORM}")
+        if len(items) < 3 or user in sequences:
+            wrong = "occurs twice" if user in sequences else f"has {len(items)} items"
+            raise SystemExit(f"{path}:{number}: user {user[:20]} {wrong}. {FORM}")
         sequences[user] = [int(item) for item in items]
     if not sequences:
         raise SystemExit(f"{path} has no sequences. {FORM}")
