@@ -79,10 +79,7 @@ def run_systems(args, name, examples, make_towers, turns_of, row_of, reads=(), t
     if run is not None:
         towers = towers or make_towers()
         log = tune(towers, examples, turns_of["valid"], work_dir, args)
-        for saved in towers.saved:  # under another name until it is whole
-            saved.save_pretrained(work_dir / "model")
-        shutil.rmtree(out / f"{name}_model", ignore_errors=True)
-        os.replace(work_dir / "model", out / f"{name}_model")
+        save_folder(towers.saved, work_dir, out / f"{name}_model")
         chosen = rank_system(out, tuned, towers, turns_of, row_of, args.seed)
         runs.finish_run(run, chosen_on_valid=chosen, log=log)
         shutil.rmtree(work_dir)
@@ -296,3 +293,11 @@ def tune(towers, examples, valid_turns, work_dir, args):
 
     return fit(towers.model, batch_loss, valid_mrr, work_dir, args.steps, args.eval_every,
                args.lr, args.seed)
+
+
+def save_folder(saved, work_dir, folder):
+    """A Hugging Face folder of a model and its tokenizer; in work_dir until it is whole."""
+    for thing in saved:
+        thing.save_pretrained(work_dir / "model")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(work_dir / "model", folder)
