@@ -3,11 +3,8 @@
 How strong BM25 is depends on what counts as the query and as the text of a track. So every
 combination of ITEM_FORMS and HISTORIES, with and without English stop words, is scored by its MRR
 on the valid dialogues. The three best are then tuned on a grid of BM25's k1 and b, on valid too.
-The best of all becomes the system `bm25`. results/bm25_forms.csv shows each form at its best
-setting, with its test MRR, which is computed only after the choice.
-
-Texts are lower-cased, words have two letters or more, and there is no stemming. Nothing after the
-query of turn t is used for turn t.
+results/bm25_forms.csv has each form at its best setting, with its test MRR. Words have two letters
+or more, and there is no stemming. Nothing after the query of turn t is used for turn t.
 
 Reads   tracks.jsonl, annotations/, dialogues_valid.jsonl, dialogues_test.jsonl
 Writes  predictions/bm25.jsonl (test), predictions_valid/bm25.jsonl (valid), results/bm25_forms.csv
@@ -24,7 +21,8 @@ import bm25s
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, runs, turns
+from baselines import shared
+from common import data, flags, turns
 
 NAME = "bm25"
 BASIC = ("title", "artist", "album", "tags", "year")
@@ -60,9 +58,8 @@ def query_text(turn, history, texts):
 
 def split_words(texts, stop_words):
     """Lower-cased words of each text: a list of lists."""
-    language = "english" if stop_words == "removed" else None
-    return bm25s.tokenize(texts, lower=True, stopwords=language, return_ids=False,
-                          show_progress=False)
+    return bm25s.tokenize(texts, stopwords="english" if stop_words == "removed" else None,
+                          return_ids=False, show_progress=False)
 
 
 def build_index(words, k1, b):
@@ -72,19 +69,14 @@ def build_index(words, k1, b):
     return index
 
 
-def score_tracks(index, words):
-    """BM25 scores of all tracks for one query's words: (N,) float32."""
-    return index.get_scores_from_ids(index.get_tokens_ids(words))
-
-
 def score_turns(form, index, turn_list, texts):
-    """Yield the scores of all tracks for every turn, in one form.
+    """Yield the scores of all tracks, (N,) float32, for every turn, in one form.
 
     index: of the form's item text, k1 and b. texts: see query_text.
     """
     queries = [query_text(turn, form["history"], texts) for turn in turn_list]
     for words in split_words(queries, form["stop_words"]):
-        yield score_tracks(index, words)
+        yield index.get_scores_from_ids(index.get_tokens_ids(words))
 
 
 def best_settings(tried):
@@ -108,8 +100,8 @@ def choose_forms(item_words, valid_turns, texts, seed):
     # every form, at BM25's default setting
     tried = []
     k1, b = DEFAULT
-    for item, stop_words in tqdm(list(product(ITEM_FORMS, STOP_WORDS)), desc="forms"):
-        index = build_index(item_words[item, stop_words], k1, b)
+    for (item, stop_words), words in tqdm(item_words.items(), desc="forms"):
+        index = build_index(words, k1, b)
         for history in HISTORIES:
             form = {"item": item, "history": history, "stop_words": stop_words, "k1": k1, "b": b}
             tried.append(add_mrr(form, index))
@@ -124,23 +116,13 @@ def choose_forms(item_words, valid_turns, texts, seed):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
-    add("--seed", type=int, default=0, help="of the order of equal scores (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip when already done (default); --no-resume predicts afresh")
+    flags.add_shared(parser, "data-dir", "seed", "resume")
     args = parser.parse_args()
-
     tracks = data.load_tracks(args.data_dir)
-    track_ids = [track["track_id"] for track in tracks]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    turns_by_split = turns.load_turns(args.data_dir, row_of)
-
-    reads = [*data.catalogue_files(args.data_dir), *turns.dialogue_files()]
-    writes = [*turns.prediction_files(NAME), f"results/{NAME}_forms.csv"]
-    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
-    if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    turns_of = turns.load_turns(args.data_dir, row_of)
+    run = shared.begin_run(args, NAME, writes=[f"results/{NAME}_forms.csv"])
+    if run is None:
         return
 
     item_texts = {item: [data.item_text(track, fields) for track in tracks]
@@ -148,27 +130,14 @@ def main():
     item_words = {(item, stop_words): split_words(item_texts[item], stop_words)
                   for item, stop_words in product(ITEM_FORMS, STOP_WORDS)}
     texts = item_texts["tags"]
-    forms = choose_forms(item_words, turns_by_split["valid"], texts, args.seed)
 
-    chosen = forms[0]
-
-    def score_split(form, split):
+    def score(form, split):
         index = build_index(item_words[form["item"], form["stop_words"]], form["k1"], form["b"])
-        return score_turns(form, index, turns_by_split[split], texts)
+        return score_turns(form, index, turns_of[split], texts)
 
-    for split, turn_list in turns_by_split.items():
-        turns.write_predictions(args.data_dir, split, NAME, score_split(chosen, split), turn_list,
-                                track_ids, args.seed)
-    for form in forms:  # the choice is made; only now the test targets are looked at
-        scores = score_split(form, "test")
-        form["test_mrr"] = turns.mrr(scores, turns_by_split["test"], args.seed)
-        print("{item:5} {history:29} stop words {stop_words:8} k1 {k1:.1f} b {b:.2f}  "
-              "MRR valid {valid_mrr:.4f}  test {test_mrr:.4f}".format(**form))
-    data.write_csv(args.data_dir / writes[2], chosen, [form.values() for form in forms])
-    runs.finish_run(run, chosen_on_valid=chosen)
-    print(f"Chosen on valid: item text {chosen['item']}, query {chosen['history']}. "
-          f"Wrote {writes[1]}, {writes[0]} and {writes[2]} in {args.data_dir}. "
-          f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
+    forms = choose_forms(item_words, turns_of["valid"], texts, args.seed)
+    chosen = shared.rank_forms(args.data_dir, NAME, forms, score, turns_of, list(row_of), args.seed)
+    shared.finish_run(args.data_dir, run, chosen_on_valid=chosen)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,28 @@
 """Baseline: CLAP hears the tracks and reads the query (the paper's section 5; Wu et al. 2023).
 
-A track is its audio: the mean of the vectors of its windows of 10 s. (transformers' feature
-extractor would crop longer ones at random.) A query is a text in one of HISTORIES, chosen on valid;
-tracks that were played count by their audio. A track's score is the cosine. Tracks without readable
-audio come last, in an order drawn for each turn.
+A track is its audio: the mean of the vectors of its windows of 10 s. A query is a text in one of
+HISTORIES, chosen on valid; tracks that were played count by their audio. A track's score is the
+cosine. Tracks without readable audio come last, in an order drawn for each turn. The system `clap`
+is the checkpoint as it is; with --tune there is also `clap-tuned`, whose text side is fine-tuned on
+the training dialogues as in dense.py.
 
-    clap         the checkpoint as it is (zero-shot)
-    clap-tuned   --tune: the text side is fine-tuned on the training dialogues as in dense.py
-
-No checkpoint is downloaded unless --clap-model names one. --random-weights tries the script without
-one: a small model that knows nothing, whose output goes to predictions_trial/, where 06_evaluate.py
-does not look. A killed run goes on from its last chunk of tracks, or its last validation, when the
-same command is given again.
+--random-weights tries the script without a checkpoint: a small model that knows nothing, whose
+output goes to predictions_trial/, where 06_evaluate.py does not look. A killed run goes on from its
+last chunk of tracks, or its last validation, when the same command is given again.
 
 Reads   tracks.jsonl, annotations/, audio files, dialogues_{train,valid,test}.jsonl
 Writes  predictions/clap.jsonl, predictions/clap-tuned.jsonl (test), the same in predictions_valid/
         (valid), results/clap_forms.csv, results/clap-tuned_forms.csv, clap_model/,
         embeddings/clap.npy (N, D) float32, NaN without audio, embeddings/clap_failed.jsonl (audio
         that could not be used, and why); meanwhile clap.part/
-
 Trial   python baselines/clap.py --random-weights --tune --steps 4 --eval-every 2
 Full    hf download laion/larger_clap_music --local-dir larger_clap_music
         python baselines/clap.py --data-dir data/mpd --clap-model larger_clap_music --tune \
-            --workers 16
-The full command was not run: the checkpoint could not be had where this was written.
+            --workers 16    (not run: the checkpoint could not be had where this was written)
 """
 
 import argparse
 import os
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -39,7 +33,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines import two_towers
-from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, score_turns
 from common import data, runs, turns
 from steps.extract_embeddings.audio_encoders import AudioEncoder
 from steps.extract_embeddings.audio_workers import embed_audio_files
@@ -52,8 +45,6 @@ TEXT_TOKENS = 77  # the longest text that CLAP has learnt from
 CHUNK = 64        # tracks per chunk; a killed run goes on from the last whole one
 
 
-# ---------------------------------------------------------------- the model
-
 def random_clap(texts, seed, device):
     """Like load_clap: a very small CLAP with random weights, its words learnt from `texts`."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
@@ -61,10 +52,10 @@ def random_clap(texts, seed, device):
     from steps.train.base_models import tiny_tokenizer
     tokenizer = tiny_tokenizer(texts)
     torch.manual_seed(seed)
-    text_config = dict(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
-        initializer_factor=10.0)  # with smaller weights all texts would be nearly the same
+    # initializer_factor: with smaller weights all texts would be nearly the same
+    text_config = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
+                       num_attention_heads=2, intermediate_size=64, max_position_embeddings=128,
+                       pad_token_id=tokenizer.pad_token_id, initializer_factor=10.0)
     audio_config = dict(patch_embeds_hidden_size=16, hidden_size=32, depths=(1, 1),
                         num_attention_heads=(2, 2), num_hidden_layers=2)
     config = ClapConfig(text_config=text_config, audio_config=audio_config, projection_dim=16)
@@ -77,7 +68,7 @@ class TextSide(NamedTuple):
     model: torch.nn.Module
     tokenizer: object
 
-    def encode_batch(self, texts):
+    def query_batch(self, texts):
         """Texts -> (B, D), length 1, with a gradient."""
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=TEXT_TOKENS,
                                 return_tensors="pt").to(self.model.device)
@@ -91,14 +82,12 @@ class TextSide(NamedTuple):
         for first in range(0, len(order), size):
             rows = order[first:first + size]
             with torch.inference_mode():
-                vectors[rows] = self.encode_batch([texts[i] for i in rows]).cpu().numpy()
+                vectors[rows] = self.query_batch([texts[i] for i in rows]).cpu().numpy()
         return vectors
 
     def fits(self, text):
         return len(self.tokenizer(text, verbose=False).input_ids) <= TEXT_TOKENS
 
-
-# ---------------------------------------------------------------- audio
 
 def write_audio(folder, tracks, data_dir, model, extractor, workers):
     """Write clap.npy and clap_failed.jsonl, chunk by chunk, so that a killed run can go on."""
@@ -114,69 +103,41 @@ def write_audio(folder, tracks, data_dir, model, extractor, workers):
           f"{len(failed)} files could not be used")
 
 
-def audio_vectors(args, where, tracks, model, extractor):
+def audio_vectors(args, trial, tracks, model, extractor):
     """The tracks' audio vectors, (N, D) float32, NaN without audio; made if they are not there."""
-    files = [f"{where}embeddings/clap.npy", f"{where}embeddings/clap_failed.jsonl"]
+    folder = args.data_dir / trial / "embeddings"
+    progress = folder / "clap.progress.jsonl"
     ignore = (*two_towers.NO_EFFECT, *two_towers.TUNING)
-    if not where:
+    if not trial:
         ignore += ("seed",)  # it makes the random weights, and nothing else
-    run, state = runs.begin_run(args.data_dir, "trial_clap_audio" if where else "clap_audio", args,
-                                data.catalogue_files(args.data_dir), files, args.resume,
-                                record=False, ignore=ignore)
-    folder = args.data_dir / where / "embeddings"
+    run, state = runs.begin_run(
+        args.data_dir, "trial_clap_audio" if trial else "clap_audio", args,
+        data.catalogue_files(args.data_dir),
+        [f"{trial}embeddings/{file}" for file in ("clap.npy", "clap_failed.jsonl")],
+        args.resume, record=False, ignore=ignore)
+    if state == "new":
+        progress.unlink(missing_ok=True)
     if state != "done":
-        progress = folder / "clap.progress.jsonl"
-        if state == "new":
-            progress.unlink(missing_ok=True)
         runs.record_run(run)
         folder.mkdir(parents=True, exist_ok=True)
         if not is_finished(folder, "clap", len(tracks)):
             write_audio(folder, tracks, args.data_dir, model, extractor, args.workers)
         runs.finish_run(run)
         progress.unlink()
-    command = "python baselines/clap.py"
-    items = np.array(data.load_npy(folder / "clap.npy", command, len(tracks), np.float32))
+    items = np.array(data.load_npy(folder / "clap.npy", "python baselines/clap.py", len(tracks)))
     if np.isnan(items).all():
-        raise SystemExit(f"{args.data_dir}: no track has audio that can be read "
-                         f"({folder}/clap_failed.jsonl says why not), so CLAP has nothing to rank. "
-                         f"Give audio to 00_prepare_data.py mpd with --audio-dir")
+        raise SystemExit(f"{args.data_dir}: no track has audio that can be read ({folder}/"
+                         f"clap_failed.jsonl says why). Give 00_prepare_data.py mpd --audio-dir")
     return items
 
-
-# ---------------------------------------------------------------- fine-tuning
-
-def tune(text_side, examples, valid_turns, items, item_of_track, work_dir, steps, eval_every, lr,
-         batch_size, seed):
-    """Fine-tune the text side in place on the turns `examples`; returns the log.
-
-    items: the audio vectors, which stay as they are, (N, D) float32.
-    """
-    model = text_side.model
-
-    def batch_loss(step):
-        queries, rows, hits = draw_batch(step, examples, TRAINED, None, item_of_track,
-                                         text_side.fits, batch_size, seed)
-        heard = torch.from_numpy(items[rows]).to(model.device)
-        return info_nce(text_side.encode_batch(queries), heard, hits.to(model.device))
-
-    def valid_mrr():
-        vectors = embed_turns(valid_turns, TRAINED[:1], None, items, item_of_track, text_side)
-        return turns.mrr(score_turns(vectors[TRAINED[0]], items, item_of_track), valid_turns, seed)
-
-    learnt = torch.nn.ModuleList([model.text_model, model.text_projection])
-    return fit(learnt, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed)
-
-
-# ---------------------------------------------------------------- main
 
 def parse_args():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--clap-model", default=None,
+    add("--clap-model",
         help="a folder with a CLAP model, or a Hugging Face id such as laion/larger_clap_music")
-    add("--random-weights", action="store_true",
-        help="a small model that knows nothing instead, to try the script: all output goes to "
-             "predictions_trial/")
+    add("--random-weights", action="store_true", help="a small model that knows nothing instead, "
+        "to try the script: all output goes to predictions_trial/")
     add("--tune", action="store_true", help="also fine-tune the text side: the system clap-tuned")
     add("--workers", type=int, default=os.cpu_count(),
         help="processes that read audio (default: as many as cores)")
@@ -192,48 +153,30 @@ def main():
     args = parse_args()
     torch.set_flush_denormal(True)  # tiny numbers are slow on a CPU
     tracks = data.load_tracks(args.data_dir)
-    track_ids = [track["track_id"] for track in tracks]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    turns_by_split = turns.load_turns(args.data_dir, row_of)
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    turns_of = turns.load_turns(args.data_dir, row_of)
 
-    where = ""
-    if args.random_weights:
-        where = "predictions_trial/"  # a trial has files and records of its own
-        print(f"random weights: what follows means nothing. It goes to {args.data_dir}/{where}, "
-              f"not to predictions/")
-        queries = [turn.query for turn in turns_by_split["valid"]]
+    trial = "predictions_trial/" if args.random_weights else ""  # its records are its own too
+    if trial:
+        print(f"random weights: what follows means nothing. It goes to {args.data_dir}/{trial}")
+        queries = [turn.query for turn in turns_of["valid"]]
         model, tokenizer, extractor = random_clap(queries, args.seed, args.device)
     else:
         model, tokenizer, extractor = load_clap(args.clap_model, args.device)
-    text_side = TextSide(model, tokenizer)
-    out = args.data_dir / where
-    items = audio_vectors(args, where, tracks, model, extractor)
-    item_of_track = np.arange(len(tracks))
-    systems = ["clap"]
+    items = audio_vectors(args, trial, tracks, model, extractor)
+    examples = None
     if args.tune:
-        systems.append("clap-tuned")
-        usable = ~np.isnan(items[:, 0])
-        examples = two_towers.load_examples(args.data_dir, row_of, usable, args.limit)
+        examples = two_towers.load_examples(args.data_dir, row_of, ~np.isnan(items[:, 0]))
 
-    work_dir = out / "clap.part"
-    for name in systems:
-        run = two_towers.begin_system(args, name, work_dir, [f"{where}embeddings/clap.npy"], where)
-        if run is None:
-            continue
-        facts = {}
-        if name == "clap-tuned":
-            facts["log"] = tune(text_side, examples, turns_by_split["valid"], items, item_of_track,
-                                work_dir, args.steps, args.eval_every, args.lr, args.batch_size,
-                                args.seed)
-            two_towers.save_folder(model, [tokenizer, extractor], work_dir, out / "clap_model")
-        vectors = {split: embed_turns(turn_list, HISTORIES, None, items, item_of_track, text_side)
-                   for split, turn_list in turns_by_split.items()}
-        chosen = two_towers.rank_system(out, name, turns_by_split, vectors, items, item_of_track,
-                                        track_ids, args.seed)
-        runs.finish_run(run, chosen_on_valid=chosen, **facts)
-        if name == "clap-tuned":
-            shutil.rmtree(work_dir)
-    print("Next: a checkpoint, --clap-model" if where else
+    towers = two_towers.Towers(
+        TextSide(model, tokenizer), HISTORIES, TRAINED, None, np.arange(len(tracks)),
+        encode_items=lambda: items,
+        item_batch=lambda rows: torch.from_numpy(items[rows]).to(model.device),
+        model=torch.nn.ModuleList([model.text_model, model.text_projection]),
+        saved=[model, tokenizer, extractor])
+    two_towers.run_systems(args, "clap", examples, lambda: towers, turns_of, row_of,
+                           [f"{trial}embeddings/clap.npy"], trial)
+    print("Next: a checkpoint, --clap-model" if trial else
           f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
 
 

@@ -1,15 +1,12 @@
 """Baseline: dense retrieval by a text encoder (the paper's section 5).
 
-A track is the text "title by artist from album (year), tags", as for BM25. A query is one of
-HISTORIES, chosen by MRR on the valid dialogues. A track's score is the cosine of the two vectors.
-
-    dense         the encoder as it is (zero-shot)
-    dense-tuned   fine-tuned on the training dialogues: each turn's query must find its own track
-                  among those of the batch's other turns (InfoNCE, van den Oord et al. 2018; one
-                  encoder for both sides). The weights with the best MRR on valid are kept.
-
-Nothing after the query of turn t is used for turn t. A killed run goes on from its last validation
-when the same command is given again.
+A track is the text "title by artist from album (year), tags", as for BM25. A query is one of six
+forms (two_towers.py), chosen by MRR on the valid dialogues; nothing after the query of turn t is
+used for turn t. A track's score is the cosine of the two vectors. The system `dense` is the encoder
+as it is. `dense-tuned` is fine-tuned on the training dialogues: each turn's query must find its own
+track among those of the batch's other turns (InfoNCE, van den Oord et al. 2018; one encoder for
+both sides). The weights with the best MRR on valid are kept. A killed run goes on from its last
+validation when the same command is given again.
 
 Reads   tracks.jsonl, annotations/, dialogues_{train,valid,test}.jsonl
 Writes  predictions/dense.jsonl, predictions/dense-tuned.jsonl (test), the same in
@@ -21,11 +18,10 @@ Full    python baselines/dense.py --data-dir data/mpd --text-encoder Qwen/Qwen3-
             --pooling last --query-tokens 0 --lr 2e-5 --steps 5000 --eval-every 500
         python baselines/dense.py --data-dir data/mpd --text-encoder nvidia/NV-Embed-v2 \
             --query-tokens 0 --skip-tuning
-The full commands were not run: the checkpoints could not be had where this was written.
+        (neither was run: the checkpoints could not be had where this was written)
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines import two_towers
-from baselines.two_towers import draw_batch, embed_turns, fit, info_nce, save_folder, score_turns
-from common import data, runs, turns
+from common import data, turns
 from steps.extract_embeddings import text as text_encoders
 
 TRAINED = ("turns joined", "last query")  # the forms that dense-tuned learns on
@@ -83,11 +78,14 @@ class Encoder(NamedTuple):
         return len(ids) <= self.query_tokens
 
     def encode_batch(self, texts, prefix=""):
-        """Texts, the prefix before each -> (B, D) float32 with a gradient."""
+        """Texts, the prefix before each -> (B, D) float32, length 1, with a gradient."""
         device = self.model.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             return text_encoders.encode_batch(texts, self.tokenizer, self.model, self.max_tokens,
                                               self.pooling, prefix)
+
+    def query_batch(self, texts):
+        return self.encode_batch(texts, self.prefix)
 
 
 def load_encoder(name, prefix, pooling, query_tokens, device):
@@ -98,84 +96,41 @@ def load_encoder(name, prefix, pooling, query_tokens, device):
     return Encoder(tokenizer, model, longest, pooling, prefix, query_tokens)
 
 
-def tune(encoder, examples, valid_turns, texts, unique, item_of_track, work_dir, steps, eval_every,
-         lr, batch_size, seed):
-    """Fine-tune the encoder in place on the turns `examples`; returns the log.
-
-    texts: the tracks as text, list of (N,) strings. unique, item_of_track: see `distinct`.
-    """
-    encoder.model.float()  # updates are too small for bfloat16
-
-    def batch_loss(step):
-        queries, rows, hits = draw_batch(step, examples, TRAINED, texts, item_of_track,
-                                         encoder.fits, batch_size, seed)
-        queries = encoder.encode_batch(queries, encoder.prefix)
-        items = encoder.encode_batch([texts[row] for row in rows])
-        return info_nce(queries, items, hits.to(queries.device))
-
-    def valid_mrr():
-        items = encoder.encode(unique)
-        vectors = embed_turns(valid_turns, TRAINED[:1], texts, items, item_of_track, encoder)
-        return turns.mrr(score_turns(vectors[TRAINED[0]], items, item_of_track), valid_turns, seed)
-
-    return fit(encoder.model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed)
-
-
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--text-encoder", default="minilm",
         help="minilm (default, no download), a Hugging Face id, or a folder")
-    add("--pooling", choices=("mean", "cls", "last"), default="mean",
-        help="text vector: the mean of the token vectors (default), the first or the last; the "
-             "model's card says which")
-    add("--instruction", default=None,
-        help="the task before every query (default: one for NV-Embed and Qwen3-Embedding, none for "
-             'others; "": none)')
-    add("--query-tokens", type=int, default=64,
-        help="longest joined query; it leaves out its oldest turns (default 64; 0 = as long as the "
-             "encoder takes)")
+    add("--pooling", choices=("mean", "cls", "last"), default="mean", help="text vector: the mean "
+        "of the token vectors (default), the first or the last; the model's card says which")
+    add("--instruction", help="the task before every query (default: one for NV-Embed and "
+        'Qwen3-Embedding, none for others; "": none)')
+    add("--query-tokens", type=int, default=64, help="longest joined query; it leaves out its "
+        "oldest turns (default 64; 0 = as long as the encoder takes)")
     add("--skip-tuning", action="store_true", help="only the encoder as it is")
     args = two_towers.parse_flags(parser, steps=80, lr=5e-5, eval_every=40)
     torch.set_flush_denormal(True)  # tiny numbers are slow on a CPU
 
     tracks = data.load_tracks(args.data_dir)
-    track_ids = [track["track_id"] for track in tracks]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    turns_by_split = turns.load_turns(args.data_dir, row_of)
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    turns_of = turns.load_turns(args.data_dir, row_of)
     texts = [data.item_text(track) for track in tracks]
     unique, item_of_track = distinct(texts)
-    systems = ["dense"]
+    examples = None
     if not args.skip_tuning:
-        systems.append("dense-tuned")
-        usable = [bool(text) for text in texts]
-        examples = two_towers.load_examples(args.data_dir, row_of, usable, args.limit)
+        examples = two_towers.load_examples(args.data_dir, row_of, list(map(bool, texts)))
     folder = text_encoders.resolve_text_encoder(args.text_encoder, args.pooling)
 
-    encoder = None
-    work_dir = args.data_dir / "dense.part"
-    for name in systems:
-        run = two_towers.begin_system(args, name, work_dir)
-        if run is None:
-            continue
-        if encoder is None:
-            prefix = query_prefix(args.text_encoder, args.instruction)
-            encoder = load_encoder(folder, prefix, args.pooling, args.query_tokens, args.device)
-        facts = {}
-        if name == "dense-tuned":
-            facts["log"] = tune(encoder, examples, turns_by_split["valid"], texts, unique,
-                                item_of_track, work_dir, args.steps, args.eval_every, args.lr,
-                                args.batch_size, args.seed)
-            save_folder(encoder.model, [encoder.tokenizer], work_dir, args.data_dir / "dense_model")
-        items = encoder.encode(unique)
-        vectors = {split: embed_turns(turn_list, two_towers.HISTORIES, texts, items, item_of_track,
-                                      encoder)
-                   for split, turn_list in turns_by_split.items()}
-        chosen = two_towers.rank_system(args.data_dir, name, turns_by_split, vectors, items,
-                                        item_of_track, track_ids, args.seed)
-        runs.finish_run(run, chosen_on_valid=chosen, **facts)
-        if name == "dense-tuned":
-            shutil.rmtree(work_dir)
+    def make_towers():
+        prefix = query_prefix(args.text_encoder, args.instruction)
+        encoder = load_encoder(folder, prefix, args.pooling, args.query_tokens, args.device)
+        return two_towers.Towers(
+            encoder, two_towers.HISTORIES, TRAINED, texts, item_of_track,
+            encode_items=lambda: encoder.encode(unique),
+            item_batch=lambda rows: encoder.encode_batch([texts[row] for row in rows]),
+            model=encoder.model, saved=[encoder.model, encoder.tokenizer])
+
+    two_towers.run_systems(args, "dense", examples, make_towers, turns_of, row_of)
     print(f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, runs
+from common import data, flags, runs
 
 NAME = "ground_truth"
 
@@ -24,22 +24,16 @@ def truth_rows(dialogues):
     for dialogue in dialogues:
         for number, turn in enumerate(dialogue["turns"], 1):
             if turn["targets"]:
-                first = turn["music"] or turn["targets"][0]
-                track_ids = list(dict.fromkeys([first, *turn["targets"]]))  # each once, in order
+                shown = dict.fromkeys([turn["music"] or turn["targets"][0], *turn["targets"]])
                 yield {"dialogue_id": dialogue["dialogue_id"], "turn": number,
-                       "track_ids": track_ids, "response": turn["response"]}
+                       "track_ids": list(shown), "response": turn["response"]}
 
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip when already done (default); --no-resume writes afresh")
+    flags.add_shared(parser, "data-dir", "resume")
     args = parser.parse_args()
-
-    tracks = data.load_tracks(args.data_dir)
-    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(args.data_dir))}
     dialogues = data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of)
 
     reads = [*data.catalogue_files(args.data_dir), "dialogues_test.jsonl"]

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
-from common import data, runs, turns
+from baselines import shared
+from common import data, flags
 
 NAME = "popularity"
 
@@ -32,32 +33,12 @@ def count_tracks(playlists, row_of):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
-    add("--seed", type=int, default=0, help="of the order of equal counts (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip when already done (default); --no-resume predicts afresh")
+    flags.add_shared(parser, "data-dir", "seed", "resume")
     args = parser.parse_args()
-
-    track_ids = [track["track_id"] for track in data.load_tracks(args.data_dir)]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    playlists = data.load_playlists(args.data_dir, row_of)
-    turns_by_split = turns.load_turns(args.data_dir, row_of)
-
-    reads = [*data.catalogue_files(args.data_dir), "playlists.jsonl", *turns.dialogue_files()]
-    writes = turns.prediction_files(NAME)
-    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, resume=args.resume)
-    if state == "done":
-        print(f"{NAME}: already done, nothing changed")
-        return
-
-    counts = count_tracks(playlists, row_of)
-    for split, turn_list in turns_by_split.items():
-        scores = [counts] * len(turn_list)
-        turns.write_predictions(args.data_dir, split, NAME, scores, turn_list, track_ids, args.seed)
-    runs.finish_run(run)
-    print(f"Wrote {writes[1]} and {writes[0]} in {args.data_dir}. "
-          f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
+    tracks = data.load_tracks(args.data_dir)
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    counts = count_tracks(data.load_playlists(args.data_dir, row_of), row_of)
+    shared.run_baseline(args, NAME, tracks, lambda turn: counts, reads=["playlists.jsonl"])
 
 
 if __name__ == "__main__":

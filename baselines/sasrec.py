@@ -6,12 +6,8 @@ one random negative (`bce`, as published), and cross-entropy over all tracks (`c
 sets are tried: the training playlists, the tracks that the training dialogues play, and both.
 Rejected tracks stay in: the evaluation has them in its histories and asks for them too.
 
-MRR on the valid dialogues decides the epoch, then loss and training set; played tracks are left out
-as in 06_evaluate.py. The best form is the system `sasrec`. results/sasrec_forms.csv has all forms
-and their test MRR, which is computed after the choice.
-
-Nothing played yet (turn 1): tracks are ranked by popularity. A track in no training sequence is
-left out of histories and ranked last. Nothing after the query of turn t is used for turn t.
+MRR on the valid dialogues decides the epoch, then loss and training set. If nothing was played yet,
+tracks are ranked by popularity. A track in no training sequence is left out and ranked last.
 
 As published: two blocks of one head, dimension 50, length 50, layer norm before and dropout 0.2
 after each half of a block, one table of tracks for input and output, Adam at 1e-3, batches of 128,
@@ -27,7 +23,6 @@ Full    python baselines/sasrec.py --data-dir data/mpd --device cuda    (not run
 
 import argparse
 import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -38,9 +33,9 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
+from baselines import shared
 from baselines.popularity import count_tracks
-from common import data, runs, turns
-from common.process import resolve_device
+from common import data, flags, turns
 
 NAME = "sasrec"
 LOSSES = ("ce", "bce")
@@ -51,10 +46,7 @@ PATIENCE = 2   # checks without a better one, then training stops
 # ---------------------------------------------------------------- the model
 
 class Block(nn.Module):
-    """Self-attention with one head, then two dense layers at each position.
-
-    Each half computes x + dropout(half(norm(x))).
-    """
+    """Self-attention with one head, then two dense layers: each half x + dropout(half(norm(x)))."""
 
     def __init__(self, dim, dropout):
         super().__init__()
@@ -96,12 +88,12 @@ class SASRec(nn.Module):
         steps = items.shape[1]
         real = items != self.n_items
 
-        # A position sees the items up to itself. Padding sees itself, or its softmax were NaN.
+        # a position sees the items up to itself; padding sees itself, or its softmax were NaN
         causal = torch.ones(steps, steps, dtype=torch.bool, device=items.device).tril()
         itself = torch.eye(steps, dtype=torch.bool, device=items.device)
         visible = causal & (real[:, None, :] | itself)  # (B, T, T)
 
-        # The last item always has the last position.
+        # the last item always has the last position
         x = self.item(items) * self.item.embedding_dim ** 0.5
         x = self.dropout(x + self.position.weight[self.length - steps:])
         for block in self.blocks:
@@ -142,12 +134,11 @@ def cut(sequences, length):
 def draw_negatives(users, taken, n_items, rng):
     """One random item per entry of `users` that is not in that user's sequence: (n,) -> (n,) int64.
 
-    taken: user * n_items + item of everything that is in the sequences, sorted, int64.
+    taken: user * n_items + item of everything that is in the sequences, sorted.
     """
     negatives = rng.integers(n_items, size=len(users))
     wrong = np.arange(len(users))
-    while len(wrong):
-        # Those that are in `taken` are drawn again.
+    while len(wrong):  # those that are in `taken` are drawn again
         keys = users[wrong] * n_items + negatives[wrong]
         nearest = taken[np.minimum(np.searchsorted(taken, keys), len(taken) - 1)]
         wrong = wrong[nearest == keys]
@@ -168,18 +159,13 @@ def draw_batches(lengths, batch_size, rng, pool=10):
 
 
 def ce_loss(model, hidden, targets):
-    """Mean of -log softmax over all items: hidden (n, d), targets (n,) int64 -> scalar.
-
-    Memory for n x n_items scores: with n = 128 x 50, 0.4 GB for 17,000 items, 10 GB for 400,000.
-    """
+    """Mean of -log softmax over all items: hidden (n, d), targets (n,) int64 -> scalar."""
+    # memory for n x n_items scores: with n = 128 x 50, 0.4 GB for 17,000 items, 10 GB for 400,000
     return F.cross_entropy(model.score(hidden), targets)
 
 
 def bce_loss(model, hidden, targets, negatives):
-    """Mean of -log s(target) - log(1 - s(negative)), where s is the sigmoid of the score.
-
-    hidden: (n, d). targets, negatives: (n,) int64. Returns: scalar.
-    """
+    """Mean of -log s(target) - log(1 - s(negative)), s: the sigmoid of the score. As `ce_loss`."""
     positive = (hidden * model.item(targets)).sum(-1)
     negative = (hidden * model.item(negatives)).sum(-1)
     return (F.softplus(-positive) + F.softplus(negative)).mean()  # softplus(-x) = -log sigmoid(x)
@@ -188,8 +174,7 @@ def bce_loss(model, hidden, targets, negatives):
 def train(model, sequences, loss, epochs, seed, batch_size=128):
     """Train in place to predict each next item; yield (epoch, mean loss) after each epoch.
 
-    sequences: lists of items. The last model.length + 1 items of each are learnt; none of all its
-        items is a negative of `bce`.
+    Of each sequence of items the last model.length + 1 are learnt; none is a negative of `bce`.
     Raises SystemExit: nothing to learn, or a sequence that leaves no negative for `bce`.
     """
     n_items = model.n_items
@@ -213,9 +198,8 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
         model.train()
         total = count = 0
         for users in draw_batches(lengths, batch_size, rng):
-            # Columns that are padding alone change nothing.
             batch = padded[users]
-            batch = batch[:, (batch != n_items).any(0)]
+            batch = batch[:, (batch != n_items).any(0)]  # columns of padding alone change nothing
             inputs, targets = batch[:, :-1], batch[:, 1:]  # (B, T)
             real = inputs != n_items  # where the input is an item, the target is one too
             hidden = model(torch.from_numpy(inputs).to(device))
@@ -227,7 +211,7 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
                 negatives = draw_negatives(users[np.nonzero(real)[0]], taken, n_items, rng)
                 value = bce_loss(model, hidden, wanted, torch.from_numpy(negatives).to(device))
 
-            # Each target weighs the same, whether its batch has long or short sequences.
+            # each target weighs the same, whether its batch has long or short sequences
             optimizer.zero_grad()
             (value * len(hidden) / usual).backward()
             optimizer.step()
@@ -239,19 +223,18 @@ def train(model, sequences, loss, epochs, seed, batch_size=128):
 def fit(model, sequences, loss, epochs, seed, quality, every=1, patience=10):
     """Train until quality() has not risen in `patience` checks; the best weights are put back.
 
-    quality: function without arguments, called after every `every` epochs; higher is better.
-    Returns: (best quality, its epoch).
+    It is called after every `every` epochs. Returns: (best quality, its epoch).
     """
     best = -np.inf
+    checks = 0
     for epoch, _ in train(model, sequences, loss, epochs, seed):
         if epoch % every and epoch != epochs:
             continue
         value = quality()
+        checks += 1
         if value > best:
             best, best_epoch, checks = value, epoch, 0
             weights = {name: w.detach().clone() for name, w in model.state_dict().items()}
-        else:
-            checks += 1
         if checks == patience:
             break
     model.load_state_dict(weights)
@@ -271,17 +254,14 @@ def score_histories(model, histories):
 
 def collect_sequences(playlists, dialogues, row_of, length):
     """Training sequences of rows: {"playlists", "dialogues", "both": list}, no list empty."""
-    of_playlists = [[row_of[track_id] for track_id in playlist["track_ids"]]
-                    for playlist in playlists if playlist["split"] == "train"]
-    of_dialogues = [[row_of[turn["music"]] for turn in dialogue["turns"] if turn["music"]]
-                    for dialogue in dialogues]
-    sequences = {"playlists": cut(of_playlists, length), "dialogues": cut(of_dialogues, length)}
-    if all(sequences.values()):
-        sequences["both"] = sequences["playlists"] + sequences["dialogues"]
-    sequences = {source: some for source, some in sequences.items() if some}
+    sequences = {source: segments for source, music
+                 in shared.music_sequences(playlists, dialogues, row_of).items()
+                 if (segments := cut(music, length))}
     if not sequences:
         raise SystemExit("neither a training playlist nor a training dialogue has two tracks to "
                          "learn from; look into playlists.jsonl and dialogues_train.jsonl")
+    if len(sequences) == 2:
+        sequences["both"] = sequences["playlists"] + sequences["dialogues"]
     return sequences
 
 
@@ -293,7 +273,7 @@ def mark_trained(sequences, n_tracks):
 def score_turns(model, trained, popularity, to_rank, batch_size=64):
     """Yield the scores of all tracks, (N,), for every turn, from the tracks played before it.
 
-    trained: (N,) bool, of `mark_trained`. popularity: (N,). to_rank: list of Turn.
+    trained: (N,) bool, from `mark_trained`. popularity: (N,). to_rank: list of Turn.
     """
     for begin in range(0, len(to_rank), batch_size):
         histories = [[row for row in turn.played if trained[row]]
@@ -304,77 +284,46 @@ def score_turns(model, trained, popularity, to_rank, batch_size=64):
             yield row if history else popularity
 
 
-def try_form(sequences, loss, popularity, valid_turns, epochs, seed, device):
-    """Train one form, its epoch chosen on the valid turns.
-
-    Returns: (function from a list of turns to their scores, MRR on valid, epoch).
-    """
-    model = make_model(len(popularity), seed, device)
-    score = partial(score_turns, model, mark_trained(sequences, len(popularity)), popularity)
-
-    def valid_mrr():
-        return turns.mrr(score(valid_turns), valid_turns, seed)
-
-    best, epoch = fit(model, sequences, loss, epochs, seed, valid_mrr, EVERY, PATIENCE)
-    return score, best, epoch
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
-    add("--epochs", type=int, default=20, help="per form, at most (default 20); valid decides")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of models and of equal scores (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip when already done (default); --no-resume predicts afresh")
-    args = parser.parse_args()
-    if args.epochs < 1:
-        raise SystemExit("--epochs must be 1 or more")
-    return args
-
-
 def main():
-    args = parse_args()
-    track_ids = [track["track_id"] for track in data.load_tracks(args.data_dir)]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=20,
+                        help="per form, at most (default 20); valid decides")
+    flags.add_shared(parser, "data-dir", "device", "seed", "resume")
+    args = parser.parse_args()
+    flags.check_ranges(args, epochs=1)
+    row_of = {track["track_id"]: row for row, track in enumerate(data.load_tracks(args.data_dir))}
     playlists = data.load_playlists(args.data_dir, row_of)
     dialogues = data.load_dialogues(args.data_dir / "dialogues_train.jsonl", row_of)
     turns_of = turns.load_turns(args.data_dir, row_of)
-    reads = [*data.catalogue_files(args.data_dir), "playlists.jsonl",
-             *turns.dialogue_files("train", "valid", "test")]
-    writes = [*turns.prediction_files(NAME), "results/sasrec_forms.csv"]
-    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume)
-    if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+    run = shared.begin_run(args, NAME, ["playlists.jsonl"], [f"results/{NAME}_forms.csv"],
+                           data.SPLITS)
+    if run is None:
         return
 
-    # Every training set with every loss; the form with the best MRR on valid first.
+    # every training set with every loss; valid decides the epoch
     torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     sequences = collect_sequences(playlists, dialogues, row_of, length=50)
     popularity = count_tracks(playlists, row_of)
+    models = {}
+
+    def score(form, split):
+        trained = mark_trained(sequences[form["source"]], len(row_of))
+        return score_turns(models[form["source"], form["loss"]], trained, popularity,
+                           turns_of[split])
+
     forms = []
     for source, loss in tqdm(list(product(sequences, LOSSES)), desc="forms"):
-        score, best, epoch = try_form(sequences[source], loss, popularity, turns_of["valid"],
-                                      args.epochs, args.seed, args.device)
-        forms.append(({"source": source, "loss": loss, "sequences": len(sequences[source]),
-                       "epoch": epoch, "valid_mrr": best}, score))
-    forms.sort(key=lambda form: -form[0]["valid_mrr"])
-    chosen, score = forms[0]
-    for split, to_rank in turns_of.items():
-        turns.write_predictions(args.data_dir, split, NAME, score(to_rank), to_rank, track_ids,
-                                args.seed)
+        form = {"source": source, "loss": loss, "sequences": len(sequences[source])}
+        models[source, loss] = model = make_model(len(row_of), args.seed, args.device)
 
-    # The choice is made; only now are the test targets looked at.
-    for row, score in forms:
-        row["test_mrr"] = turns.mrr(score(turns_of["test"]), turns_of["test"], args.seed)
-        print(f"{row['source']:9} {row['loss']:3}  epoch {row['epoch']:3}  "
-              f"MRR valid {row['valid_mrr']:.4f}  test {row['test_mrr']:.4f}")
-    data.write_csv(args.data_dir / writes[2], chosen, [row.values() for row, _ in forms])
-    runs.finish_run(run, chosen_on_valid=chosen)
-    print(f"Chosen on valid: trained on {chosen['source']}, loss {chosen['loss']}. Wrote "
-          f"{args.data_dir}/{writes[1]}, {writes[0]} and {writes[2]}. "
-          f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
+        def valid_mrr(form=form):
+            return turns.mrr(score(form, "valid"), turns_of["valid"], args.seed)
+
+        best, epoch = fit(model, sequences[source], loss, args.epochs, args.seed, valid_mrr, EVERY,
+                          PATIENCE)
+        forms.append(form | {"epoch": epoch, "valid_mrr": best})
+    chosen = shared.rank_forms(args.data_dir, NAME, forms, score, turns_of, list(row_of), args.seed)
+    shared.finish_run(args.data_dir, run, chosen_on_valid=chosen)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """TIGER's Semantic IDs: text embedding -> residual codes -> unique ID (Rajput et al. 2023, 3.1).
 
-tiger.py makes and reads them. Residual codes go from coarse to fine: the second level quantises
-what the first leaves over, and so on. They come from k-means, or from the paper's RQ-VAE. One more
-code tells tracks with equal codes apart.
+Residual codes, by k-means or the paper's RQ-VAE, go from coarse to fine: each level quantises what
+the one before leaves over. One more code tells tracks with equal codes apart.
 """
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -21,14 +21,13 @@ COMMITMENT = 0.25  # weight of the RQ-VAE's loss that pulls the encoder to its c
 
 def embed_items(tracks, encoder, device):
     """Text embeddings of the tracks, (N, D) float32 of length 1. encoder: 01's --text-encoder."""
-    encoder = load_text_encoder(resolve_text_encoder(encoder), device)
-    return embed_texts([data.item_text(track) for track in tracks], *encoder)[0]
+    texts = [data.item_text(track) for track in tracks]
+    return embed_texts(texts, *load_text_encoder(resolve_text_encoder(encoder), device))[0]
 
 
 def residual_kmeans(vectors, levels, n_codes, seed=0):
-    """K-means of the vectors, then k-means of what the centres leave over, and so on.
+    """K-means of the vectors (N, D) float32, then of what the centres leave over, and so on.
 
-    vectors: (N, D) float32.
     Returns: codes, (N, levels) int64; and each level's centres, (K, D) float32, where K is n_codes,
         or fewer if fewer rows differ.
     """
@@ -43,13 +42,18 @@ def residual_kmeans(vectors, levels, n_codes, seed=0):
     return np.stack(codes, 1), books
 
 
+def mlp(*widths):
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
 class RQVAE(nn.Module):
     """Residual-quantised autoencoder: between two MLPs, a small vector is replaced by its codes."""
 
     def __init__(self, dim, levels, n_codes, widths=(512, 256, 128, 32)):
         super().__init__()
-        self.encoder = mlp((dim, *widths))
-        self.decoder = mlp((*reversed(widths), dim))
+        self.encoder = mlp(dim, *widths)
+        self.decoder = mlp(*reversed(widths), dim)
         self.books = nn.Parameter(torch.zeros(levels, n_codes, widths[-1]))
 
     def quantize(self, z):
@@ -71,11 +75,6 @@ class RQVAE(nn.Module):
         return self.decoder(z + (total - z).detach()), loss  # the gradient passes straight through
 
 
-def mlp(widths):
-    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
 def squared(difference):
     """Squared length of the rows, averaged: (B, d) -> scalar."""
     return difference.square().sum(1).mean()
@@ -88,7 +87,6 @@ def train_rqvae(vectors, levels, n_codes, epochs, seed=0, device="cpu", batch_si
     residual k-means of its small vectors. With codes from the first step on, the demo's tracks came
     to use a fifth of them.
 
-    vectors: (N, D) float32.
     Returns: codes, (N, levels) int64; and each epoch's squared reconstruction error, a list.
     """
     torch.manual_seed(seed)
@@ -126,12 +124,12 @@ def add_collision_code(codes):
 
     codes: (N, levels) int. Returns: (N, levels + 1) int64.
     """
-    group = np.unique(codes, axis=0, return_inverse=True)[1].ravel()
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], group[order])  # where the group of each begins
-    number = np.empty(len(codes), np.int64)
-    number[order] = np.arange(len(codes)) - starts
-    return np.column_stack([codes, number])
+    seen = Counter()
+    numbers = []
+    for row in map(tuple, codes.tolist()):
+        numbers.append(seen[row])
+        seen[row] += 1
+    return np.column_stack([codes, numbers])
 
 
 def make_ids(tracks, encoder, kind, levels, n_codes, rqvae_epochs, seed, device):

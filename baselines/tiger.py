@@ -1,20 +1,15 @@
 """Baseline: TIGER generates the Semantic ID of the next track (Rajput et al. 2023).
 
-A Semantic ID has four codes (semantic_ids.py). Three come from the track's text ("title by artist
-from album (year), tags"), coarse to fine, by residual k-means (`--ids kmeans`) or by the paper's
-RQ-VAE (`--ids rqvae`). The fourth numbers the tracks with the same three, so that no two tracks
-share an ID. Cold tracks have IDs too. A level has 256 codes, in small catalogues N / 8.
+A Semantic ID (semantic_ids.py) has three codes from the track's text, coarse to fine, and a fourth
+that numbers the tracks with the same three. An encoder-decoder Transformer (T5's) reads the IDs of
+up to 20 played tracks and writes the ID of the next; queries are not read. Beam search over the
+catalogue's IDs finds the `--beam` best tracks, ranked by the log-probability of their IDs. All
+others follow by popularity, and so do all tracks if nothing has been played yet.
 
-An encoder-decoder Transformer (T5's) reads the IDs of up to 20 played tracks and writes the ID of
-the next. Queries are not read. Beam search over the catalogue's IDs finds the `--beam` best tracks,
-ranked by the log-probability of their IDs. All other tracks follow by popularity, and so do all
-tracks if nothing has been played yet. With `--beam 0` every track has its exact probability.
-
-One model is trained for each of `--train-on`: on the next track in training dialogues, in training
-playlists, or in both. It keeps the weights with the lowest loss on the valid dialogues. The model
-with the best MRR on them is the system `tiger`. Recipe `paper` is the paper's model and training,
-without its user token, since listeners have no id here. Recipe `demo` is smaller, for two cores. A
-killed run goes on from its last checkpoint and, on a CPU, ends in the same weights to the bit.
+One model is trained for each of `--train-on`. It keeps the weights with the lowest loss on the
+valid dialogues; the model with the best MRR on them is the system `tiger`. Recipe `paper` is the
+paper's, without its user token, since listeners have no id here; `demo` is smaller, for two cores.
+A killed run goes on from its last checkpoint and, on a CPU, ends in the same weights to the bit.
 
 Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl, dialogues_{train,valid,test}.jsonl
 Writes  predictions/tiger.jsonl (test), predictions_valid/tiger.jsonl, tiger/ (semantic_ids.npy,
@@ -25,8 +20,6 @@ Full    python baselines/tiger.py --data-dir data/mpd --recipe paper --ids rqvae
 """
 
 import argparse
-import os
-import pickle
 import shutil
 import sys
 from collections import defaultdict
@@ -39,11 +32,12 @@ from tqdm import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
+from baselines import shared
 from baselines.popularity import count_tracks
 from baselines.semantic_ids import make_ids
-from common import data, runs, turns
-from common.process import resolve_device
+from common import data, flags, turns
 from steps.infer.trie import build_trie
+from steps.train.checkpoints import load_best, load_checkpoint, save_best, save_checkpoint
 
 NAME = "tiger"
 PAD, EOS, BOS, FIRST = 0, 1, 2, 3  # token ids; those of the codes begin at FIRST
@@ -150,66 +144,45 @@ def mean_loss(model, table, examples, size=256):
     return total / len(examples.places)
 
 
-def load_checkpoint(path, model, optimizer):
-    """Take up the checkpoint, if there is one: (step, best value of the check, best weights)."""
-    if not path.is_file():
-        return 0, None, None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{path}: not a checkpoint of this run ({str(error).splitlines()[0]}). "
-                         f"Delete it, or start all afresh with --no-resume") from None
-    torch.set_rng_state(saved["rng"])
-    return saved["step"], saved["best"], saved["best_weights"]
-
-
-def fit(model, table, examples, check, recipe, path, seed=0, every=100):
-    """Train to recipe["steps"], from the checkpoint at `path` if any; keep the best weights.
+def fit(model, table, examples, check, recipe, folder, seed=0, every=100):
+    """Train to recipe["steps"], from the checkpoint in `folder` if any; keep the best weights.
 
     Adafactor as in T5X, with which TIGER was made: steps are relative to each weight's size. AdamW
     at 0.01 was less steady: it learnt eight toy sequences by heart with one of two seeds.
 
-    check: function without arguments; lower is better. It is called after every `every` steps and
-        at the end, and a checkpoint is written then.
+    check: function without arguments, lower is better; called after every `every` steps and at the
+        end. A checkpoint is written then.
     Returns: the best value of the check.
     """
+    folder.mkdir(exist_ok=True)
     optimizer = torch.optim.Adafactor(model.parameters())
-    step, best, best_weights = load_checkpoint(path, model, optimizer)
-    batches = draw_batches(examples, recipe["batch_size"], seed, step)
-    bar = tqdm(total=recipe["steps"], initial=step, desc=f"train on {path.stem}", unit="step")
-    while step < recipe["steps"]:
-        # One step.
+    begin, progress = load_checkpoint(folder, model, optimizer)
+    progress = progress or {"best": np.inf}
+    steps = range(begin + 1, recipe["steps"] + 1)
+    bar = tqdm(steps, f"train on {folder.name}", recipe["steps"], initial=begin, unit="step")
+    batches = draw_batches(examples, recipe["batch_size"], seed, begin)
+    for step, batch in zip(bar, batches, strict=False):
         model.train()
-        loss = compute_loss(model, table, examples, next(batches))
+        loss = compute_loss(model, table, examples, batch)
         if not torch.isfinite(loss):
-            raise SystemExit(f"{path.stem}, step {step + 1}: loss {loss.item()}. Try a smaller "
-                             f"--lr (now {recipe['lr']:g}) with --no-resume")
+            raise SystemExit(f"{folder.name}, step {step}: loss {loss.item()}. Try a smaller --lr "
+                             f"(now {recipe['lr']:g}) with --no-resume")
         loss.backward()
-        step += 1
-        lr = recipe["lr"] * min(1, recipe["warmup"] / step) ** 0.5
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = recipe["lr"] * min(1, recipe["warmup"] / step) ** 0.5
         optimizer.step()
         optimizer.zero_grad()
-        bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
-        # A check and a checkpoint.
         if step % every == 0 or step == recipe["steps"]:
             model.eval()
             value = check()
-            if best is None or value < best:
-                best = value
-                best_weights = {name: w.clone() for name, w in model.state_dict().items()}
-            torch.save({"step": step, "best": best, "best_weights": best_weights,
-                        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                        "rng": torch.get_rng_state()}, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
-    bar.close()
-    model.load_state_dict(best_weights)
+            if value < progress["best"]:
+                progress = {"best": value, "best_step": step}
+                save_best(folder, model, step)
+            save_checkpoint(folder, model, optimizer, step, progress)
+    load_best(folder, model, progress["best_step"])
     model.eval()
-    return best
+    return progress["best"]
 
 
 # ---------------------------------------------------------------- beam search over the IDs
@@ -229,7 +202,7 @@ def build_levels(table, device="cpu"):
 def beam_search(model, levels, ids, width):
     """The best leaves of the trie for each history; exact if `width` is the number of leaves.
 
-    levels: of build_levels. ids: (B, T) tokens of encode_histories.
+    levels: from build_levels. ids: (B, T) tokens from encode_histories.
     Returns: leaves, (B, W) int64, and log-probabilities of their IDs, (B, W), best first. W is
         `width`, or the number of leaves if that is less: every node has a child, so no beam dies.
     """
@@ -241,13 +214,13 @@ def beam_search(model, levels, ids, width):
     scores = torch.zeros(n, 1, device=ids.device)  # (B, W)
     tokens = torch.full_like(nodes, BOS)  # (B, W)
     for level_tokens, first_child in levels:
-        # What may come next in each beam.
+        # what may come next in each beam
         logits = model(encoder_outputs=(encoded,), attention_mask=mask,
                        decoder_input_ids=tokens.view(-1, 1), past_key_values=cache,
                        use_cache=True).logits
         log_p = logits[:, -1].float().log_softmax(-1).view(n, nodes.shape[1], -1)  # (B, W, V)
 
-        # The children of each beam's node, and the scores that they would have.
+        # the children of each beam's node, and the scores that they would have
         most = int(first_child.diff().max())  # C, children that a node has at most
         children = first_child[nodes][..., None] + torch.arange(most, device=ids.device)
         real = children < first_child[nodes + 1][..., None]  # (B, W, C)
@@ -255,15 +228,15 @@ def beam_search(model, levels, ids, width):
         extended = scores[..., None] + log_p.gather(2, level_tokens[children])
         extended = extended.masked_fill(~real, -torch.inf).flatten(1)  # (B, W x C)
 
-        # The best of them are the new beams.
+        # the best of them are the new beams
         scores, best = extended.topk(min(width, len(level_tokens)))
         first_beam = torch.arange(n, device=ids.device)[:, None] * nodes.shape[1]
         came_from = (best // most + first_beam).flatten()  # (B x W,) rows of the old beams
         nodes = children.flatten(1).gather(1, best)
         tokens = level_tokens[nodes]
 
-        # They take over the cache. The beams of a history share what comes from the encoder, so
-        # there only their number matters.
+        # they take over the cache; of what comes from the encoder only their number matters,
+        # since the beams of a history share it
         cache.self_attention_cache.reorder_cache(came_from)
         if len(came_from) != len(mask):
             cache.cross_attention_cache.reorder_cache(came_from)
@@ -272,14 +245,14 @@ def beam_search(model, levels, ids, width):
 
 
 def search_turns(model, table, trie, to_rank, width, beams_at_once=1600):
-    """Beam search for every turn. to_rank: list of Turn; trie: of build_levels.
+    """Beam search for every turn. to_rank: list of Turn; trie: from build_levels.
 
     Returns: list of (rows (W,), log-probabilities (W,)), best first; None if nothing was played.
     """
     levels, row_of_leaf = trie
     results = [None] * len(to_rank)
 
-    # Turns with histories of one length share a batch, so there is no padding.
+    # turns with histories of one length share a batch, so there is no padding
     by_length = defaultdict(list)
     for i, turn in enumerate(to_rank):
         if turn.played:
@@ -317,22 +290,18 @@ def load_examples(data_dir, playlists, row_of, train_on):
 
     Raises SystemExit: one of them is empty.
     """
-    def read_music(split):  # the rows of what each dialogue plays, accepted or not
+    def load_music(split):
         dialogues = data.load_dialogues(data_dir / f"dialogues_{split}.jsonl", row_of)
-        return [[row_of[turn["music"]] for turn in dialogue["turns"] if turn["music"]]
-                for dialogue in dialogues]
+        return shared.music_sequences(playlists, dialogues, row_of)
 
-    sequences = {"dialogues": read_music("train"),
-                 "playlists": [[row_of[t] for t in playlist["track_ids"]]
-                               for playlist in playlists if playlist["split"] == "train"]}
-    sequences["both"] = sequences["dialogues"] + sequences["playlists"]
-    train = {name: make_examples(sequences[name]) for name in train_on}
-    valid = make_examples(read_music("valid"))
+    learnt = load_music("train")
+    learnt["both"] = learnt["dialogues"] + learnt["playlists"]
+    train = {name: make_examples(learnt[name]) for name in train_on}
+    valid = make_examples(load_music("valid")["dialogues"])
     for name, examples in (*train.items(), ("dialogues_valid.jsonl", valid)):
         if not len(examples.places):
             raise SystemExit(f"{data_dir}, {name}: no sequence has two tracks, so there is no next "
-                             f"track to learn from or to choose by. Name another --train-on "
-                             f"({', '.join(TRAIN_ON)}), or make dialogues with 03_synthesize.py")
+                             f"one to learn. Name another --train-on ({', '.join(TRAIN_ON)})")
     return train, valid
 
 
@@ -340,7 +309,6 @@ def parse_args():
     """(args, recipe): the recipe's values, with those given as flags laid over them."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
     add("--text-encoder", default="minilm", help="minilm (default), Hugging Face id or folder")
     add("--ids", choices=("kmeans", "rqvae"), default="kmeans",
         help="Semantic IDs by residual k-means (default) or RQ-VAE (paper)")
@@ -357,46 +325,16 @@ def parse_args():
     add("--warmup", type=int, help="steps before the rate falls (paper: 10,000, demo: 200)")
     add("--eval-every", type=int, default=100, help="steps between checkpoints (default 100)")
     add("--beam", type=int, default=100, help="width (default 100); 0 = the catalogue's, exact")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of IDs, weights, order and ties (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="skip when done, go on when half done (default); --no-resume starts afresh")
+    flags.add_shared(parser, "data-dir", "device", "seed", "resume")
     args = parser.parse_args()
+    flags.check_ranges(args, levels=1, codes=0, rqvae_epochs=1, steps=1, batch_size=1, lr=1e-9,
+                       warmup=1, eval_every=1, beam=0)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    recipe = {name: given.get(name, value) for name, value in RECIPES[args.recipe].items()}
-    values = given | recipe
-    for name in ("levels", "rqvae_epochs", "steps", "batch_size", "lr", "warmup", "eval_every"):
-        if values[name] <= 0:
-            raise SystemExit(f"--{name.replace('_', '-')} {values[name]}: more than 0 is expected")
-    if args.codes < 0 or args.beam < 0:
-        raise SystemExit(f"--codes {args.codes}, --beam {args.beam}: 0 or more is expected")
-    return args, recipe
+    return args, {name: given.get(name, value) for name, value in RECIPES[args.recipe].items()}
 
 
-def main():
-    args, recipe = parse_args()
-    torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
-    tracks = data.load_tracks(args.data_dir)
-    track_ids = [track["track_id"] for track in tracks]
-    row_of = {track_id: row for row, track_id in enumerate(track_ids)}
-    playlists = data.load_playlists(args.data_dir, row_of)
-    turns_of = turns.load_turns(args.data_dir, row_of)
-    train, valid = load_examples(args.data_dir, playlists, row_of, args.train_on)
-    reads = [*data.catalogue_files(args.data_dir), "playlists.jsonl",
-             *turns.dialogue_files("train", "valid", "test")]
-    writes = [*turns.prediction_files(NAME), "tiger/semantic_ids.npy", "tiger/config.json",
-              "tiger/model.safetensors"]
-    run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume)
-    if state == "done":
-        print(f"{NAME}: already done, nothing changed")
-        return
-    part = args.data_dir / "tiger.part"
-    if state == "new":
-        shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(exist_ok=True)
-
-    # Semantic IDs, from the earlier try if it was cut.
-    path = part / "semantic_ids.npy"
+def make_ids_once(path, tracks, args):
+    """The Semantic IDs of the tracks, (N, levels + 1) int32; from `path` if a cut run left them."""
     if not path.is_file():
         data.save_npy(path, make_ids(tracks, args.text_encoder, args.ids, args.levels, args.codes,
                                      args.rqvae_epochs, args.seed, args.device))
@@ -404,35 +342,53 @@ def main():
     print(f"Semantic IDs: {', '.join(map(str, ids.max(0)[:-1] + 1))} codes in the levels; "
           f"{np.mean(ids[:, -1] == 0):.1%} of the tracks are the only or the first with theirs, at "
           f"most {ids[:, -1].max() + 1} share one")
+    return ids
 
-    # A model for each training set; the best MRR on valid decides.
+
+def main():
+    args, recipe = parse_args()
+    torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
+    tracks = data.load_tracks(args.data_dir)
+    row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
+    playlists = data.load_playlists(args.data_dir, row_of)
+    turns_of = turns.load_turns(args.data_dir, row_of)
+    train, valid = load_examples(args.data_dir, playlists, row_of, args.train_on)
+    part = args.data_dir / "tiger.part"
+    writes = [f"tiger/{file}" for file in ("semantic_ids.npy", "config.json", "model.safetensors")]
+    run = shared.begin_run(args, NAME, ["playlists.jsonl"], writes, data.SPLITS, part)
+    if run is None:
+        return
+
+    # a model for each training set; the best MRR on valid decides
+    ids = make_ids_once(part / "semantic_ids.npy", tracks, args)
     table, vocabulary = token_table(ids)
     trie = build_levels(table[:-1], args.device)
     counts = count_tracks(playlists, row_of)
     width = args.beam or len(tracks)
-    models, results, valid_mrr = {}, {}, {}
+    models = {}
+    results = {}
+    valid_mrr = {}
     for name, examples in train.items():
         models[name] = model = build_model(vocabulary, recipe, args.seed).to(args.device)
         loss = fit(model, table, examples, lambda m=model: mean_loss(m, table, valid), recipe,
-                   part / f"{name}.pt", args.seed, args.eval_every)
+                   part / name, args.seed, args.eval_every)
         results[name] = search_turns(model, table, trie, turns_of["valid"], width)
-        valid_mrr[name] = turns.mrr(score_tracks(results[name], counts), turns_of["valid"],
-                                    args.seed)
+        scores = score_tracks(results[name], counts)
+        valid_mrr[name] = turns.mrr(scores, turns_of["valid"], args.seed)
         print(f"{name}: {len(examples.places):,} examples, on valid {loss:.3f} nats per token, "
               f"MRR {valid_mrr[name]:.4f}")
     chosen = max(valid_mrr, key=valid_mrr.get)
+    print(f"Chosen on valid: {chosen}")
 
     results = {"valid": results[chosen],
                "test": search_turns(models[chosen], table, trie, turns_of["test"], width)}
-    for split, to_rank in turns_of.items():
-        turns.write_predictions(args.data_dir, split, NAME, score_tracks(results[split], counts),
-                                to_rank, track_ids, args.seed)
+    shared.write_rankings(args.data_dir, NAME, lambda split: score_tracks(results[split], counts),
+                          turns_of, list(row_of), args.seed)
     models[chosen].save_pretrained(args.data_dir / "tiger")
-    data.save_npy(args.data_dir / "tiger" / "semantic_ids.npy", ids)
-    runs.finish_run(run, recipe=recipe, valid_mrr=valid_mrr, chosen_on_valid=chosen)
+    data.save_npy(args.data_dir / writes[0], ids)
+    shared.finish_run(args.data_dir, run, recipe=recipe, valid_mrr=valid_mrr,
+                      chosen_on_valid=chosen)
     shutil.rmtree(part)
-    print(f"Chosen on valid: {chosen}. Wrote {args.data_dir}/{writes[1]}, {writes[0]} and tiger/. "
-          f"Next: python 06_evaluate.py --data-dir {args.data_dir}")
 
 
 if __name__ == "__main__":

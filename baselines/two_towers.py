@@ -1,22 +1,20 @@
 """What dense.py and clap.py share: forms of the query, ranking by cosine, fine-tuning by InfoNCE.
 
-A query and a track are each encoded as a vector; their cosine is the track's score. Nothing after
-the query of turn t is used for turn t.
+A query and a track are each encoded as a vector; their cosine is the track's score.
 """
 
-import argparse
 import math
 import os
 import shutil
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import data, runs, turns
-from common.process import resolve_device
+from baselines import shared
+from common import data, flags, runs, turns
 from steps.train.checkpoints import list_checkpoints, write_whole
 
 # "+" and "mean": of vectors; tracks: those played before; joined: one text, newest first
@@ -25,61 +23,66 @@ HISTORIES = ("last query", "last query + last track", "mean of queries",
 SECOND_SHARE = 0.25  # of the examples of fine-tuning, those with the second form of the query
 TEMPERATURE = 0.05
 NO_EFFECT = (*runs.PLACE, "skip_tuning", "tune")  # flags that change no system
-TUNING = ("steps", "lr", "batch_size", "eval_every", "limit")  # flags that change no zero-shot one
+TUNING = ("steps", "lr", "batch_size", "eval_every")  # flags that change no zero-shot one
 
 
-# ---------------------------------------------------------------- flags and records
+class Towers(NamedTuple):
+    """An encoder of queries, and the items that tracks are: tracks with the same text share one."""
+    encoder: object            # has fits(text) -> bool; encode_queries(texts) -> (n, D) float32,
+                               # length 1; query_batch(texts), the same with a gradient
+    histories: tuple           # forms of the query to choose from
+    trained: tuple             # two forms to fine-tune with, see draw_batch
+    texts: list | None         # the tracks as text, (N,) strings
+    item_of_track: np.ndarray  # (N,) int
+    encode_items: object       # function () -> (M, D) float32, length 1, NaN where there is none
+    item_batch: object         # function of rows of tracks -> (B, D), with a gradient if it has any
+    model: torch.nn.Module     # what is fine-tuned
+    saved: list                # what is saved then, the model first: has save_pretrained
+
 
 def parse_flags(parser, steps, lr, eval_every):
     """Add the flags that both scripts have, with these defaults; parse and check all flags."""
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="data folder (default data/demo)")
     add("--steps", type=int, default=steps, help=f"of fine-tuning (default {steps})")
     add("--lr", type=float, default=lr, help=f"peak learning rate (default {lr:g})")
     add("--batch-size", type=int, default=32, help="turns per step of fine-tuning (default 32)")
-    add("--eval-every", type=int, default=eval_every,
-        help=f"steps between validations; a killed run goes on from there (default {eval_every})")
-    add("--limit", type=int, default=0, help="training dialogues used; 0 (default) = all")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0,
-        help="of the batches and of the order of equal scores (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with what is half done (default); --no-resume starts afresh")
+    add("--eval-every", type=int, default=eval_every, help="steps between validations; a killed "
+        f"run goes on from there (default {eval_every})")
+    flags.add_shared(parser, "data-dir", "device", "seed", "resume")
     args = parser.parse_args()
-    for name, least in (("steps", 1), ("batch_size", 2), ("eval_every", 1), ("query_tokens", 0),
-                        ("workers", 1)):
-        value = getattr(args, name, least)
-        if value < least:
-            raise SystemExit(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+    flags.check_ranges(args, steps=1, batch_size=2, eval_every=1, query_tokens=0, workers=1)
     return args
 
 
-def begin_system(args, name, work_dir, reads=(), where=""):
-    """Open the run record of a system. Returns the run, or None if it is already done.
+def run_systems(args, name, examples, make_towers, turns_of, row_of, reads=(), trial=""):
+    """Rank with the encoder as it is; if there are `examples`, fine-tune it and rank once more.
 
-    work_dir: what an older fine-tuning has left there is removed, unless this run continues it.
-    reads: files besides catalogue and dialogues. where: the folder of a trial's output, with "/".
+    make_towers: function () -> Towers; called only if something is to be done.
+    turns_of: {split: list of Turn}. reads, trial: see shared.begin_run.
     """
-    tuned = name.endswith("-tuned")
-    splits = ("train", "valid", "test") if tuned else ("valid", "test")
-    reads = [*data.catalogue_files(args.data_dir), *reads, *turns.dialogue_files(*splits)]
-    writes = [*turns.prediction_files(name), f"results/{name}_forms.csv"]
-    if tuned:
-        folder = name.replace("-tuned", "_model")
-        writes += [f"{folder}/{file}"
-                   for file in ("model.safetensors", "config.json", "tokenizer.json")]
-    run, state = runs.begin_run(
-        args.data_dir, f"trial_{name}" if where else name, args, reads,
-        [where + file for file in writes], args.resume, record=False,
-        ignore=NO_EFFECT if tuned else (*NO_EFFECT, *TUNING))
-    if state == "done":
-        print(f"{name}: already done, nothing changed")
-        return None
-    if tuned and state == "new":
-        shutil.rmtree(work_dir, ignore_errors=True)
-    runs.record_run(run)  # only now: a run that goes on must not meet what an older one has left
-    return run
+    out = args.data_dir / trial
+    work_dir = out / f"{name}.part"
+    towers = None
+    run = shared.begin_run(args, name, reads, [f"results/{name}_forms.csv"], trial=trial,
+                           ignore=NO_EFFECT + TUNING)
+    if run is not None:
+        towers = make_towers()
+        chosen = rank_system(out, name, towers, turns_of, row_of, args.seed)
+        runs.finish_run(run, chosen_on_valid=chosen)
+    if not examples:
+        return
+
+    tuned = f"{name}-tuned"
+    writes = [f"results/{tuned}_forms.csv", *(f"{name}_model/{file}" for file in (
+        "model.safetensors", "config.json", "tokenizer.json"))]
+    run = shared.begin_run(args, tuned, reads, writes, data.SPLITS, work_dir, trial, NO_EFFECT)
+    if run is not None:
+        towers = towers or make_towers()
+        log = tune(towers, examples, turns_of["valid"], work_dir, args)
+        save_folder(towers.saved, work_dir, out / f"{name}_model")
+        chosen = rank_system(out, tuned, towers, turns_of, row_of, args.seed)
+        runs.finish_run(run, chosen_on_valid=chosen, log=log)
+        shutil.rmtree(work_dir)
 
 
 # ---------------------------------------------------------------- queries
@@ -97,8 +100,7 @@ def join_newest(said, fits):
 def query_inputs(turn, history, texts, fits):
     """The texts and the catalogue rows whose mean vector is the query of a turn: two lists.
 
-    history: one of HISTORIES; they use the turn's own query and the turns before.
-    texts: the tracks as text, list of (N,) strings.
+    history: one of HISTORIES. texts: the tracks as text, list of (N,) strings.
     fits: function of a text, whether it is short enough.
     """
     if history == "last query":
@@ -117,19 +119,16 @@ def query_inputs(turn, history, texts, fits):
     said = [turn.query]
     played = list(turn.played)
     for past in reversed(turn.past):
-        if past["music"]:
-            said.append(texts[played.pop()])
+        if past["music"] and texts[row := played.pop()]:
+            said.append(texts[row])
         said.append(past["query"])
-    return [join_newest([text for text in said if text], fits)], []
+    return [join_newest(said, fits)], []
 
 
 def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
     """Query vectors of the turns in each form: {history: (n, D) float32, length 1}.
 
-    items: the different items' vectors, length 1, NaN if there is none, (M, D) float32.
-    item_of_track: the row in `items` of each track, (N,) int.
-    encoder: has encode_queries (m texts -> (m, D) float32, length 1) and fits.
-    texts: see query_inputs.
+    items: vectors of the different items, (M, D) float32. The rest: see Towers.
     """
     inputs = {history: [query_inputs(turn, history, texts, encoder.fits) for turn in turn_list]
               for history in histories}
@@ -151,38 +150,27 @@ def embed_turns(turn_list, histories, texts, items, item_of_track, encoder):
 def score_turns(queries, items, item_of_track, size=64):
     """Yield the cosines of all tracks for each query: (N,) float32, -2 where there is no vector.
 
-    queries: (n, D); items, item_of_track: see embed_turns. Tracks with the same item tie exactly.
+    queries: (n, D); items: (M, D). Tracks with the same item tie exactly.
     """
     for first in range(0, len(queries), size):  # (64, M) at once, not (n, M)
         for scores in np.nan_to_num(queries[first:first + size] @ items.T, nan=-2.0):
             yield scores[item_of_track]
 
 
-def rank_system(out, name, turns_by_split, vectors, items, item_of_track, track_ids, seed):
-    """Choose the form on valid, write the predictions and results/<name>_forms.csv in `out`.
+def rank_system(out, name, towers, turns_of, row_of, seed):
+    """Choose the form of the query on valid and write its predictions; returns the form."""
+    items = towers.encode_items()
+    vectors = {split: embed_turns(turn_list, towers.histories, towers.texts, items,
+                                  towers.item_of_track, towers.encoder)
+               for split, turn_list in turns_of.items()}
 
-    turns_by_split: {split: list of Turn}. vectors: {split: what embed_turns returns for them}.
-    Returns: the chosen form, a dict history, valid_mrr, test_mrr.
-    """
-    def scores(split, form):
-        return score_turns(vectors[split][form["history"]], items, item_of_track)
+    def score(form, split):
+        return score_turns(vectors[split][form["history"]], items, towers.item_of_track)
 
-    forms = [{"history": history} for history in vectors["valid"]]
+    forms = [{"history": history} for history in towers.histories]
     for form in forms:
-        form["valid_mrr"] = turns.mrr(scores("valid", form), turns_by_split["valid"], seed)
-    forms.sort(key=lambda form: -form["valid_mrr"])
-    chosen = forms[0]
-
-    for split, turn_list in turns_by_split.items():
-        turns.write_predictions(out, split, name, scores(split, chosen), turn_list, track_ids, seed)
-    for form in forms:  # the choice is made; only now the test targets are looked at
-        form["test_mrr"] = turns.mrr(scores("test", form), turns_by_split["test"], seed)
-        print(f"{name}: {form['history']:27} MRR valid {form['valid_mrr']:.4f}  "
-              f"test {form['test_mrr']:.4f}")
-    data.write_csv(out / "results" / f"{name}_forms.csv", chosen, [form.values() for form in forms])
-    print(f"Chosen on valid: {chosen['history']}. Wrote predictions/{name}.jsonl, "
-          f"predictions_valid/{name}.jsonl and results/{name}_forms.csv in {out}")
-    return chosen
+        form["valid_mrr"] = turns.mrr(score(form, "valid"), turns_of["valid"], seed)
+    return shared.rank_forms(out, name, forms, score, turns_of, list(row_of), seed)
 
 
 # ---------------------------------------------------------------- fine-tuning
@@ -190,10 +178,8 @@ def rank_system(out, name, turns_by_split, vectors, items, item_of_track, track_
 def info_nce(queries, items, hits, temperature=TEMPERATURE):
     """Cross-entropy of each query's own item, the one of its row, against the batch's others.
 
-    queries, items: (B, D), length 1.
-    hits: whether item j is a hit of query i, (B, B) bool. A hit that is not the query's own item
-        is no negative, so it is left out of the sum.
-    Returns: mean over the batch, nats.
+    queries, items: (B, D), length 1. hits: whether item j is a hit of query i, (B, B) bool; one
+    that is not the query's own item is left out of the sum. Returns: mean over the batch, nats.
     """
     logits = queries @ items.T / temperature  # (B, B)
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -201,38 +187,35 @@ def info_nce(queries, items, hits, temperature=TEMPERATURE):
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-def load_examples(data_dir, row_of, usable, limit=0):
-    """The turns of the training dialogues that have a usable target, with these targets only.
+def load_examples(data_dir, row_of, usable):
+    """The turns of the training dialogues, list of Turn, with only those targets that are usable.
 
-    usable: whether a track can be encoded, (N,) bool. limit: dialogues read; 0 = all.
-    Returns: list of Turn. Raises SystemExit: there are none.
+    usable: whether a track can be encoded, (N,) bool.
+    Raises SystemExit: there are none.
     """
     path = data_dir / "dialogues_train.jsonl"
-    examples = []
-    for turn in turns.collect_turns(data.load_dialogues(path, row_of)[:limit or None], row_of):
-        targets = [row for row in turn.targets if usable[row]]
-        if targets:
-            examples.append(turn._replace(targets=targets))
+    examples = turns.collect_turns(data.load_dialogues(path, row_of), row_of)
+    examples = [turn._replace(targets=[row for row in turn.targets if usable[row]])
+                for turn in examples]
+    examples = [turn for turn in examples if turn.targets]
     if not examples:
-        raise SystemExit(f"{path}: no turn has a target that can be encoded, so there is nothing "
-                         f"to learn from. Make the file again with: python 03_synthesize.py "
-                         f"simulate --data-dir {data_dir}; or leave the fine-tuning out")
+        raise SystemExit(f"{path}: no turn has a target that can be encoded. Make it again with: "
+                         f"python 03_synthesize.py simulate --data-dir {data_dir}")
     return examples
 
 
 def draw_batch(step, examples, histories, texts, item_of_track, fits, size, seed):
     """The examples of a step, drawn by seed and step alone.
 
-    examples: list of Turn. histories: two forms; SECOND_SHARE of the examples have the second.
+    histories: two forms; SECOND_SHARE of the examples have the second.
     Returns: (B query texts, B rows of targets, hits (B, B) bool, see info_nce).
     """
     rng = np.random.default_rng([seed, step])
     drawn = rng.choice(len(examples), min(size, len(examples)), replace=False)
     chosen = [examples[i] for i in drawn]
-    queries = []
-    for turn in chosen:
-        history = histories[int(rng.random() < SECOND_SHARE)]
-        queries.append(query_inputs(turn, history, texts, fits)[0][0])
+    forms = [histories[int(rng.random() < SECOND_SHARE)] for _ in chosen]
+    queries = [query_inputs(turn, form, texts, fits)[0][0]
+               for turn, form in zip(chosen, forms, strict=True)]
     rows = [int(rng.choice(turn.targets)) for turn in chosen]
     hits = [np.isin(item_of_track[rows], item_of_track[turn.targets]) for turn in chosen]
     return queries, rows, torch.from_numpy(np.stack(hits))
@@ -242,12 +225,10 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     """Train `model` in place with AdamW, and leave it with the weights of the best valid MRR.
 
     batch_loss: function of a step (from 0) -> loss with a gradient.
-    valid_mrr: function without arguments -> float.
     work_dir: folder of best.pt and of checkpoint-<step>.pt, from which a killed run goes on.
     The learning rate rises over a tenth of the steps, then falls to 0. Gradients are clipped at 1.
     Returns: the log, a list of dicts step, loss, valid_mrr.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     begin = 0
     log = []
@@ -261,8 +242,8 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     bar = tqdm(range(begin, steps), initial=begin, total=steps, desc="tune", unit="step")
     for step in bar:
         torch.manual_seed(2**32 * seed + step)  # the step's own dropout, the same when resumed
-        fraction = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-        optimizer.param_groups[0]["lr"] = lr * fraction
+        rate = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+        optimizer.param_groups[0]["lr"] = lr * rate
         model.train()
         loss = batch_loss(step)
         if not math.isfinite(loss.item()):
@@ -293,13 +274,30 @@ def fit(model, batch_loss, valid_mrr, work_dir, steps, eval_every, lr, seed):
     return log
 
 
-def save_folder(model, others, work_dir, folder):
-    """A Hugging Face folder of the model and what goes with it, such as its tokenizer.
+def tune(towers, examples, valid_turns, work_dir, args):
+    """Fine-tune towers.model in place on the turns `examples`; returns the log, see fit."""
+    encoder, trained, texts, item_of_track = (
+        towers.encoder, towers.trained, towers.texts, towers.item_of_track)
 
-    It is written in work_dir and gets its name when it is whole.
-    """
-    for saved in (model, *others):
-        saved.save_pretrained(work_dir / "model")
-    if folder.exists():
-        shutil.rmtree(folder)
+    def batch_loss(step):
+        queries, rows, hits = draw_batch(step, examples, trained, texts, item_of_track,
+                                         encoder.fits, args.batch_size, args.seed)
+        queries = encoder.query_batch(queries)
+        return info_nce(queries, towers.item_batch(rows), hits.to(queries.device))
+
+    def valid_mrr():
+        items = towers.encode_items()
+        vectors = embed_turns(valid_turns, trained[:1], texts, items, item_of_track, encoder)
+        return turns.mrr(score_turns(vectors[trained[0]], items, item_of_track), valid_turns,
+                         args.seed)
+
+    return fit(towers.model, batch_loss, valid_mrr, work_dir, args.steps, args.eval_every,
+               args.lr, args.seed)
+
+
+def save_folder(saved, work_dir, folder):
+    """A Hugging Face folder of a model and its tokenizer; in work_dir until it is whole."""
+    for thing in saved:
+        thing.save_pretrained(work_dir / "model")
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(work_dir / "model", folder)

@@ -4,17 +4,13 @@
     python benchmarks/sasrec_sequences.py --sequences LastFM.txt --loss bce --epochs 300 \\
         --patience 40 --dropout 0.5
 
-The files are those of S3-Rec (github.com/aHuiWang/CIKM2020-S3Rec, folder data): one user per line,
-the user's id and then item ids in order of time. Leave-one-out: the last item of each user is the
-test, the one before it valid; of the rest, the last 50 steps are learnt. All items are ranked, and
-equal scores count against us. Published figures treat the items of the history differently (in the
-test, the valid item is one): S3-Rec leaves them out of the ranking, RecBole keeps them
-(RUCAIBox/RecBole issue 1823). So both are printed. The epoch with the best NDCG@10 on valid counts,
-history left out. Training stops after `--patience` epochs without a better one; small sets are
-noisy and need more.
-
-Prints Recall@5, NDCG@5, Recall@10 and NDCG@10: means over the seeds, with a 95% interval over users
-(1.96 standard errors). Nothing is written.
+The files are those of S3-Rec (github.com/aHuiWang/CIKM2020-S3Rec, folder data). Leave-one-out: the
+last item of each user is the test, the one before it valid; of the rest, the last 50 steps are
+learnt. All items are ranked, and equal scores count against us. S3-Rec leaves the items of the
+history out of the ranking, RecBole keeps them (RUCAIBox/RecBole issue 1823), so both are printed.
+The epoch with the best NDCG@10 on valid counts, history left out. Small sets are noisy and need
+more `--patience`. Printed are means over the seeds, with a 95% interval over users (1.96 standard
+errors). Nothing is written.
 """
 
 import argparse
@@ -28,8 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import sasrec
-from common import metrics
-from common.process import resolve_device
+from common import flags, metrics
 
 METRICS = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")  # with one target, recall is hit
 PUBLISHED = {  # quoted: full ranking, leave-one-out
@@ -48,7 +43,7 @@ def read_sequences(path):
     """
     if not path.is_file():
         raise SystemExit(f"{path} is missing; a file like S3-Rec's Beauty.txt is expected. {FORM}")
-    sequences, line_of = [], {}
+    sequences = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         if not line.strip():
             continue
@@ -56,16 +51,13 @@ def read_sequences(path):
         foreign = [item for item in items if not item.isdecimal() or int(item) < 1]
         if foreign:
             raise SystemExit(f"{path}:{number}: {foreign[0][:20]!r} is no item id. {FORM}")
-        if len(items) < 3:
-            raise SystemExit(f"{path}:{number}: user {user[:20]} has {len(items)} items. {FORM}")
-        if user in line_of:
-            raise SystemExit(f"{path}:{number}: user {user[:20]} occurs twice (also line "
-                             f"{line_of[user]}). {FORM}")
-        line_of[user] = number
-        sequences.append([int(item) for item in items])
+        if len(items) < 3 or user in sequences:
+            wrong = "occurs twice" if user in sequences else f"has {len(items)} items"
+            raise SystemExit(f"{path}:{number}: user {user[:20]} {wrong}. {FORM}")
+        sequences[user] = [int(item) for item in items]
     if not sequences:
         raise SystemExit(f"{path} has no sequences. {FORM}")
-    return sequences
+    return list(sequences.values())
 
 
 def number_items(sequences):
@@ -106,18 +98,18 @@ def run_seed(sequences, n_items, seed, loss, epochs, patience, dim, dropout, dev
     Returns: (U, 4) with the history left out, and the same with it kept.
     """
     model = sasrec.make_model(n_items, seed, device, dim=dim, dropout=dropout)
+    learnt = [s[:-2] for s in sequences]
     begin = time.perf_counter()
     epoch = count(1)
 
     def valid_ndcg():
-        ranks = rank_targets(model, [s[:-2] for s in sequences], [s[-2] for s in sequences])
+        ranks = rank_targets(model, learnt, [s[-2] for s in sequences])
         value = metrics.ndcg_at(ranks, 10).mean()
         print(f"seed {seed}  epoch {next(epoch):3}  valid NDCG@10 {value:.4f}  "
               f"{time.perf_counter() - begin:.0f} s", flush=True)
         return value
 
-    best, best_epoch = sasrec.fit(model, [s[:-2] for s in sequences], loss, epochs, seed,
-                                  valid_ndcg, patience=patience)
+    best, best_epoch = sasrec.fit(model, learnt, loss, epochs, seed, valid_ndcg, patience=patience)
     print(f"seed {seed}  chosen: epoch {best_epoch}, valid NDCG@10 {best:.4f}")
     histories = [s[:-1] for s in sequences]
     targets = [s[-1] for s in sequences]
@@ -154,11 +146,9 @@ def main():
     add("--patience", type=int, default=20, help="epochs without a better one (default 20)")
     add("--dim", type=int, default=50, help="of the embeddings (default 50)")
     add("--dropout", type=float, default=0.2, help="default 0.2; the authors take 0.5 on Beauty")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
+    flags.add_shared(parser, "device")
     args = parser.parse_args()
-    if min(args.epochs, args.patience, args.dim) < 1 or not 0 <= args.dropout < 1:
-        raise SystemExit("--epochs, --patience and --dim must be 1 or more, --dropout at least 0 "
-                         "and below 1")
+    flags.check_ranges(args, epochs=1, patience=1, dim=1, dropout=(0, 0.99))
     torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     sequences, n_items = number_items(read_sequences(args.sequences))
     name = args.sequences.stem

@@ -9,9 +9,8 @@ items by heart, which checks baselines/tiger.py (3 minutes on a core). With `--r
 Sequences: S3-Rec's, as in sasrec_sequences.py. IDs: {item id - 1: codes like "<a_183>"}, those of
 HonghuiBao2000/LETTER, not TIGER's own. Leave-one-out: each user's last item is the test, the one
 before it decides between checkpoints (Recall@10 of 1,000 users), the rest is learnt. Beam search
-ranks all items. Among items with one ID, more learnt occurrences come first, then the lower number;
-only the true item is a hit. The user's earlier items are kept in the ranking, and left out. No user
-of Beauty has an item twice, so the second can only be higher. A run that was cut goes on from its
+ranks all items. Among items with one ID, more learnt occurrences come first, then the lower number.
+The user's earlier items are kept in the ranking, and left out. A run that was cut goes on from its
 checkpoint in --out.
 """
 
@@ -29,8 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from baselines import tiger
 from benchmarks.sasrec_sequences import read_sequences
-from common import data, metrics, runs
-from common.process import resolve_device
+from common import data, flags, metrics, runs
 
 NAME = "tiger_sequences"
 PUBLISHED = {"Beauty": (0.0454, 0.0321, 0.0648, 0.0384)}  # TIGER, Rajput et al. 2023: quoted
@@ -40,18 +38,14 @@ METRICS = (("R@5", metrics.hit_at, 5), ("N@5", metrics.ndcg_at, 5),
 
 def load_ids(path, n_items):
     """Semantic IDs, (n, L) int64, of at least the items 0 ... n_items - 1."""
-    form = "a JSON object is expected: item id - 1 to a list of codes like <a_183>"
-    if not path.is_file():
-        raise SystemExit(f"{path} is missing; {form}")
     try:
         ids = {int(item): [int(re.search(r"\d+", code)[0]) for code in codes]
                for item, codes in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path}: {error}; {form}") from None
-    one_length = len({len(codes) for codes in ids.values()}) == 1
-    if set(ids) != set(range(max(n_items, len(ids)))) or not one_length:
-        raise SystemExit(f"{path}: IDs of equal length are expected for items 0 to "
-                         f"{n_items - 1}; is it of another data set?")
+        if set(ids) != set(range(max(n_items, len(ids)))) or len(set(map(len, ids.values()))) > 1:
+            raise ValueError(f"IDs of equal length are expected for items 0 to {n_items - 1}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path}: {error}; a JSON object is expected: item id - 1 to a list of "
+                         f"codes like <a_183>") from None
     return np.array([ids[item] for item in range(len(ids))])
 
 
@@ -101,18 +95,25 @@ def rank_targets(model, table, levels, items_of_leaf, examples, beam, size=64):
 
 def format_table(name, kept, left_out):
     """Lines of the table: our metrics with 95% intervals over users, and the published ones."""
-    lines = [f"{'':34} " + "  ".join(f"{metric:23}" for metric, _, _ in METRICS)]
+    rows = {"": [metric for metric, _, _ in METRICS]}
     if name in PUBLISHED:
-        published = "  ".join(f"{value:<23.4f}" for value in PUBLISHED[name])
-        lines.append(f"{'TIGER as published (quoted)':34} {published}")
+        rows["TIGER as published (quoted)"] = [f"{value:.4f}" for value in PUBLISHED[name]]
     for treatment, ranks in (("kept", kept), ("left out", left_out)):
-        cells = []
+        rows[f"here, earlier items {treatment}"] = cells = []
         for _, metric, k in METRICS:
             values = metric(ranks, k)
             low, high = metrics.bootstrap_ci(values, np.arange(len(values)))
             cells.append(f"{values.mean():.4f} [{low:.4f}, {high:.4f}]")
-        lines.append(f"{f'here, earlier items {treatment}':34} " + "  ".join(cells))
-    return lines
+    return [f"{row:34} " + "  ".join(f"{cell:23}" for cell in cells) for row, cells in rows.items()]
+
+
+def overfit_line(test, kept, items_of_leaf, loss):
+    """The share of the test items that the model knows by heart, and a line that says so."""
+    possible = np.isin(test.items[test.places], [items[0] for items in items_of_leaf])
+    known = metrics.hit_at(kept, 1)[possible].mean()
+    return known, (f"overfit check: {known:.1%} of {possible.sum()} learnt items are at rank 1 "
+                   f"(loss {loss:.3f} nats per token); {(~possible).sum()} more cannot be, since "
+                   f"another item with their ID comes first")
 
 
 def parse_args():
@@ -130,15 +131,10 @@ def parse_args():
         "check that they are known; 0 (default) = no")
     add("--beam", type=int, default=30, help="width, 20 or more (default 30: 10 + 20 earlier)")
     add("--eval-every", type=int, default=1000, help="steps between checkpoints (default 1,000)")
-    add("--device", type=resolve_device, default="auto", help="auto (default), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="of weights and order (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on where a run was cut (default); --no-resume starts afresh")
+    flags.add_shared(parser, "device", "seed", "resume")
     args = parser.parse_args()
-    if args.beam < 20:
-        raise SystemExit(f"--beam {args.beam}: 20 or more, or the ten best are cut short")
-    recipe = dict(tiger.RECIPES[args.recipe])
-    recipe["steps"] = args.steps or recipe["steps"]
+    flags.check_ranges(args, steps=1, beam=20, eval_every=1)
+    recipe = tiger.RECIPES[args.recipe] | ({"steps": args.steps} if args.steps else {})
     if args.overfit:
         recipe["dropout"] = 0.0  # it would only blur what is learnt by heart
     return args, recipe
@@ -177,15 +173,12 @@ def main():
         tqdm.write(f"valid Recall@10 {recall:.4f}")
         return -recall
 
-    loss = tiger.fit(model, table, learnt, check, recipe, part / "sequences.pt", args.seed,
+    loss = tiger.fit(model, table, learnt, check, recipe, part / "sequences", args.seed,
                      args.eval_every)
     kept, left_out = rank_targets(model, table, levels, items_of_leaf, test, args.beam)
+    known = 1.0
     if args.overfit:
-        possible = np.isin(test.items[test.places], [items[0] for items in items_of_leaf])
-        known = metrics.hit_at(kept, 1)[possible].mean()
-        lines = [f"overfit check: {known:.1%} of {possible.sum()} learnt items are at rank 1 (loss "
-                 f"{loss:.3f} nats per token); {(~possible).sum()} more cannot be, since another "
-                 f"item with their ID comes first"]
+        known, *lines = overfit_line(test, kept, items_of_leaf, loss)
     else:
         full = tiger.RECIPES["paper"]["steps"]
         lines = [f"{args.sequences.stem}: {len(sequences):,} of {all_users:,} users, {len(ids):,} "
@@ -199,7 +192,7 @@ def main():
     print("\n".join(lines))
     runs.finish_run(run)
     shutil.rmtree(part)
-    if args.overfit and known < 0.99:
+    if known < 0.99:
         raise SystemExit("the overfit check failed: fewer than 99% are known. Give it more --steps "
                          "before looking for a fault")
 

@@ -176,7 +176,9 @@ def test_bm25_scores_by_hand():
     words = bm25.split_words(["Rain rain piano", "piano", "club night out too"], "kept")
     assert words[0] == ["rain", "rain", "piano"]
     index = bm25.build_index(words, k1=1.2, b=0.75)
-    scores = bm25.score_tracks(index, ["rain", "piano", "unheard"])
+    asked = turns.Turn("d", 1, [], "Rain, piano: unheard", [], [0])
+    form = {"history": "last query", "stop_words": "kept"}
+    scores, = bm25.score_turns(form, index, [asked], [])
     mean = 8 / 3
     rain = math.log(1 + 2.5 / 1.5)
     piano = math.log(1 + 1.5 / 2.5)
@@ -193,9 +195,10 @@ def test_stop_words():
 
 def test_a_query_without_a_known_word_is_ordered_by_the_draw():
     words = bm25.split_words(["one two", "two three", "three"], "kept")
-    scores = bm25.score_tracks(bm25.build_index(words, 1.2, 0.75), [])
     asked = [turns.Turn("d", t, [], "", [], [0]) for t in range(30)]
-    orders = [turns.rank(scores, turn, 0).tolist() for turn in asked]
+    form = {"history": "last query", "stop_words": "kept"}
+    scores = bm25.score_turns(form, bm25.build_index(words, 1.2, 0.75), asked, [])
+    orders = [turns.rank(row, turn, 0).tolist() for row, turn in zip(scores, asked, strict=True)]
     assert all(sorted(order) == [0, 1, 2] for order in orders)
     assert len({order[0] for order in orders}) == 3
 

@@ -122,7 +122,7 @@ def test_text_is_cut_at_77_tokens_and_vectors_have_length_1():
     np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-6)
     np.testing.assert_allclose(vectors[0], vectors[4], atol=1e-6)
     assert np.abs(vectors[0] - vectors[3]).max() > 1e-3
-    np.testing.assert_allclose(side.encode_batch(["club"]).detach(), vectors[3:4], atol=1e-6)
+    np.testing.assert_allclose(side.query_batch(["club"]).detach(), vectors[3:4], atol=1e-6)
 
 
 # ---------------------------------------------------------------- the script
@@ -259,8 +259,8 @@ def test_without_any_audio_there_is_nothing_to_rank(monkeypatch, data_dir):
     (["--clap-model", "x", "--random-weights"], "one of --clap-model and --random-weights"),
     (["--clap-model", "nobody/no-such-clap"],
      "--clap-model nobody/no-such-clap: .*Accepted: the folder.*hf download"),
-    (["--random-weights", "--steps", "0"], "--steps 0: must be 1 or more"),
-    (["--random-weights", "--workers", "0"], "--workers 0: must be 1 or more")])
+    (["--random-weights", "--steps", "0"], "--steps 0: 1 or more is"),
+    (["--random-weights", "--workers", "0"], "--workers 0: 1 or more is")])
 def test_a_missing_model_is_one_line_that_says_how_to_get_it(monkeypatch, data_dir, flags, message):
     with pytest.raises(SystemExit, match=message) as error:
         run(monkeypatch, data_dir, *flags)

@@ -321,12 +321,13 @@ KILLED = """
 import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
 dense = importlib.import_module("baselines.dense")
-draw = dense.draw_batch
+two_towers = dense.two_towers
+draw = two_towers.draw_batch
 def draw_batch(step, *args):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return draw(step, *args)
-dense.draw_batch = draw_batch
+two_towers.draw_batch = draw_batch
 dense.main()
 """
 
@@ -345,13 +346,13 @@ def test_kill_and_resume_gives_the_same_bits(monkeypatch, data_dir, bert, tmp_pa
     saved = [path.name for path in (data_dir / "dense.part").glob("checkpoint-*")]
     assert saved == ["checkpoint-4.pt"]
 
-    draw = dense.draw_batch
+    draw = two_towers.draw_batch
     steps = []
 
     def watched(step, *args):
         steps.append(step)
         return draw(step, *args)
-    monkeypatch.setattr(dense, "draw_batch", watched)
+    monkeypatch.setattr(two_towers, "draw_batch", watched)
     run(monkeypatch, data_dir, bert, *flags)
     assert steps == [4, 5, 6]
     run(monkeypatch, whole, bert, *flags)
@@ -390,9 +391,9 @@ def test_the_best_weights_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--steps", "0"], "--steps 0: must be 1 or more"),
-    (["--batch-size", "1"], "--batch-size 1: must be 2 or more"),
-    (["--query-tokens", "-1"], "--query-tokens -1: must be 0 or more")])
+    (["--steps", "0"], "--steps 0: 1 or more is accepted"),
+    (["--batch-size", "1"], "--batch-size 1: 2 or more is"),
+    (["--query-tokens", "-1"], "--query-tokens -1: 0 or more is")])
 def test_bad_arguments(monkeypatch, data_dir, bert, flags, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, data_dir, bert, *flags)

@@ -298,7 +298,7 @@ def test_the_benchmarks_nv_embed_is_the_whole_one(monkeypatch):
 
 def test_a_tuned_nv_embed_is_saved_and_read_again(nv, tmp_path):
     tokenizer, model, _ = nv[1]
-    dense.save_folder(model, [tokenizer], tmp_path / "part", tmp_path / "dense_model")
+    dense.two_towers.save_folder([model, tokenizer], tmp_path / "part", tmp_path / "dense_model")
     again = text.load_text_encoder(text.resolve_text_encoder(str(tmp_path / "dense_model")), "cpu")
     np.testing.assert_allclose(text.embed_texts(TEXTS, *again)[0],
                                text.embed_texts(TEXTS, *nv[1])[0], atol=1e-6)
