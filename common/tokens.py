@@ -2,8 +2,7 @@
 
 A track is `<start_of_music><|playlist-59|><|semantic-361|><|metadata-7|><|lyrics-98|><|audio-29|>
 <end_of_music>`. The order of the modalities is fixed, coarse to fine. A modality that a track lacks
-(code -1) is left out. In a chat the music stands at the head of the assistant's message, before the
-text.
+(code -1) is left out. In a chat the music comes first in the assistant's message, before the text.
 
 `encode_dialogue` is the only function that turns a dialogue into ids. Training, prediction and chat
 all call it, so that they cannot drift apart. Text is encoded as text: `<|audio-3|>` or `<|eot_id|>`

@@ -1,7 +1,7 @@
 """TalkPlayData's files: find them, read their rows, tell what they hold, copy the embeddings.
 
 All are parquet files on the Hugging Face hub (talkpl-ai). JSON is read too: a list of rows, or one
-row per line. What a file holds is told by its columns, the split of conversations by its name.
+row per line. A file is recognised by its columns, the split of conversations by its name.
 """
 
 import json
@@ -140,7 +140,7 @@ def split_of(path):
 
 
 def sort_files(paths, problems):
-    """What the files hold, told by their columns.
+    """What the files hold, by their columns.
 
     Returns: {"conversations": [(path, split)], "tracks": [path], "annotations": [path],
         "vectors": [(path, {column: modality})]}.
