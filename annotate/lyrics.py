@@ -18,8 +18,7 @@ Whisper writes fluent nonsense where nobody sings. The guards, in this order:
 
 Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. One
 track at a time leaves a large GPU idle: start several --shard on it. A window of large-v3 takes up
-to 93 MB of memory until its track is done (the scores of each token), so for mixes of hours use
---seconds 600: it hears the middle of them.
+to 93 MB of memory until its track is done, so for mixes of hours use --seconds 600 (the middle).
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
 Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
@@ -42,8 +41,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 from annotate.shared import annotate, make_parser
-from common.process import resolve_device
+from common.flags import add_shared
 from steps.extract_embeddings.librosa_features import read_audio
+from steps.extract_embeddings.text import refuse_bad_model
 
 # torch and transformers are imported where they are used: each audio worker starts this file again,
 # and would load them all.
@@ -52,7 +52,7 @@ NAME = "lyrics"
 RATE = 16_000           # Hz, of every Whisper
 WINDOW = 3000           # frames of 10 ms: what Whisper hears at a time
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-LIMITS = {              # by transformers' names
+LIMITS = {              # of guard 1, by transformers' names
     "no_speech_threshold": 0.6, "logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}
 MOST_COMPRESSED = 2.4   # bytes of a window's text / bytes of it compressed
 MOST_REPEATS = 4        # times in a row
@@ -82,14 +82,12 @@ def cut_repeats(items, most=MOST_REPEATS, longest=4):
     i = 0
     while i < len(items):
         keep = step = 1  # unless a block that repeats itself begins here
-        for size in range(1, longest + 1):
+        for size in range(longest, 0, -1):  # the shortest block wins
             times = 1
             while bare[i + times * size:i + (times + 1) * size] == bare[i:i + size]:
                 times += 1
             if times > most:
-                keep = most * size
-                step = times * size
-                break
+                keep, step = most * size, times * size
         kept += items[i:i + keep]
         i += step
     return kept
@@ -111,9 +109,8 @@ def clean_lyrics(lines):
 def languages_of(model):
     """Codes of the languages that a Whisper can be told, such as "en"; [] if it is English only."""
     config = model.generation_config
-    if not getattr(config, "is_multilingual", True):
-        return []
-    return sorted(token[2:-2] for token in getattr(config, "lang_to_id", ()))
+    known = getattr(config, "lang_to_id", ()) if getattr(config, "is_multilingual", True) else ()
+    return sorted(token[2:-2] for token in known)
 
 
 def load_whisper(name, device, language=None):
@@ -127,18 +124,14 @@ def load_whisper(name, device, language=None):
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of what is asked for here
     dtype = torch.float16 if "cuda" in device else torch.float32
-    try:
+    with refuse_bad_model("--model", name, "Accepted: the whole folder of a Whisper, or its id. "
+                          "Get one with: hf download openai/whisper-large-v3 --local-dir large-v3"):
         if AutoConfig.from_pretrained(name).model_type != "whisper":
             raise ValueError("not a Whisper model.")
         processor = WhisperProcessor.from_pretrained(name)
         model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
         if not hasattr(model.generation_config, "no_timestamps_token_id"):
-            raise ValueError("its generation_config.json is too old: it has no "
-                             "no_timestamps_token_id.")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Accepted: the whole folder "
-                         f"of a Whisper, or its Hugging Face id. Get one with: hf download "
-                         f"openai/whisper-large-v3 --local-dir whisper-large-v3") from None
+            raise ValueError("its generation_config.json is too old: no no_timestamps_token_id.")
     if language and language not in languages_of(model):
         raise SystemExit(f"--language {language}: the model knows "
                          f"{', '.join(languages_of(model)) or 'English only'}")
@@ -160,9 +153,8 @@ def mean_logprob(result, model):
     result: of one window, as generate returns it.
     """
     scores = [score[None] for score in result["scores"]]  # (1, V) for each token
-    logprobs = model.compute_transition_scores(result["sequences"][None], scores,
-                                               normalize_logits=True)
-    return logprobs.mean().item()
+    return model.compute_transition_scores(result["sequences"][None], scores,
+                                           normalize_logits=True).mean().item()
 
 
 def hear(samples, model, processor, limits=LIMITS, language=None):
@@ -189,11 +181,9 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
         new = [processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip()
                for segment in segments]
         sure = mean_logprob(segments[0]["result"], model) >= limits["logprob_threshold"]
-        if sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED:
-            windows["sung"] += 1
-            lines += new
-        else:
-            windows["unsure"] += 1
+        sung = sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED
+        windows["sung" if sung else "unsure"] += 1
+        lines += new if sung else []
     return lines, language, windows
 
 
@@ -211,22 +201,14 @@ def describe(group, model, processor, limits, language, seed):
 
 def parse_args(argv=None):
     parser = make_parser(__doc__.splitlines()[0], 0)
+    add_shared(parser, "device", "seed")
     add = parser.add_argument
     add("--model", default="openai/whisper-large-v3",
         help="a Whisper: Hugging Face id or folder (default openai/whisper-large-v3)")
-    add("--language", default=None,
-        help='code of the language of all tracks, such as "en" (default: detected per track)')
-    add("--no-speech-threshold", type=float, default=LIMITS["no_speech_threshold"],
-        help="P(no speech) above which an unsure window has no words (default 0.6)")
-    add("--logprob-threshold", type=float, default=LIMITS["logprob_threshold"],
-        help="mean log-probability of its tokens below which a window is unsure (default -1)")
-    add("--compression-ratio-threshold", type=float,
-        default=LIMITS["compression_ratio_threshold"],
-        help="compression of its token ids above which a window is written again (default 1.35)")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0,
-        help="seed of what is drawn at a temperature above 0 (default 0)")
+    add("--language", help="of all tracks, such as en (default: detected per track)")
+    for name, value in LIMITS.items():
+        add(f"--{name.replace('_', '-')}", type=float, default=value,
+            help=f"of guard 1 (default {value:g})")
     return parser.parse_args(argv)
 
 

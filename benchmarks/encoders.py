@@ -28,9 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import numpy as np
 import soundfile
+import torch
+import transformers
 
 from common import data, runs
+from common.flags import add_shared
 from common.process import resolve_device
+from steps.extract_embeddings import clap, librosa_features, musicfm, nv_embed
+from steps.extract_embeddings.text import embed_texts, load_text_encoder, resolve_text_encoder
 
 TEXT_ENCODERS = ("minilm", "qwen3", "nv-embed")
 AUDIO_ENCODERS = ("librosa", "clap", "musicfm")
@@ -43,21 +48,16 @@ MISTRAL = dict(hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
 
 
 def read_texts(data_dir, n):
-    """Tags, metadata and lyrics of the first n tracks: {modality: list of str or None}."""
+    """Tags, metadata and lyrics of the first n tracks: a list of str or None for each modality."""
     extract = import_module("01_extract_embeddings")
     tracks = data.load_tracks(data_dir)[:n]
-    return {modality: [extract.track_text(track, modality) for track in tracks]
-            for modality in extract.TEXT_MODALITIES}
+    return [[extract.track_text(track, modality) for track in tracks]
+            for modality in extract.TEXT_MODALITIES]
 
 
 def make_text_encoder(name, device):
     """(tokenizer, model, longest text in tokens); MiniLM's tokenizer and length for all."""
-    import torch
-    import transformers
-
-    from steps.extract_embeddings import nv_embed, text
-    minilm = text.resolve_text_encoder("minilm")
-    tokenizer, model, longest = text.load_text_encoder(minilm, device)
+    tokenizer, model, longest = load_text_encoder(resolve_text_encoder("minilm"), device)
     if name == "minilm":
         return tokenizer, model, longest
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # no BERT's token types
@@ -73,11 +73,9 @@ def make_text_encoder(name, device):
 
 def make_audio_encoder(name, device):
     """(function of a path, function of a list of what it returns): how 01 hears a track."""
-    from steps.extract_embeddings import clap, librosa_features, musicfm
     if name == "librosa":
         return librosa_features.read_features, np.stack
     if name == "clap":
-        import transformers
         model = transformers.ClapModel(transformers.ClapConfig()).to(device).eval()
         extractor = transformers.ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad")
         read = partial(clap.mel_windows, extractor=extractor)
@@ -88,87 +86,67 @@ def make_audio_encoder(name, device):
     return read, partial(musicfm.embed_tracks, model=model, batch_size=4)
 
 
-def time_texts(name, data_dir, n, device):
-    """Tracks per second of a text encoder, by the mean over the text modalities."""
-    from steps.extract_embeddings.text import embed_texts
-    encoder = make_text_encoder(name, device)
-    texts = read_texts(data_dir, n)
-    embed_texts(texts["metadata"][:8], *encoder)  # warms up
-    start = time.perf_counter()
-    for of_modality in texts.values():
-        embed_texts(of_modality, *encoder)
-    return sum(map(len, texts.values())) / (time.perf_counter() - start)
-
-
-def time_audio(name, n, device):
-    """Tracks per second of an audio encoder, in batches of four."""
-    read, encode = make_audio_encoder(name, device)
-    batches = -(-n // 4)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "noise.flac"
-        soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 44_100 * 31), 44_100)
-        encode([read(path)])  # warms up
-        start = time.perf_counter()
-        for _ in range(batches):
-            encode([read(path) for _ in range(4)])
-    return 4 * batches / (time.perf_counter() - start)
-
-
 def measure(name, data_dir, n, device):
-    """(tracks per second, peak memory in GiB) of one encoder."""
-    import torch
+    """(tracks per second, peak memory in GiB) of one encoder; audio takes n / 25 tracks."""
     torch.manual_seed(0)
     if name in TEXT_ENCODERS:
-        speed = time_texts(name, data_dir, n, device)
+        encoder = make_text_encoder(name, device)
+        modalities = read_texts(data_dir, n)
+        embed_texts(modalities[1][:8], *encoder)  # warms up
+        start = time.perf_counter()
+        for texts in modalities:
+            embed_texts(texts, *encoder)
+        speed = sum(map(len, modalities)) / (time.perf_counter() - start)
     else:
-        speed = time_audio(name, n // 25, device)
+        read, encode = make_audio_encoder(name, device)
+        batches = max(n // 100, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "noise.flac"
+            soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 44_100 * 31), 44_100)
+            encode([read(path)])  # warms up
+            start = time.perf_counter()
+            for _ in range(batches):
+                encode([read(path) for _ in range(4)])
+        speed = 4 * batches / (time.perf_counter() - start)
     if device == "cpu":
         return speed, runs.peak_memory_gib()
     return speed, torch.cuda.max_memory_allocated() / 2**30
 
 
-def compare_with_peer(data_dir, n, device, batch_size=64, rounds=3):
-    """Texts per second of embed_texts and of sentence-transformers, and the vectors' difference.
-
-    Both run the same MiniLM. The difference is the largest of all numbers.
-    """
+def compare_with_peer(data_dir, n, device):
+    """Time minilm by embed_texts and by sentence-transformers, and compare the vectors."""
     from sentence_transformers import SentenceTransformer
-
-    from steps.extract_embeddings import text
-    name = text.resolve_text_encoder("minilm")
-    encoder = text.load_text_encoder(name, device)
+    name = resolve_text_encoder("minilm")
+    encoder = load_text_encoder(name, device)
     peer = SentenceTransformer(name, device=device)
-    texts = sum(read_texts(data_dir, n).values(), [])
-    texts = list(dict.fromkeys(filter(None, texts)))
+    texts = list(dict.fromkeys(filter(None, sum(read_texts(data_dir, n), []))))
 
     def ours():
-        return text.embed_texts(texts, *encoder, batch_size=batch_size)[0]
+        return embed_texts(texts, *encoder, batch_size=64)[0]
 
     def theirs():
-        return peer.encode(texts, batch_size=batch_size, normalize_embeddings=True)
+        return peer.encode(texts, batch_size=64, normalize_embeddings=True)
 
     difference = np.abs(ours() - theirs()).max()  # this warms up, too
-    times = [(timeit(ours, number=1), timeit(theirs, number=1)) for _ in range(rounds)]
-    best_ours, best_theirs = np.min(times, axis=0)
-    return len(texts) / best_ours, len(texts) / best_theirs, difference
+    best = np.min([(timeit(ours, number=1), timeit(theirs, number=1)) for _ in range(3)], axis=0)
+    speed, peer_speed = len(texts) / best
+    print(f"embed_texts: {speed:.0f} texts/s, sentence-transformers: {peer_speed:.0f} texts/s\n"
+          f"{speed / peer_speed:.2f} times as fast as the peer; the vectors differ by at most "
+          f"{difference:.0e}")
 
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    add_shared(parser, "data-dir")
     add = parser.add_argument
     add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT,
         help=f"default: {' '.join(DEFAULT)}")
-    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
     add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
     add("--device", type=resolve_device, default="cpu", help="cpu (default), cuda, ...")
     add("--peer", action="store_true", help="instead: minilm against sentence-transformers' encode")
     args = parser.parse_args()
     if args.peer:
-        ours, theirs, difference = compare_with_peer(args.data_dir, args.n, args.device)
-        print(f"embed_texts: {ours:.0f} texts/s, sentence-transformers: {theirs:.0f} texts/s")
-        print(f"{ours / theirs:.2f} times as fast as the peer; the vectors differ by at most "
-              f"{difference:.0e}")
-        return
+        return compare_with_peer(args.data_dir, args.n, args.device)
     for name in args.encoders:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # for its own peak memory
             job = pool.submit(measure, name, args.data_dir, args.n, args.device)

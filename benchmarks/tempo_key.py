@@ -14,6 +14,7 @@ import argparse
 import csv
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from annotate.tempo_key import HOP, estimate_key, estimate_tempo
 from common import data
+from common.flags import add_shared
 from steps.extract_embeddings import librosa_features as features
 
 TEMPERLEY = np.array([  # Temperley 1999, "What's key for key?": profiles as in KEY_PROFILES
@@ -31,7 +33,7 @@ TEMPERLEY = np.array([  # Temperley 1999, "What's key for key?": profiles as in 
 TEMPO_CHOICES = [(HOP, 120), (512, 120), (HOP, 100), (HOP, 140)]  # hop in samples, prior in BPM
 PROFILES = {"Krumhansl": features.KEY_PROFILES, "Temperley": TEMPERLEY}
 CHROMAS = ("chroma_cqt", "chroma_cens", "chroma_stft")
-KEY_CHOICES = [(chroma, profiles) for profiles in PROFILES for chroma in CHROMAS]
+KEY_CHOICES = list(product(PROFILES, CHROMAS))
 
 
 def read_labels(path):
@@ -67,11 +69,9 @@ def split_key(label):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    add_shared(parser, "data-dir")
     add = parser.add_argument
-    add("--labels", type=Path, default=None, help="a CSV file (default: the tracks of --data-dir)")
-    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
-    add("--seconds", type=float, default=30.0,
-        help="how much of a clip is heard, from its middle (default 30; 0 = all)")
+    add("--labels", type=Path, help="a CSV file (default: the tracks of --data-dir)")
     add("--limit", type=int, default=200, help="clips of --data-dir (default 200; 0 = all)")
     args = parser.parse_args()
     rate = features.LIBROSA_RATE
@@ -79,21 +79,21 @@ def main():
     tempi = {choice: [] for choice in TEMPO_CHOICES}  # verdicts
     keys = {choice: [] for choice in KEY_CHOICES}     # pairs (estimate, truth) of (tonic, mode)
     for path, truths, label in tqdm(list(clips)):
-        samples = features.read_audio(path, rate, args.seconds)
+        samples = features.read_audio(path, rate)
         key = split_key(label)
         for hop, prior in TEMPO_CHOICES if truths else ():
             tempo = estimate_tempo(samples, rate, hop, prior)
             tempi[hop, prior].append(judge_tempo(tempo, truths))
-        for chroma, profiles in KEY_CHOICES if key else ():
+        for profiles, chroma in KEY_CHOICES if key else ():
             function = getattr(features.librosa.feature, chroma)
             estimate = estimate_key(samples, rate, function, PROFILES[profiles])
-            keys[chroma, profiles].append((tuple(estimate.split()), key))
+            keys[profiles, chroma].append((tuple(estimate.split()), key))
 
     for (hop, prior), verdicts in tempi.items():
         print(f"tempo  hop {hop:3d}, prior {prior} BPM   {verdicts.count('right'):3d} of "
               f"{len(verdicts)} within 4%, {verdicts.count('octave')} octave errors, "
               f"{verdicts.count('wrong')} wrong")
-    for (chroma, profiles), pairs in keys.items():
+    for (profiles, chroma), pairs in keys.items():
         with_mode = [estimate == key for estimate, key in pairs if key[1]]
         tonics = [estimate[0] == key[0] for estimate, key in pairs]
         print(f"key    {chroma:11s}, {profiles:9s}   {sum(with_mode):3d} of {len(with_mode)} keys, "

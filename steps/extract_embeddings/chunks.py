@@ -19,11 +19,10 @@ from common.process import agree, current_process, wait_for_all
 
 def check_one_machine():
     """Raises SystemExit: torchrun has started processes on several machines."""
-    world = os.environ.get("WORLD_SIZE", "1")
+    world = os.environ.get("WORLD_SIZE")
     if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
-        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they have to "
-                         "be on one machine. Accepted: torchrun --nproc-per-node N, N the number "
-                         "of its GPUs")
+        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they must be "
+                         "on one machine. Accepted: torchrun --nproc-per-node N")
 
 
 def journals(folder, modality):
@@ -48,18 +47,12 @@ def forget_progress(folder, modality):
         path.unlink()
 
 
-def mark_finished(folder, modality, n_tracks):
-    """Put a modality that was made at once on record, as one chunk."""
-    chunk = {"first": 0, "stop": n_tracks, "notes": []}
-    data.write_jsonl(folder / f"{modality}.progress.jsonl", [chunk])
-
-
 def is_finished(folder, modality, n_tracks):
     """Whether an earlier, killed try of this run has finished the modality."""
     if (folder / f"{modality}.part.npy").is_file() or not (folder / f"{modality}.npy").is_file():
         return False
-    chunks = finished_chunks(folder, modality)
-    return sum(chunk["stop"] - chunk["first"] for chunk in chunks) == n_tracks
+    return n_tracks == sum(chunk["stop"] - chunk["first"]
+                           for chunk in finished_chunks(folder, modality))
 
 
 def begin_part(folder, modality, shape, size):
@@ -86,9 +79,9 @@ def begin_part(folder, modality, shape, size):
 
 
 def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: rows):
-    """Fill <modality>.part.npy, float32, from where a killed run stopped.
+    """Fill <modality>.part.npy, (N, D) float32, from where a killed run stopped.
 
-    shape: (N, D) of the array. size: rows per chunk.
+    size: rows per chunk.
     encode: function of start(rows), rows a slice -> ((n, D) float32, list of notes).
     start: called one chunk ahead, for work that others can do meanwhile.
     Returns: the path of the file and, in the first process, the notes of all chunks in row order.
@@ -96,13 +89,13 @@ def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: row
     rank, world = current_process()
     todo = agree(lambda: begin_part(folder, modality, shape, size))
     mine = [slice(first, min(first + size, shape[0])) for first in todo[rank::world]]
-    n_rows = sum(rows.stop - rows.start for rows in mine)
     path = folder / f"{modality}.part.npy"
     array = np.lib.format.open_memmap(path, mode="r+")
     journal = f"{modality}.progress.{rank}.jsonl" if rank else f"{modality}.progress.jsonl"
     started = [start(rows) for rows in mine[:1]]
 
-    with (tqdm(total=n_rows, desc=modality, unit="track", disable=rank > 0) as bar,
+    with (tqdm(total=sum(rows.stop - rows.start for rows in mine), desc=modality, unit="track",
+               disable=rank > 0) as bar,
           open(folder / journal, "a", encoding="utf-8") as f):
         for i, rows in enumerate(mine):
             started += [start(ahead) for ahead in mine[i + 1:i + 2]]

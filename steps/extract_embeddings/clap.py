@@ -7,23 +7,21 @@ in windows of 10 s, one by one: transformers' feature extractor would crop longe
 import numpy as np
 import torch
 
-from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, cut_windows, read_audio
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_windows
+from steps.extract_embeddings.text import refuse_bad_model
 
-DOWNLOAD = "hf download laion/larger_clap_music --local-dir larger_clap_music"
+MEND = ("Accepted: the folder of a CLAP model, or its Hugging Face id. Get one with: "
+        "hf download laion/larger_clap_music --local-dir larger_clap_music")
 
 
 def resolve_clap(name, flag="--clap-model"):
-    """The folder or id of a CLAP model, given by `flag`. Raises SystemExit: it is no CLAP model."""
+    """Raises SystemExit: the folder or id of a CLAP model, given by `flag`, is none."""
     from transformers import ClapConfig
-    try:
+    with refuse_bad_model(flag, name, MEND):
         if not name:
             raise ValueError("a model is needed.")
         if ClapConfig.from_pretrained(name).model_type != "clap":
             raise ValueError("not a CLAP model.")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} Accepted: the folder of a "
-                         f"CLAP model, or its Hugging Face id. Get one with: {DOWNLOAD}") from None
-    return name
 
 
 def load_clap(name, device, flag="--clap-model"):
@@ -32,13 +30,11 @@ def load_clap(name, device, flag="--clap-model"):
     from transformers.utils import logging
     logging.disable_progress_bar()
     resolve_clap(name, flag)
-    try:
-        model = ClapModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    with refuse_bad_model(flag, name, MEND):
+        model = ClapModel.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return model, tokenizer, ClapFeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} Its folder is not whole; "
-                         f"download it again with: {DOWNLOAD}") from None
+        extractor = ClapFeatureExtractor.from_pretrained(name)
+    return model.to(device).eval(), tokenizer, extractor
 
 
 def mel_windows(path, extractor, seconds=AUDIO_SECONDS):
@@ -49,7 +45,7 @@ def mel_windows(path, extractor, seconds=AUDIO_SECONDS):
     Raises ValueError: as read_audio does.
     """
     rate = extractor.sampling_rate
-    windows = cut_windows(read_audio(path, rate, seconds), extractor.nb_max_samples)
+    windows = read_windows(path, rate, seconds, extractor.nb_max_samples)
     return np.asarray(extractor(windows, sampling_rate=rate).input_features, np.float32)
 
 

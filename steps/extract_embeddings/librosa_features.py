@@ -39,8 +39,7 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
     """The middle of an audio file, mono: (T,) float32 at `rate` Hz.
 
     seconds: at most this much is read; 0 = the whole file.
-    Raises ValueError: the file is missing, unreadable, silent or too short (the message says
-    which).
+    Raises ValueError: the reason why the file cannot be used.
     """
     if not Path(path).is_file():
         raise ValueError("file missing")
@@ -70,7 +69,7 @@ def cut_windows(samples, size, least=None):
     return [window for window in windows if len(window) >= (least or size / 2)] or windows
 
 
-def read_windows(path, rate, seconds, size, least):
+def read_windows(path, rate, seconds, size, least=None):
     """The windows of an audio file: list of (T,) float32. Raises ValueError as read_audio does."""
     return cut_windows(read_audio(path, rate, seconds), size, least)
 
@@ -85,7 +84,6 @@ def librosa_features(samples, rate):
 
     samples: (T,) float32 at `rate` Hz.
     """
-
     def stats(x):
         return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
 
@@ -103,8 +101,7 @@ def librosa_features(samples, rate):
               stats(librosa.feature.zero_crossing_rate(samples, hop_length=4 * HOP)),
               stats(librosa.amplitude_to_db(librosa.feature.rms(S=magnitude)))]
 
-    # Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz
-    # (6).
+    # Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz (6)
     chroma = librosa.feature.chroma_stft(S=magnitude**2, sr=rate, tuning=0.0)  # (12, frames)
     keys = key_strengths(chroma.mean(1))
     harmony = [chroma.mean(1), keys, [keys[:12].max() - keys[12:].max()],
