@@ -6,18 +6,14 @@
     audio      librosa features, MusicFM (as in the paper) or CLAP
     playlist   item2vec: skip-gram in which all tracks of a training playlist are neighbours
 
-02_quantize.py compares rows by Euclidean distance, so each modality is written in a form in which
-that distance means something. The rows of the texts, of item2vec and of CLAP have length 1: their
-distance orders tracks as the cosine does. The columns of librosa and MusicFM are standardised, by
-the mean and deviation of all tracks; audio_scaling.npy keeps both for new tracks.
+02_quantize.py compares rows by Euclidean distance. So the rows of the texts, of item2vec and of
+CLAP have length 1: their distance orders tracks as the cosine does. The columns of librosa and
+MusicFM are standardised, by the mean and deviation of all tracks; audio_scaling.npy keeps both for
+new tracks. A track that lacks a modality has a row of NaN: it has no tags, no lyrics, no audio that
+can be read, or no training playlist with a second track. Other playlists are never looked at.
 
-A track that lacks a modality has a row of NaN: it has no tags, no lyrics, no audio that can be
-read, or no training playlist with a second track in it. Validation and test playlists are never
-looked at.
-
-A killed run goes on with the chunks of tracks that are not on disk yet, and ends in the same bytes;
-only item2vec has no chunks. Audio files are known by their paths: after changing one, use
---no-resume.
+A killed run goes on with the chunks of tracks that are not on disk yet (only item2vec has none).
+Audio files are known by their paths: after changing one, use --no-resume.
 
 Under torchrun each process makes its share of the chunks, on its own GPU if there are several. The
 first one alone runs item2vec, on the CPU, at the end. So that no GPU waits for it, run --modalities
@@ -53,8 +49,7 @@ from steps.extract_embeddings.librosa_features import AUDIO_SECONDS
 from steps.extract_embeddings.sentences import Sentences
 from steps.extract_embeddings.text import embed_texts, load_text_encoder, resolve_text_encoder
 
-# torch, transformers and gensim are imported where they are used: each audio worker starts
-# this file again, and would load them all.
+# torch, transformers and gensim are imported in functions: audio workers start this file again.
 
 NAME = "01_extract_embeddings"
 TEXT_MODALITIES = ("semantic", "metadata", "lyrics")
@@ -91,10 +86,7 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
 # ---------------------------------------------------------------- audio
 
 def write_audio(folder, tracks, data_dir, encoder, workers):
-    """Write embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl.
-
-    encoder: an AudioEncoder. workers: processes that read audio files.
-    """
+    """Write embeddings/audio.npy, audio_scaling.npy, audio_failed.jsonl. encoder: AudioEncoder."""
     raw_path, failed = audio.embed_audio_files(folder, "audio", tracks, data_dir, encoder, workers)
     if current_process()[0] > 0:
         return
@@ -164,9 +156,8 @@ def item2vec(playlists, n_tracks, dim=128, epochs=40, seed=0, workers=1, share=N
 def check_not_brought(data_dir, chosen):
     """Raises SystemExit: embeddings that 00_prepare_data.py brought along would be replaced."""
     outputs = (runs.read_run(data_dir, "00_prepare_data") or {}).get("outputs", {})
-    files = {m: f"embeddings/{m}.npy" for m in chosen if f"embeddings/{m}.npy" in outputs}
-    brought = [m for m, file in files.items() if (data_dir / file).is_file()
-               and runs.file_hash(data_dir / file) == outputs[file]]
+    brought = [m for m in chosen if (file := f"embeddings/{m}.npy") in outputs
+               and (data_dir / file).is_file() and runs.file_hash(data_dir / file) == outputs[file]]
     if brought:
         others = " ".join(m for m in chosen if m not in brought)
         only = f"; or make only the others: --modalities {others}" if others else ""
@@ -179,22 +170,19 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add_shared(parser, "data-dir", "device", "seed", "resume")
     add = parser.add_argument
-    add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES),
-        help="which to make (default all); to choose others than last time, add --no-resume: it "
-             "replaces only the chosen ones")
+    add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="which to "
+        "make (default all); others than last time: --no-resume, which replaces only these")
     add("--text-encoder", default="minilm", help="minilm (default), a Hugging Face id, or a folder")
-    add("--pooling", choices=("mean", "cls", "last"), default="mean",
-        help="text vector: the mean of the token vectors (default; also for NV-Embed), the first "
-             "or the last; the model's card says which")
+    add("--pooling", choices=("mean", "cls", "last"), default="mean", help="text vector: mean of "
+        "the token vectors (default; also for NV-Embed), first or last; see the model's card")
     add("--batch-size", type=int, default=64, help="texts per batch (default 64)")
     add("--audio-encoder", choices=audio.AUDIO_ENCODERS, default="librosa",
         help="default librosa; the others need --audio-model")
     add("--audio-model", help="for musicfm: the file pretrained_msd.pt or pretrained_fma.pt; for "
         "clap: a folder or a Hugging Face id")
     add("--audio-layer", type=int, help="layer of musicfm, 0 to 12 (default 7)")
-    add("--audio-seconds", type=float, default=AUDIO_SECONDS,
-        help="how much of a track is heard, from its middle (default 30; 0 = all). musicfm hears "
-             "windows of up to 30 s, clap of 10 s; their mean counts")
+    add("--audio-seconds", type=float, default=AUDIO_SECONDS, help="how much of a track is heard, "
+        "from its middle (default 30; 0 = all), in windows of 30 s (musicfm) or 10 s (clap)")
     add("--playlist-dim", type=int, default=128, help="dimensions of item2vec (default 128)")
     add("--epochs", type=int, default=40, help="passes of item2vec over the playlists (default 40, "
         "the best of 5 to 40 on the demo's validation playlists)")
@@ -202,9 +190,8 @@ def parse_args(argv=None):
         "faster, but the result then differs from run to run)")
     add("--item2vec-share", type=float, help="share of a playlist's pairs of tracks that an epoch "
         "learns, drawn anew each time; for sets whose whole epochs take hours (default: all pairs)")
-    add("--workers", type=int, default=os.cpu_count(),
-        help="processes that read audio, for all of torchrun's processes together (default: as "
-             "many as cores)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, for all of "
+        "torchrun's processes together (default: as many as cores)")
     args = parser.parse_args(argv)
     check_ranges(args, batch_size=1, playlist_dim=1, epochs=1, item2vec_workers=1, workers=1,
                  audio_seconds=0, item2vec_share=(0.001, 1))

@@ -1,21 +1,19 @@
 """Captions by an audio language model, and tags from their words, instead of LP-MusicCaps.
 
 The model, Qwen2-Audio (Chu et al. 2024) by default, hears 30 s from the middle of a track and
-answers PROMPT, greedily. Other models that transformers has work by name, such as Music Flamingo;
-no code that comes with a model is run. Mind the licence: Qwen2-Audio is Apache-2.0, Music Flamingo
-is for research only.
+answers PROMPT, greedily. Other models that transformers has work by name, such as Music Flamingo.
+Mind the licence: Qwen2-Audio is Apache-2.0, Music Flamingo is for research only.
 
 Tags are the words and phrases of the caption that a vocabulary has: the tags of at least two
 tracks of the catalogue or, if there are none, those of common/lexicon.json. Case, hyphens and a
 plural s do not count. If two tags overlap, the first and longer one is taken. A tag within three
-words after "no", "not", "without" or "lacks" is left out. Nothing is guessed beyond the words: "a
-lonely voice" gives "lonely" only if some tracks are tagged so.
+words after "no", "not", "without" or "lacks" is left out.
 
 Run on random weights only (tests/test_annotate.py), not yet on a published checkpoint: how true the
 captions are is not known. Read some before you build on them.
 
 Reads   tracks.jsonl, annotations/*.jsonl, common/lexicon.json, the tracks' audio files; the model
-Writes  annotations/captions.jsonl: track_id, caption, tags, or `failed`, why a file cannot be used
+Writes  annotations/captions.jsonl: track_id, caption, tags, or `failed`: why there are none
 
 Demo        none: its tracks have captions, and the model is too large
 Full scale  python annotate/captions.py --data-dir data/mpd --device cuda --workers 16
@@ -40,18 +38,14 @@ from common.flags import add_shared
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_audio
 from steps.extract_embeddings.text import refuse_bad_model
 
-# torch and transformers are imported where they are used: each audio worker starts this file again,
-# and would load them all.
+# torch and transformers are imported in functions: each audio worker starts this file again.
 
-NAME = "captions"
 LEXICON = Path(__file__).resolve().parent.parent / "common" / "lexicon.json"
 FEWEST_TRACKS = 2  # that have a tag of the vocabulary
 NEGATIONS = {"no", "not", "without", "lacks", "lacking"}
 CLAUSE_ENDS = {".", ",", ";", ":", "but"}
 PROMPT = ("Describe this music in two sentences: its genre, mood, instruments, voice and tempo. "
           "Say only what can be heard, and nothing else.")
-MEND = ("Accepted: the folder or Hugging Face id of one that transformers has, such as "
-        "Qwen/Qwen2-Audio-7B-Instruct or nvidia/music-flamingo-2601-hf")
 REFUSAL = r"(i('| a)m )?sorry|as an ai|i can('|no)t|unfortunately"
 
 
@@ -62,9 +56,8 @@ def clean_caption(text, ended=True):
     text = " ".join(text.split())
     if not ended and (sentences := re.match(r".*[.!?](?=\s|$)", text)):
         text = sentences.group()
-    if not re.search(r"[^\W\d_]", text) or re.match(REFUSAL, text, re.IGNORECASE):
-        return None
-    return text
+    refused = not re.search(r"[^\W\d_]", text) or re.match(REFUSAL, text, re.IGNORECASE)
+    return None if refused else text
 
 
 def split_words(text):
@@ -79,11 +72,8 @@ def make_vocabulary(tracks):
     if not tags:
         tags = [tag for concepts in json.loads(LEXICON.read_text()).values()
                 for concept in concepts.values() for tag in concept.get("tags", ())]
-    vocabulary = {}
-    for tag in tags:
-        if words := tuple(split_words(tag)):
-            vocabulary.setdefault(words, tag)  # of two spellings, the more common one
-    return vocabulary
+    # Of two spellings the more common one, which comes first, is kept.
+    return {words: tag for tag in reversed(tags) if (words := tuple(split_words(tag)))}
 
 
 def draw_tags(caption, vocabulary, longest=4):
@@ -112,28 +102,19 @@ def longest_tag(words, vocabulary):
 
 # ---------------------------------------------------------------- the model
 
-def resolve_captioner(name):
-    """The sampling rate (Hz) of an audio language model. Raises SystemExit: it is none."""
-    import transformers
-    with refuse_bad_model("--model", name, MEND):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        known = type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        if not known or not hasattr(config, "audio_config"):
-            raise ValueError(f"{config.model_type} is no audio language model.")
-        extractor = transformers.AutoFeatureExtractor
-        return extractor.from_pretrained(name, trust_remote_code=False).sampling_rate
-
-
 def load_captioner(name, device):
-    """(model, processor) of a folder or id. Raises SystemExit: it cannot be loaded, or asked."""
+    """(model, processor) of a folder or id. Raises SystemExit: it is no audio language model."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoProcessor, GenerationConfig
     from transformers.utils import logging
     logging.disable_progress_bar()
     dtype = torch.bfloat16 if "cuda" in device else torch.float32
-    with refuse_bad_model("--model", name, MEND):
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    with refuse_bad_model("--model", name, "Accepted: the whole folder or the Hugging Face id of "
+                          "Qwen/Qwen2-Audio-7B-Instruct or another audio language model"):
         model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
+        if not hasattr(model.config, "audio_config"):
+            raise ValueError(f"{model.config.model_type} is no audio language model.")
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         if prompt_text(processor).count(processor.audio_token) != 1:
             raise ValueError("its chat template does not show the audio once.")
     tokenizer = processor.tokenizer
@@ -170,17 +151,7 @@ def answer(sounds, model, processor, max_new):
             for row in ids]
 
 
-def describe(group, model, processor, max_new, vocabulary):
-    """Annotations of a group of tracks: list of dicts. group: list of (track_id, (T,) samples)."""
-    answers = answer([sound for _, sound in group], model, processor, max_new)
-    captions = [clean_caption(text, ended) for text, ended in answers]
-    return [{"caption": caption, "tags": draw_tags(caption or "", vocabulary)}
-            for caption in captions]
-
-
-# ---------------------------------------------------------------- main
-
-def parse_args(argv=None):
+def main(argv=None):
     parser = make_parser(__doc__.splitlines()[0], AUDIO_SECONDS)
     add_shared(parser, "device")
     add = parser.add_argument
@@ -188,22 +159,22 @@ def parse_args(argv=None):
         "folder (default Qwen/Qwen2-Audio-7B-Instruct, which hears no more than 30 s)")
     add("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
     add("--batch-size", type=int, default=16, help="tracks per batch (default 16)")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    rate = resolve_captioner(args.model)
+    args = parser.parse_args(argv)
 
     def load():
-        # Without the tags that another shard has drawn.
-        vocabulary = make_vocabulary(data.load_tracks(args.data_dir, leave_out=NAME))
         model, processor = load_captioner(args.model, args.device)
-        return partial(describe, model=model, processor=processor, max_new=args.max_new_tokens,
-                       vocabulary=vocabulary)
+        # Without the tags that another shard has drawn.
+        vocabulary = make_vocabulary(data.load_tracks(args.data_dir, leave_out="captions"))
 
-    read = partial(read_audio, rate=rate, seconds=args.seconds)
-    annotate(NAME, ("caption", "tags"), args, read, load, args.batch_size)
+        def describe(group):
+            answers = answer([sound for _, sound in group], model, processor, args.max_new_tokens)
+            captions = [clean_caption(text, ended) for text, ended in answers]
+            return [{"caption": caption, "tags": draw_tags(caption or "", vocabulary)}
+                    for caption in captions]
+        rate = processor.feature_extractor.sampling_rate
+        return partial(read_audio, rate=rate, seconds=args.seconds), describe
+
+    annotate("captions", ("caption", "tags"), args, load, args.batch_size)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Lyrics by ear: Whisper (Radford et al. 2022) on the tracks that have none.
 
-transformers' own long-form generation hears one track at a time. Whisper hears 30 s and writes text
-with time stamps; the next window begins at the last stamp (section 4.5 of its paper). The language
-is that of the middle of the track, since intros have no words; --language sets it. Singing is
-harder than speech: expect errors.
+Whisper hears 30 s and writes text with time stamps; the next window begins at the last stamp
+(section 4.5 of its paper, by transformers). The language is that of the middle of the track, since
+intros have no words. Singing is harder than speech: expect errors.
 
 Whisper writes fluent nonsense where nobody sings. The guards, in this order:
 1. transformers': a window has no words if P(no speech) > 0.6 and the mean log-probability of its
@@ -22,9 +21,9 @@ to 93 MB of memory until its track is done, so for mixes of hours use --seconds 
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
 Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
-        or `failed`, why a file cannot be used
+        or `failed`: why there are none
 
-Demo        none: the demo's audio has no singing
+Demo        none: its audio has no singing
 Full scale  python annotate/lyrics.py --data-dir data/mpd --device cuda
             Eight GPUs: the same with --shard 1/8 to --shard 8/8.
             Faster: --model openai/whisper-large-v3-turbo
@@ -45,10 +44,8 @@ from common.flags import add_shared
 from steps.extract_embeddings.librosa_features import read_audio
 from steps.extract_embeddings.text import refuse_bad_model
 
-# torch and transformers are imported where they are used: each audio worker starts this file again,
-# and would load them all.
+# torch and transformers are imported in functions: each audio worker starts this file again.
 
-NAME = "lyrics"
 RATE = 16_000           # Hz, of every Whisper
 WINDOW = 3000           # frames of 10 ms: what Whisper hears at a time
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -57,12 +54,10 @@ LIMITS = {              # of guard 1, by transformers' names
 MOST_COMPRESSED = 2.4   # bytes of a window's text / bytes of it compressed
 MOST_REPEATS = 4        # times in a row
 FEWEST_WORDS = 5
-SOUNDS = re.compile(
-    r"\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]",
-    re.IGNORECASE)
-CREDITS = re.compile(
-    r"(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?subscribe|"
-    r"(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*", re.IGNORECASE)
+SOUNDS = r"(?i)\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]"
+CREDITS = (
+    r"(?i)(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?"
+    r"subscribe|(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*")
 
 
 # ---------------------------------------------------------------- guards: strings
@@ -95,9 +90,9 @@ def cut_repeats(items, most=MOST_REPEATS, longest=4):
 
 def clean_lyrics(lines):
     """Lines as Whisper wrote them -> lyrics (str), or None if there are none (guards 3 and 4)."""
-    lines = [" ".join(cut_repeats(SOUNDS.sub(" ", line).split())) for line in lines]
+    lines = [" ".join(cut_repeats(re.sub(SOUNDS, " ", line).split())) for line in lines]
     lines = [line for line in lines
-             if re.search(r"[^\W\d_]", line) and not CREDITS.fullmatch(line)]
+             if re.search(r"[^\W\d_]", line) and not re.fullmatch(CREDITS, line)]
     text = "\n".join(cut_repeats(lines))
     # Chinese and Japanese have no spaces: each character counts as a word.
     words = re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+", text.lower())
@@ -114,10 +109,7 @@ def languages_of(model):
 
 
 def load_whisper(name, device, language=None):
-    """(model, processor) of a folder or Hugging Face id.
-
-    Raises SystemExit: there is no Whisper, or it does not know the language.
-    """
+    """(model, processor). Raises SystemExit: it is no Whisper, or does not know the language."""
     import torch
     from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
     from transformers.utils import logging
@@ -131,7 +123,7 @@ def load_whisper(name, device, language=None):
         processor = WhisperProcessor.from_pretrained(name)
         model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
         if not hasattr(model.generation_config, "no_timestamps_token_id"):
-            raise ValueError("its generation_config.json is too old: no no_timestamps_token_id.")
+            raise ValueError("its generation_config.json is too old.")
     if language and language not in languages_of(model):
         raise SystemExit(f"--language {language}: the model knows "
                          f"{', '.join(languages_of(model)) or 'English only'}")
@@ -142,16 +134,13 @@ def detect_language(mel, model, processor):
     """The language, such as "en", of the 30 s in the middle of a log-mel (1, mels, frames)."""
     from torch.nn.functional import pad
     middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
-    middle = pad(middle, (0, WINDOW - middle.shape[-1]))
-    token = model.detect_language(input_features=middle).item()
+    padded = pad(middle, (0, WINDOW - middle.shape[-1]))
+    token = model.detect_language(input_features=padded).item()
     return processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
 
 
 def mean_logprob(result, model):
-    """Mean log-probability (nats) of a window's tokens, the end token included.
-
-    result: of one window, as generate returns it.
-    """
+    """Mean log-probability (nats) of the tokens, with the end token, of generate's window."""
     scores = [score[None] for score in result["scores"]]  # (1, V) for each token
     return model.compute_transition_scores(result["sequences"][None], scores,
                                            normalize_logits=True).mean().item()
@@ -172,7 +161,6 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
     output = model.generate(mel, return_timestamps=True, return_segments=True,
                             condition_on_prev_tokens=False, num_beams=1, top_k=0, top_p=1.0,
                             temperature=TEMPERATURES, **limits, **settings)
-
     lines = []
     windows = {"sung": 0, "unsure": 0}
     # The segments of a window share its result.
@@ -187,19 +175,7 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
     return lines, language, windows
 
 
-def describe(group, model, processor, limits, language, seed):
-    """The annotations, in a list, of a group of one track: [(track_id, (T,) samples at 16 kHz)]."""
-    import torch
-    [(track_id, samples)] = group
-    # A seed per track: a run that was cut draws the same as one that was not.
-    torch.manual_seed(zlib.crc32(f"{seed} {track_id}".encode()))
-    lines, language, windows = hear(samples, model, processor, limits, language)
-    return [{"lyrics": clean_lyrics(lines), "language": language} | windows]
-
-
-# ---------------------------------------------------------------- main
-
-def parse_args(argv=None):
+def main(argv=None):
     parser = make_parser(__doc__.splitlines()[0], 0)
     add_shared(parser, "device", "seed")
     add = parser.add_argument
@@ -209,20 +185,22 @@ def parse_args(argv=None):
     for name, value in LIMITS.items():
         add(f"--{name.replace('_', '-')}", type=float, default=value,
             help=f"of guard 1 (default {value:g})")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    limits = {name: getattr(args, name) for name in LIMITS}
+    args = parser.parse_args(argv)
 
     def load():
+        import torch
         model, processor = load_whisper(args.model, args.device, args.language)
-        return partial(describe, model=model, processor=processor, limits=limits,
-                       language=args.language, seed=args.seed)
+        limits = {name: getattr(args, name) for name in LIMITS}
 
-    read = partial(read_audio, rate=RATE, seconds=args.seconds)
-    annotate(NAME, ("lyrics",), args, read, load, group=1)
+        def describe(group):
+            [(track_id, samples)] = group
+            # A seed per track: a run that was cut draws the same as one that was not.
+            torch.manual_seed(zlib.crc32(f"{args.seed} {track_id}".encode()))
+            lines, language, windows = hear(samples, model, processor, limits, args.language)
+            return [{"lyrics": clean_lyrics(lines), "language": language} | windows]
+        return partial(read_audio, rate=RATE, seconds=args.seconds), describe
+
+    annotate("lyrics", ("lyrics",), args, load, group=1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the annotators share: flags, the choice of tracks, reading in workers, the journal.
 
-An annotator has two functions: one reads an audio file, in a worker process; the other describes a
-group of tracks by what was read. `annotate` does the rest. The journal,
-`annotations/<name>.jsonl.part`, has one line per group: a killed run loses only the group in work.
+An annotator is two functions: `read` reads an audio file, in a worker process; `describe` makes
+annotations of a group of tracks from what was read. `annotate` does the rest. The journal,
+annotations/<name>.jsonl.part, has one line per group: a killed run loses only the group in work.
 """
 
 import argparse
@@ -48,19 +48,19 @@ def choose_tracks(tracks, fields, shard, overwrite, limit):
 def make_rows(tracks, results, describe, fields, overwrite):
     """Annotations of a group of tracks: list of dicts.
 
-    results: what try_read returns, per track. describe: list of (track_id, sound) -> list of dicts.
+    results: what try_read returns, per track.
     A field that the catalogue knows is left out, unless `overwrite`. If a file could not be used,
     the fields are null and `failed` is the reason.
     """
-    readable = [(track["track_id"], sound)
-                for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
-    described = iter(describe(readable) if readable else [])
+    sounds = [(track["track_id"], sound)
+              for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
+    described = iter(describe(sounds) if sounds else [])
     rows = []
-    for track, (sound, reason) in zip(tracks, results, strict=True):
+    for track, (_, reason) in zip(tracks, results, strict=True):
         row = {"track_id": track["track_id"]} | dict.fromkeys(fields)
-        row |= {"failed": reason} if sound is None else next(described)
-        known = {field for field in fields if track[field] and not overwrite}
-        rows.append({field: value for field, value in row.items() if field not in known})
+        row |= {"failed": reason} if reason else next(described)
+        rows.append({field: value for field, value in row.items()
+                     if overwrite or field not in fields or not track[field]})
     return rows
 
 
@@ -82,19 +82,18 @@ def write_journal(journal, tracks, args, read, describe, fields, group):
             bar.update(len(rows))
 
 
-def annotate(name, fields, args, read, load, group):
+def annotate(name, fields, args, load, group):
     """Annotate the tracks that lack one of `fields`: write annotations/<name>.jsonl.
 
     args: the flags of `make_parser`, and perhaps --model. group: tracks described together.
-    read: function of a path, called in workers; a ValueError says why the file cannot be used.
-    load: loads a model and returns `describe` (see make_rows).
+    load: loads a model and returns `read`, a function of a path, whose ValueError says why a file
+    cannot be used, and `describe`, a function of a list of (track_id, sound), to a list of dicts.
     """
     check_ranges(args, workers=1, limit=0, batch_size=1, seconds=0)
     shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
         raise SystemExit(f"--shard {args.shard}: which part of how many, such as 1/8 or 8/8")
-    if args.shard != "1/1":
-        name += f"-{args.shard.replace('/', 'of')}"
+    name += "" if args.shard == "1/1" else f"-{args.shard.replace('/', 'of')}"
     path = args.data_dir / "annotations" / f"{name}.jsonl"
     journal = path.with_name(path.name + ".part")
     if getattr(args, "model", None):  # if it is a folder, other weights there are a change
@@ -114,7 +113,7 @@ def annotate(name, fields, args, read, load, group):
           f"{sum(not track['audio_path'] for track in tracks):,} have no audio_path")
 
     # Load the model before anything is deleted: it may be missing.
-    describe = load()
+    read, describe = load()
     if state == "new":
         journal.unlink(missing_ok=True)
     runs.record_run(run)
@@ -126,7 +125,7 @@ def annotate(name, fields, args, read, load, group):
     rows = [row for _, row in data.read_jsonl(path, "")]
     filled = {field: sum(bool(row.get(field)) for row in rows) for field in fields}
     failed = Counter(row["failed"] for row in rows if "failed" in row)
-    runs.finish_run(run, filled=filled, failed=dict(failed))
+    runs.finish_run(run, filled=filled, failed=failed)
     journal.unlink()
     print(f"wrote {path}: {', '.join(f'{field} of {n:,}' for field, n in filled.items())} tracks; "
           f"{failed.total():,} files could not be used {dict(failed) or ''}; next: python "

@@ -9,8 +9,8 @@ nothing is downloaded. Texts: the mean over the tags, metadata and lyrics of the
 --data-dir. Audio: noise of 30 s, as much as 01 hears of a track, from FLAC files at 44.1 kHz;
 reading them counts. Each encoder has a process of its own.
 
---peer: minilm by embed_texts and by sentence-transformers' encode, in turns, in one process, with
-the same texts and batch size. Each counts by its best time, and the vectors are compared.
+--peer: minilm by embed_texts and by sentence-transformers' encode, in turns, with the same texts
+and batch size. Each counts by its best time, and the vectors are compared.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from steps.extract_embeddings.text import embed_texts, load_text_encoder, resolv
 
 TEXT_ENCODERS = ("minilm", "qwen3", "nv-embed")
 AUDIO_ENCODERS = ("librosa", "clap", "musicfm")
-DEFAULT = ("minilm", "librosa", "clap", "musicfm")
 # The shapes of Qwen/Qwen3-Embedding-0.6B and of nvidia/NV-Embed-v2 (a Mistral 7B and its pooling)
 QWEN3 = dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
              num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_669)
@@ -58,16 +57,13 @@ def read_texts(data_dir, n):
 def make_text_encoder(name, device):
     """(tokenizer, model, longest text in tokens); MiniLM's tokenizer and length for all."""
     tokenizer, model, longest = load_text_encoder(resolve_text_encoder("minilm"), device)
-    if name == "minilm":
-        return tokenizer, model, longest
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # no BERT's token types
-    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
-    with torch.device(device):
-        if name == "qwen3":
-            model = transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3))
-        else:
-            model = nv_embed.NVEmbed(nv_embed.NVEmbedConfig(text_config=MISTRAL))
-    torch.set_default_dtype(torch.float32)
+    if name != "minilm":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # no BERT's token types
+        torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
+        with torch.device(device):
+            model = (transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3)) if name == "qwen3"
+                     else nv_embed.NVEmbed(nv_embed.NVEmbedConfig(text_config=MISTRAL)))
+        torch.set_default_dtype(torch.float32)
     return tokenizer, model.eval(), longest
 
 
@@ -139,8 +135,8 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add_shared(parser, "data-dir")
     add = parser.add_argument
-    add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS), default=DEFAULT,
-        help=f"default: {' '.join(DEFAULT)}")
+    add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS),
+        default=("minilm", *AUDIO_ENCODERS), help="default: minilm librosa clap musicfm")
     add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
     add("--device", type=resolve_device, default="cpu", help="cpu (default), cuda, ...")
     add("--peer", action="store_true", help="instead: minilm against sentence-transformers' encode")

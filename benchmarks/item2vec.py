@@ -79,14 +79,13 @@ def main():
     extract.item2vec(training, len(tracks), epochs=1, workers=args.workers, share=args.share)
     seconds = time.perf_counter() - start
     peak = peak_memory_gib()
-    hours = TOKENS / tokens * seconds * EPOCHS / 3600
     whole = (before + (after_reading - before) * TOKENS / tokens
              + (peak - after_reading) * TRACKS / len(tracks))
     print(f"reading: {reading:.1f} s; one epoch, with the vocabulary: {seconds:.1f} s, "
-          f"{tokens / seconds:,.0f} tokens per second\n"
-          f"memory: {before:.2f} GiB before, {after_reading:.2f} while reading, {peak:.2f} while "
-          f"training\nthe whole set, extrapolated: {hours:.1f} hours for {EPOCHS} epochs, "
-          f"{whole:.1f} GiB at most")
+          f"{tokens / seconds:,.0f} tokens per second\nmemory: {before:.2f} GiB before, "
+          f"{after_reading:.2f} while reading, {peak:.2f} while training\n"
+          f"the whole set, extrapolated: {TOKENS / tokens * seconds * EPOCHS / 3600:.1f} hours for "
+          f"{EPOCHS} epochs, {whole:.1f} GiB at most")
 
 
 if __name__ == "__main__":

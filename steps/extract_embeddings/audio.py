@@ -1,7 +1,4 @@
-"""Audio files -> vectors: the encoders of 01, the workers that read files, the standardising.
-
-A new encoder is a branch in `check_audio_encoder` and in `load_audio_encoder`.
-"""
+"""Audio files -> vectors: the encoders of 01, the workers that read files, the standardising."""
 
 import multiprocessing
 import os
@@ -18,14 +15,10 @@ from common.process import end_with_parent
 from steps.extract_embeddings.chunks import fill_in_chunks
 from steps.extract_embeddings.librosa_features import BLOCKS, read_features, read_windows
 
-# musicfm and clap need torch, and are imported where they are used.
-
 AUDIO_ENCODERS = ("librosa", "musicfm", "clap")
 WINDOWS_PER_BATCH = 4
 ROWS = 8192  # rows of an array that are in memory at once
 
-
-# ---------------------------------------------------------------- encoders
 
 class AudioEncoder(NamedTuple):
     read: Callable    # path -> a sound, in a worker; a ValueError says why the file cannot be used
@@ -37,7 +30,7 @@ class AudioEncoder(NamedTuple):
 
 def check_audio_encoder(name, model, layer):
     """Raises SystemExit: --audio-model or --audio-layer does not fit --audio-encoder."""
-    if name == "musicfm":
+    if name == "musicfm":  # imported here, as it needs torch
         from steps.extract_embeddings.musicfm import resolve_musicfm
         resolve_musicfm(model)
     elif name == "clap":
@@ -68,8 +61,6 @@ def load_audio_encoder(name, model, layer, seconds, device):
     return AudioEncoder(read, encode, loaded.config.projection_dim, (), 64)  # rows have length 1
 
 
-# ---------------------------------------------------------------- reading
-
 def start_worker():
     """What each worker does first: it will end with its parent, and it uses one thread."""
     end_with_parent()
@@ -97,28 +88,27 @@ def start_reading(pool, read, data_dir, tracks):
 
 
 def embed_audio_files(folder, name, tracks, data_dir, encoder, workers):
-    """Fill <name>.part.npy with a vector per track, in chunks; NaN without audio that can be read.
+    """Fill <name>.part.npy with a vector per track; NaN without audio that can be read.
 
-    Returns: as `fill_in_chunks`; its notes are dicts {track_id, audio_path, reason}, one per
-    failure.
+    Returns: as `fill_in_chunks`; a note is a dict {track_id, audio_path, reason} of a failure.
     """
     def start(rows):
         # The workers read this chunk while the one before it is encoded.
-        audible = [i for i in range(rows.start, rows.stop) if tracks[i]["audio_path"]]
-        return rows, audible, start_reading(pool, encoder.read, data_dir,
-                                            [tracks[i] for i in audible])
+        audible = {i: track for i, track in enumerate(tracks[rows]) if track["audio_path"]}
+        results = start_reading(pool, encoder.read, data_dir, audible.values())
+        return rows.stop - rows.start, audible, results
 
     def encode(started):
-        rows, audible, results = started
-        vectors = np.full((rows.stop - rows.start, encoder.dim), np.nan, np.float32)
+        n_rows, audible, results = started
+        vectors = np.full((n_rows, encoder.dim), np.nan, np.float32)
         sounds = {}  # row of the chunk: sound
         failed = []
-        for i, (sound, reason) in zip(audible, results, strict=True):
+        for (i, track), (sound, reason) in zip(audible.items(), results, strict=True):
             if sound is None:
-                failed.append({"track_id": tracks[i]["track_id"],
-                               "audio_path": tracks[i]["audio_path"], "reason": reason})
+                failed.append({"track_id": track["track_id"], "audio_path": track["audio_path"],
+                               "reason": reason})
             else:
-                sounds[i - rows.start] = sound
+                sounds[i] = sound
         if sounds:
             vectors[list(sounds)] = encoder.encode(list(sounds.values()))
         return vectors, failed
@@ -128,16 +118,13 @@ def embed_audio_files(folder, name, tracks, data_dir, encoder, workers):
         return fill_in_chunks(folder, name, shape, encoder.chunk, encode, start)
 
 
-# ---------------------------------------------------------------- standardising
-
 def column_scaling(raw, blocks):
     """Mean and divisor of each column, such that every block of columns has a total variance of 1.
 
     Without blocks of equal weight, 84 columns of timbre would drown 28 of rhythm in a distance.
 
     raw: (N, D) float32, may be larger than memory; rows of NaN are left out.
-    blocks: sizes that sum to D; () = columns stay as they are.
-    Returns: (2, D) float32; standardised rows are (raw - scaling[0]) / scaling[1].
+    blocks: sizes that sum to D; () = columns stay as they are. Returns: (2, D) float32.
     """
     def present_rows():
         for first in range(0, len(raw), ROWS):

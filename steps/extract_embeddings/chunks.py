@@ -1,9 +1,8 @@
 """Embeddings made chunk by chunk, so that a killed run can go on, by one process or by several.
 
 All processes that torchrun started write <modality>.part.npy through a memory map, each its own
-chunks: nothing has to be merged, and no process holds more than a chunk (for audio, also the next
-one). Each keeps a journal with a line for every chunk that is on disk: <modality>.progress.jsonl in
-the first process, <modality>.progress.<rank>.jsonl in the others. The next run, of any number of
+chunks. Each keeps a journal with a line for every chunk that is on disk: <modality>.progress.jsonl,
+or <modality>.progress.<rank>.jsonl from the second process on. The next run, of any number of
 processes, shares out the chunks that no journal has.
 """
 
@@ -38,7 +37,7 @@ def finished_chunks(folder, modality):
                 if line.endswith("\n"):  # else a kill has cut it, and its chunk is made again
                     chunk = json.loads(line)
                     finished[chunk["first"]] = chunk
-    return [finished[first] for first in sorted(finished)]
+    return [chunk for _, chunk in sorted(finished.items())]
 
 
 def forget_progress(folder, modality):
@@ -61,11 +60,7 @@ def begin_part(folder, modality, shape, size):
     size: rows per chunk. Returns: the first rows of the chunks that are still to do.
     """
     path = folder / f"{modality}.part.npy"
-    finished = []
-    if path.is_file():  # chunks of another size are made again
-        finished = [chunk for chunk in finished_chunks(folder, modality)
-                    if chunk["first"] % size == 0
-                    and chunk["stop"] == min(chunk["first"] + size, shape[0])]
+    finished = finished_chunks(folder, modality) if path.is_file() else []
     if not finished:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
@@ -94,8 +89,8 @@ def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: row
     journal = f"{modality}.progress.{rank}.jsonl" if rank else f"{modality}.progress.jsonl"
     started = [start(rows) for rows in mine[:1]]
 
-    with (tqdm(total=sum(rows.stop - rows.start for rows in mine), desc=modality, unit="track",
-               disable=rank > 0) as bar,
+    n_rows = sum(rows.stop - rows.start for rows in mine)
+    with (tqdm(total=n_rows, desc=modality, unit="track", disable=rank > 0) as bar,
           open(folder / journal, "a", encoding="utf-8") as f):
         for i, rows in enumerate(mine):
             started += [start(ahead) for ahead in mine[i + 1:i + 2]]

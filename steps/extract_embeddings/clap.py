@@ -40,9 +40,7 @@ def load_clap(name, device, flag="--clap-model"):
 def mel_windows(path, extractor, seconds=AUDIO_SECONDS):
     """One audio file -> a log-mel spectrogram per window, (W, channels, frames, mels) float32.
 
-    seconds: how much of it is heard, from its middle; 0 = all. No window is longer than the
-    extractor's, so it crops nothing; it fills shorter ones by itself.
-    Raises ValueError: as read_audio does.
+    The extractor crops nothing, since no window is too long. Raises ValueError as read_audio does.
     """
     rate = extractor.sampling_rate
     windows = read_windows(path, rate, seconds, extractor.nb_max_samples)
@@ -65,10 +63,7 @@ def embed_windows(model, mels):
 
 
 def embed_tracks(tracks, model, batch_size):
-    """What mel_windows returns for each track -> (n, D) float32, length 1.
-
-    Windows of several tracks share a batch.
-    """
+    """What mel_windows returns, per track -> (n, D) float32, length 1. Tracks share batches."""
     mels = np.concatenate(tracks)
     ends = np.cumsum([len(windows) for windows in tracks])
     vectors = np.concatenate([embed_windows(model, mels[first:first + batch_size])

@@ -38,8 +38,7 @@ KEY_PROFILES = np.array([          # Krumhansl & Kessler 1982: how well each of 
 def read_audio(path, rate, seconds=AUDIO_SECONDS):
     """The middle of an audio file, mono: (T,) float32 at `rate` Hz.
 
-    seconds: at most this much is read; 0 = the whole file.
-    Raises ValueError: the reason why the file cannot be used.
+    seconds: at most this much is read; 0 = all. Raises ValueError: why the file cannot be used.
     """
     if not Path(path).is_file():
         raise ValueError("file missing")
@@ -61,7 +60,7 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
 
 
 def cut_windows(samples, size, least=None):
-    """(T,) samples -> list of windows of `size` samples, one after another.
+    """(T,) samples -> list of windows of `size` samples.
 
     A shorter rest counts if it has `least` samples (default size / 2), or is all there is.
     """
@@ -80,10 +79,7 @@ def read_features(path, seconds=AUDIO_SECONDS):
 
 
 def librosa_features(samples, rate):
-    """Statistics of timbre (84), harmony (43) and rhythm (28): (155,) float32, not standardised.
-
-    samples: (T,) float32 at `rate` Hz.
-    """
+    """(T,) samples -> statistics of timbre (84), harmony (43), rhythm (28): (155,) float32."""
     def stats(x):
         return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
 
@@ -125,8 +121,7 @@ def key_strengths(chroma, profiles=KEY_PROFILES):
 
     chroma: the strength of each note from C to B, (12,). profiles: of C major and C minor, (2, 12).
     """
-    profiles = np.concatenate([[np.roll(profile, shift) for shift in range(12)]
-                               for profile in profiles])  # (24, 12)
+    profiles = np.stack([np.roll(row, tonic) for row in profiles for tonic in range(12)])
     profiles = profiles - profiles.mean(1, keepdims=True)
     centred = chroma - chroma.mean()
     norms = np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred)

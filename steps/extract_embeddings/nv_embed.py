@@ -20,8 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 LATENT_DEFAULTS = {"num_latents_value": 512, "num_cross_heads": 8, "cross_dim_head": 4096,
                    "latent_dim": 4096, "hidden_dim": 4096}
-# Keys of text_config that name classes which are not used here
-FOREIGN = ("model_type", "architectures", "auto_map", "_name_or_path")
+FOREIGN = ("model_type", "architectures", "auto_map", "_name_or_path")  # keys of text_config
 
 
 class NVEmbedConfig(PretrainedConfig):

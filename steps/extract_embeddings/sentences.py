@@ -1,10 +1,9 @@
 """Playlists as the sentences that item2vec (in 01_extract_embeddings.py) learns from.
 
 A playlist of L tracks has L (L - 1) pairs, so an epoch over the Million Playlist Dataset has 7.5
-billion. With a share below 1 an epoch learns that share of the pairs, drawn anew each time: the
-playlist is shuffled, and tracks that are near each other in a shuffled playlist are random pairs.
-Every pair of every playlist, short or long, is equally likely. So what is learnt stays the same,
-and only the epochs are shorter.
+billion. With a `share` an epoch learns only that share of them, drawn anew each time: tracks that
+are near each other in a shuffled playlist are random pairs. Every pair of every playlist, short or
+long, is equally likely.
 """
 
 import numpy as np

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-# torch and transformers are imported where they are used: the audio workers of
-# 01_extract_embeddings.py import this file too, and would load them all.
+# torch and transformers are imported in functions: the audio workers of 01 import this file too.
 
 NV_EMBED = "nvembed"  # its model_type in config.json
 
@@ -39,29 +38,24 @@ def resolve_text_encoder(name, pooling="mean"):
         return str(Path(package.submodule_search_locations[0]) / "model")
 
     from transformers import AutoConfig, PretrainedConfig
-    with refuse_bad_model("--text-encoder", name, "Accepted: minilm, the folder of a Hugging Face "
-                          "model, or the id of one that can be downloaded"):
+    with refuse_bad_model("--text-encoder", name, "Accepted: minilm, the folder or id of a Hugging "
+                          "Face model"):
         config, _ = PretrainedConfig.get_config_dict(name)
         if config.get("model_type") != NV_EMBED:
             AutoConfig.from_pretrained(name, trust_remote_code=False)
         elif not config.get("text_config"):
             raise ValueError("its config.json has no text_config.")
         elif pooling != "mean":
-            raise SystemExit(f"--pooling {pooling}: NV-Embed has a pooling of its own, latent "
-                             f"attention and then the mean. Leave --pooling out")
+            raise SystemExit(f"--pooling {pooling}: NV-Embed has a pooling of its own; only mean")
     return name
 
 
 def load_text_encoder(name, device):
-    """(tokenizer, model, longest text in tokens) of a folder or Hugging Face id.
-
-    Raises SystemExit: its weights or its tokenizer are missing or damaged.
-    """
+    """(tokenizer, model, longest text in tokens). Raises SystemExit: files are missing, damaged."""
     from transformers import AutoModel, AutoTokenizer, PretrainedConfig
     from transformers.utils import cached_file, logging
     logging.disable_progress_bar()
-    with refuse_bad_model("--text-encoder", name,
-                          "Its folder is not whole; download it again"):
+    with refuse_bad_model("--text-encoder", name, "Its folder is not whole; download it again"):
         if PretrainedConfig.get_config_dict(name)[0].get("model_type") == NV_EMBED:
             from steps.extract_embeddings.nv_embed import load_nv_embed
             tokenizer, model = load_nv_embed(name)
@@ -134,10 +128,9 @@ def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=
             encoded = encode_batch(batch, tokenizer, model, max_tokens, pooling, prefix)  # (B, D)
         finite = encoded.isfinite().all(1)
         if not finite.all():  # such a row would pass for missing, or 02 would refuse the file
-            text = batch[int(finite.int().argmin())]
             raise SystemExit(f"the text encoder gives values that are not finite, first for "
-                             f"{text[:80]!r}: its weights are damaged, or too large for their "
-                             f"precision ({model.dtype}). Take another --text-encoder")
+                             f"{batch[finite.int().argmin()][:80]!r}: its weights are damaged, or "
+                             f"too large for {model.dtype}. Take another --text-encoder")
         vectors.update(zip(batch, encoded.cpu().numpy(), strict=True))
 
     cut = [i for i, text in enumerate(texts) if lengths.get(text, 0) > max_tokens]
