@@ -217,17 +217,12 @@ def main(argv=None):
     folder = args.data_dir / "embeddings"
     chosen = [m for m in MODALITIES if m in args.modalities]
 
-    # Check all input before anything is replaced.
+    # Check all input, and load the encoders, before anything is replaced.
     tracks = data.load_tracks(args.data_dir)
     if args.resume:
         check_not_brought(args.data_dir, chosen)
     if "playlist" in chosen and rank == 0:
         playlists = training_rows(args.data_dir, tracks)
-    if set(chosen) & set(TEXT_MODALITIES):
-        text_encoder = resolve_text_encoder(args.text_encoder, args.pooling)
-    if "audio" in chosen:
-        audio.check_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
-
     reads = data.catalogue_files(args.data_dir) + ["playlists.jsonl"] * ("playlist" in chosen)
     writes = [f"embeddings/{m}.npy" for m in chosen]
     if "audio" in chosen:
@@ -237,26 +232,29 @@ def main(argv=None):
         if rank == 0:
             print(f"{NAME}: already done, nothing changed")
         return end_process()
+    left = agree(lambda: [m for m in chosen if state == "new"
+                          or not chunks.is_finished(folder, m, len(tracks))])
+    texts = [m for m in TEXT_MODALITIES if m in left]
+    if texts:
+        name = resolve_text_encoder(args.text_encoder, args.pooling)
+        text_encoder = load_text_encoder(name, device)
+    if "audio" in left:
+        audio_encoder = audio.load_audio_encoder(args.audio_encoder, args.audio_model,
+                                                 args.audio_layer, args.audio_seconds, device)
     if rank == 0:
         folder.mkdir(exist_ok=True)
         if state == "new":  # a run on record goes on with the chunks that it finds
             for modality in chosen:
                 chunks.forget_progress(folder, modality)
         runs.record_run(run)
-    left = agree(lambda: [m for m in chosen if not chunks.is_finished(folder, m, len(tracks))])
-    if rank == 0 and len(left) < len(chosen):
-        print(f"finished by an earlier try: {', '.join(m for m in chosen if m not in left)}")
+        if left != chosen:
+            print(f"finished by an earlier try: {', '.join(m for m in chosen if m not in left)}")
 
     # item2vec comes last: the first process alone runs it.
-    texts = [m for m in TEXT_MODALITIES if m in left]
-    if texts:
-        encoder = load_text_encoder(text_encoder, device)
     for modality in texts:
-        write_texts(folder, modality, tracks, encoder, args.pooling, args.batch_size)
+        write_texts(folder, modality, tracks, text_encoder, args.pooling, args.batch_size)
     if "audio" in left:
-        encoder = audio.load_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer,
-                                           args.audio_seconds, device)
-        write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // world, 1))
+        write_audio(folder, tracks, args.data_dir, audio_encoder, max(args.workers // world, 1))
     if "playlist" in left and rank == 0:
         print(f"playlist: item2vec on {len(playlists)} training playlists with "
               f"{sum(map(len, playlists))} tracks")

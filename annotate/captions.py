@@ -77,27 +77,21 @@ def make_vocabulary(tracks):
 
 
 def draw_tags(caption, vocabulary, longest=4):
-    """The tags of a vocabulary that a caption has, in its order. longest: words per tag."""
+    """The tags of a vocabulary that a caption has, in its order. longest: in words."""
     words = split_words(caption)
     tags = {}  # as an ordered set
     i = 0
     while i < len(words):
-        tag, size = longest_tag(words[i:i + longest], vocabulary)
+        for size in range(min(longest, len(words) - i), 0, -1):  # the longest tag that begins here
+            *rest, last = words[i:i + size]
+            tag = vocabulary.get((*rest, last)) or vocabulary.get((*rest, last.removesuffix("s")))
+            if tag:
+                break
         before = takewhile(lambda word: word not in CLAUSE_ENDS, words[max(i - 3, 0):i][::-1])
         if tag and NEGATIONS.isdisjoint(before):
             tags[tag] = None
-        i += size
+        i += size  # 1 if there is no tag
     return list(tags)
-
-
-def longest_tag(words, vocabulary):
-    """(longest tag that these words begin with, number of its words), or (None, 1)."""
-    for size in range(len(words), 0, -1):
-        *rest, last = words[:size]
-        tag = vocabulary.get((*rest, last)) or vocabulary.get((*rest, last.removesuffix("s")))
-        if tag:
-            return tag, size
-    return None, 1
 
 
 # ---------------------------------------------------------------- the model

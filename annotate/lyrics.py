@@ -8,16 +8,15 @@ Whisper writes fluent nonsense where nobody sings. The guards, in this order:
 1. transformers': a window has no words if P(no speech) > 0.6 and the mean log-probability of its
    tokens is < -1. It is written again at the temperatures 0.2, 0.4 ... 1 if that mean is < -1, or
    if its token ids compress to less than 1 / 1.35.
-2. A window that no temperature has mended is left out (Whisper would keep the last try): its mean
-   is < -1, among the tokens that were allowed and at the temperature at which they were drawn, or
-   its text compresses to less than 1 / 2.4.
+2. A window that no temperature has mended is left out (Whisper would keep the last try): its mean,
+   at the temperature of the draw, is < -1, or its text compresses to less than 1 / 2.4.
 3. Lines that describe sounds ("[Music]") and credits of subtitles ("Thanks for watching") are
    dropped. Endless repetition, of words or of blocks of up to four lines, is cut to four times.
 4. A text of fewer than five different words is none: instrumental, lyrics null.
 
-Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. One
-track at a time leaves a large GPU idle: start several --shard on it. A window of large-v3 takes up
-to 93 MB of memory until its track is done, so for mixes of hours use --seconds 600 (the middle).
+Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. On a
+large GPU start several --shard. A window of large-v3 takes up to 93 MB of memory until its track is
+done, so for mixes of hours use --seconds 600 (the middle).
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
 Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
@@ -68,9 +67,8 @@ def compression_ratio(text):
 
 
 def cut_repeats(items, most=MOST_REPEATS, longest=4):
-    """A list of strings without endless repetition. Case and punctuation do not count.
-
-    A block of up to `longest` items that occurs more than `most` times in a row is kept that often.
+    """A list of strings in which no block of up to `longest` items occurs more than `most` times
+    in a row. Case and punctuation do not count.
     """
     bare = [re.sub(r"\W+", " ", item.lower()).strip() for item in items]
     kept = []

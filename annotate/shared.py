@@ -29,10 +29,8 @@ def make_parser(description, seconds):
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its "
         f"middle (default {seconds:g}; 0 = all)")
     add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
-    add("--shard", default="1/1", help="only each n-th track, for several GPUs or machines: 1/8 to "
-        "8/8, one file each (default 1/1)")
-    add("--workers", type=int, default=os.cpu_count(),
-        help="processes that read audio (default: as many as cores)")
+    add("--shard", default="1/1", help="each n-th track, a file each: 1/8 to 8/8 (default 1/1)")
+    add("--workers", type=int, default=os.cpu_count(), help="that read audio (default: cores)")
     add("--limit", type=int, default=0, help="tracks, for a trial; 0 = all (default)")
     return parser
 
@@ -46,9 +44,8 @@ def choose_tracks(tracks, fields, shard, overwrite, limit):
 
 
 def make_rows(tracks, results, describe, fields, overwrite):
-    """Annotations of a group of tracks: list of dicts.
+    """Annotations of a group of tracks, list of dicts, from what try_read returns per track.
 
-    results: what try_read returns, per track.
     A field that the catalogue knows is left out, unless `overwrite`. If a file could not be used,
     the fields are null and `failed` is the reason.
     """

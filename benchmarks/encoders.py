@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,10 +33,12 @@ import transformers
 from common import data, runs
 from common.flags import add_shared
 from common.process import resolve_device
-from steps.extract_embeddings import clap, librosa_features, musicfm, nv_embed
+from steps.extract_embeddings import audio, clap, musicfm, nv_embed
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS
 from steps.extract_embeddings.text import embed_texts, load_text_encoder, resolve_text_encoder
 
 TEXT_ENCODERS = ("minilm", "qwen3", "nv-embed")
+TEXT_TRACKS = 400
 AUDIO_ENCODERS = ("librosa", "clap", "musicfm")
 # The shapes of Qwen/Qwen3-Embedding-0.6B and of nvidia/NV-Embed-v2 (a Mistral 7B and its pooling)
 QWEN3 = dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
@@ -46,10 +47,10 @@ MISTRAL = dict(hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
                num_attention_heads=32, num_key_value_heads=8, vocab_size=32_000)
 
 
-def read_texts(data_dir, n):
-    """Tags, metadata and lyrics of the first n tracks: a list of str or None for each modality."""
+def read_texts(data_dir):
+    """Tags, metadata and lyrics of the first tracks: a list of str or None for each modality."""
     extract = import_module("01_extract_embeddings")
-    tracks = data.load_tracks(data_dir)[:n]
+    tracks = data.load_tracks(data_dir)[:TEXT_TRACKS]
     return [[extract.track_text(track, modality) for track in tracks]
             for modality in extract.TEXT_MODALITIES]
 
@@ -68,54 +69,50 @@ def make_text_encoder(name, device):
 
 
 def make_audio_encoder(name, device):
-    """(function of a path, function of a list of what it returns): how 01 hears a track."""
-    if name == "librosa":
-        return librosa_features.read_features, np.stack
+    """The AudioEncoder that 01 uses, with random weights instead of a checkpoint's."""
     if name == "clap":
         model = transformers.ClapModel(transformers.ClapConfig()).to(device).eval()
         extractor = transformers.ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad")
-        read = partial(clap.mel_windows, extractor=extractor)
-        return read, partial(clap.embed_tracks, model=model, batch_size=4)
-    model = musicfm.MusicFM(musicfm.STATISTICS["msd"]).keep_layers(7).to(device).eval()
-    read = partial(librosa_features.read_windows, rate=musicfm.RATE, size=musicfm.WINDOW,
-                   seconds=librosa_features.AUDIO_SECONDS, least=musicfm.SHORTEST)
-    return read, partial(musicfm.embed_tracks, model=model, batch_size=4)
+        clap.load_clap = lambda *_: (model, None, extractor)
+    if name == "musicfm":
+        model = musicfm.MusicFM(musicfm.STATISTICS["msd"]).keep_layers(7).to(device).eval()
+        musicfm.load_musicfm = lambda *_: model
+    return audio.load_audio_encoder(name, None, None, AUDIO_SECONDS, device)
 
 
-def measure(name, data_dir, n, device):
-    """(tracks per second, peak memory in GiB) of one encoder; audio takes n / 25 tracks."""
+def measure(name, data_dir, device):
+    """(tracks per second, peak memory in GiB) of one encoder."""
     torch.manual_seed(0)
     if name in TEXT_ENCODERS:
         encoder = make_text_encoder(name, device)
-        modalities = read_texts(data_dir, n)
+        modalities = read_texts(data_dir)
         embed_texts(modalities[1][:8], *encoder)  # warms up
         start = time.perf_counter()
         for texts in modalities:
             embed_texts(texts, *encoder)
         speed = sum(map(len, modalities)) / (time.perf_counter() - start)
     else:
-        read, encode = make_audio_encoder(name, device)
-        batches = max(n // 100, 1)
+        encoder = make_audio_encoder(name, device)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "noise.flac"
             soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 44_100 * 31), 44_100)
-            encode([read(path)])  # warms up
+            encoder.encode([encoder.read(path)])  # warms up
             start = time.perf_counter()
-            for _ in range(batches):
-                encode([read(path) for _ in range(4)])
-        speed = 4 * batches / (time.perf_counter() - start)
+            for _ in range(4):
+                encoder.encode([encoder.read(path) for _ in range(4)])
+        speed = 16 / (time.perf_counter() - start)
     if device == "cpu":
         return speed, runs.peak_memory_gib()
     return speed, torch.cuda.max_memory_allocated() / 2**30
 
 
-def compare_with_peer(data_dir, n, device):
+def compare_with_peer(data_dir, device):
     """Time minilm by embed_texts and by sentence-transformers, and compare the vectors."""
     from sentence_transformers import SentenceTransformer
     name = resolve_text_encoder("minilm")
     encoder = load_text_encoder(name, device)
     peer = SentenceTransformer(name, device=device)
-    texts = list(dict.fromkeys(filter(None, sum(read_texts(data_dir, n), []))))
+    texts = list(dict.fromkeys(filter(None, sum(read_texts(data_dir), []))))
 
     def ours():
         return embed_texts(texts, *encoder, batch_size=64)[0]
@@ -137,16 +134,14 @@ def main():
     add = parser.add_argument
     add("--encoders", nargs="+", choices=(*TEXT_ENCODERS, *AUDIO_ENCODERS),
         default=("minilm", *AUDIO_ENCODERS), help="default: minilm librosa clap musicfm")
-    add("--n", type=int, default=400, help="tracks, for texts; audio takes a 25th (default 400)")
     add("--device", type=resolve_device, default="cpu", help="cpu (default), cuda, ...")
     add("--peer", action="store_true", help="instead: minilm against sentence-transformers' encode")
     args = parser.parse_args()
     if args.peer:
-        return compare_with_peer(args.data_dir, args.n, args.device)
+        return compare_with_peer(args.data_dir, args.device)
     for name in args.encoders:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # for its own peak memory
-            job = pool.submit(measure, name, args.data_dir, args.n, args.device)
-            speed, memory = job.result()
+            speed, memory = pool.submit(measure, name, args.data_dir, args.device).result()
         print(f"{name:10} {speed:8.1f} tracks/s {memory:6.1f} GiB", flush=True)
 
 

@@ -1,13 +1,11 @@
 """How often annotate/tempo_key.py is right, and how often other standard choices are.
 
     python benchmarks/tempo_key.py            200 clips of the demo, whose tempi and keys are known
-    python benchmarks/tempo_key.py --labels audio/labels.csv
-                                              your own: columns file, tempo_bpm, key; of "148|74"
-                                              both are right
+    python benchmarks/tempo_key.py --labels audio/labels.csv            columns file, tempo_bpm, key
 
-Tempo: within 4% of the truth. Octave errors are counted apart: within 4% of twice, half, three
-times or a third of it. Key: tonic and mode, if the mode is known; and the tonic alone. Labels that
-say "doubtful" are left out. The first line of each table is what the annotator does.
+Tempo: within 4% of the truth; of "148|74" both are right. Octave errors are within 4% of twice,
+half, three times or a third of it. Key: tonic and mode, if it is known; and the tonic alone. Labels
+that say "doubtful" are left out. The first line of each table is what the annotator does.
 """
 
 import argparse
@@ -32,8 +30,7 @@ TEMPERLEY = np.array([  # Temperley 1999, "What's key for key?": profiles as in 
     [5.0, 2.0, 3.5, 4.5, 2.0, 4.0, 2.0, 4.5, 3.5, 2.0, 1.5, 4.0]])
 TEMPO_CHOICES = [(HOP, 120), (512, 120), (HOP, 100), (HOP, 140)]  # hop in samples, prior in BPM
 PROFILES = {"Krumhansl": features.KEY_PROFILES, "Temperley": TEMPERLEY}
-CHROMAS = ("chroma_cqt", "chroma_cens", "chroma_stft")
-KEY_CHOICES = list(product(PROFILES, CHROMAS))
+KEY_CHOICES = list(product(PROFILES, ("chroma_cqt", "chroma_cens", "chroma_stft")))
 
 
 def read_labels(path):
@@ -44,20 +41,20 @@ def read_labels(path):
             yield path.parent / row["file"], tempi, row["key"]
 
 
-def read_catalogue(data_dir, limit):
+def read_catalogue(data_dir, limit=200):
     """The same for a seeded draw of tracks.jsonl; annotations are not laid over it."""
     rows = data.read_jsonl(data_dir / "tracks.jsonl", "python 00_prepare_data.py demo")
     known = [row for _, row in rows if row["audio_path"] and row["tempo"] and row["key"]]
-    for i in np.random.default_rng(0).permutation(len(known))[:limit or None]:
+    for i in np.random.default_rng(0).permutation(len(known))[:limit]:
         yield data_dir / known[i]["audio_path"], (known[i]["tempo"],), known[i]["key"]
 
 
 def judge_tempo(tempo, truths):
     """"right", "octave" or "wrong". tempo: BPM or None. truths: BPM, each of them right."""
     for verdict, factors in (("right", (1,)), ("octave", (2, 1 / 2, 3, 1 / 3))):
-        if tempo and any(abs(tempo / (truth * factor) - 1) <= 0.04
-                         for truth in truths for factor in factors):
-            return verdict
+        for truth, factor in product(truths, factors):
+            if tempo and abs(tempo / (truth * factor) - 1) <= 0.04:
+                return verdict
     return "wrong"
 
 
@@ -70,12 +67,10 @@ def split_key(label):
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add_shared(parser, "data-dir")
-    add = parser.add_argument
-    add("--labels", type=Path, help="a CSV file (default: the tracks of --data-dir)")
-    add("--limit", type=int, default=200, help="clips of --data-dir (default 200; 0 = all)")
+    parser.add_argument("--labels", type=Path, help="CSV (default: 200 tracks of --data-dir)")
     args = parser.parse_args()
     rate = features.LIBROSA_RATE
-    clips = read_labels(args.labels) if args.labels else read_catalogue(args.data_dir, args.limit)
+    clips = read_labels(args.labels) if args.labels else read_catalogue(args.data_dir)
     tempi = {choice: [] for choice in TEMPO_CHOICES}  # verdicts
     keys = {choice: [] for choice in KEY_CHOICES}     # pairs (estimate, truth) of (tonic, mode)
     for path, truths, label in tqdm(list(clips)):

@@ -654,7 +654,7 @@ def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch)
     (["musicfm"], "--audio-model None: musicfm takes the file pretrained_msd.pt or "
                   "pretrained_fma.pt.*hf download"),
     (["musicfm", "--audio-model", "tracks.jsonl"], "its name must say which"),
-    (["clap"], "--audio-model None: a model is needed. Accepted: the folder of a CLAP model"),
+    (["clap"], "--audio-model None: not a CLAP model. Accepted: the folder of a CLAP model"),
     (["clap", "--audio-model", "nobody/no-such-clap"],
      "--audio-model nobody/no-such-clap: .*Accepted: the folder"),
     (["librosa", "--audio-model", "x"], "--audio-model x: only musicfm and clap take one"),

@@ -28,26 +28,19 @@ class AudioEncoder(NamedTuple):
     chunk: int        # tracks per chunk; a killed run loses one chunk at most
 
 
-def check_audio_encoder(name, model, layer):
-    """Raises SystemExit: --audio-model or --audio-layer does not fit --audio-encoder."""
-    if name == "musicfm":  # imported here, as it needs torch
-        from steps.extract_embeddings.musicfm import resolve_musicfm
-        resolve_musicfm(model)
-    elif name == "clap":
-        from steps.extract_embeddings.clap import resolve_clap
-        resolve_clap(model, "--audio-model")
-    elif model:
-        raise SystemExit(f"--audio-model {model}: only musicfm and clap take one")
+def load_audio_encoder(name, model, layer, seconds, device):
+    """The AudioEncoder of a name in AUDIO_ENCODERS. seconds: of a track that are heard; 0 = all.
+
+    Raises SystemExit: the model or the layer does not fit the name, or the model is damaged.
+    """
     if layer is not None and (name != "musicfm" or not 0 <= layer <= 12):
         raise SystemExit(f"--audio-layer {layer}: only musicfm has layers to choose from, 0 to 12")
-
-
-def load_audio_encoder(name, model, layer, seconds, device):
-    """The AudioEncoder of a name in AUDIO_ENCODERS. seconds: of a track that are heard; 0 = all."""
     if name == "librosa":
+        if model:
+            raise SystemExit(f"--audio-model {model}: only musicfm and clap take one")
         read = partial(read_features, seconds=seconds)
         return AudioEncoder(read, np.stack, sum(BLOCKS), BLOCKS, 256)
-    if name == "musicfm":
+    if name == "musicfm":  # imported here, as it needs torch
         from steps.extract_embeddings import musicfm
         loaded = musicfm.load_musicfm(model, 7 if layer is None else layer, device)
         read = partial(read_windows, rate=musicfm.RATE, seconds=seconds, size=musicfm.WINDOW,

@@ -41,7 +41,6 @@ def finished_chunks(folder, modality):
 
 
 def forget_progress(folder, modality):
-    """Delete the journals."""
     for path in journals(folder, modality):
         path.unlink()
 

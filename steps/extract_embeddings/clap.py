@@ -14,23 +14,14 @@ MEND = ("Accepted: the folder of a CLAP model, or its Hugging Face id. Get one w
         "hf download laion/larger_clap_music --local-dir larger_clap_music")
 
 
-def resolve_clap(name, flag="--clap-model"):
-    """Raises SystemExit: the folder or id of a CLAP model, given by `flag`, is none."""
-    from transformers import ClapConfig
-    with refuse_bad_model(flag, name, MEND):
-        if not name:
-            raise ValueError("a model is needed.")
-        if ClapConfig.from_pretrained(name).model_type != "clap":
-            raise ValueError("not a CLAP model.")
-
-
 def load_clap(name, device, flag="--clap-model"):
     """(model, tokenizer, feature extractor). Raises SystemExit: files are missing, or no CLAP."""
-    from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+    from transformers import AutoConfig, AutoTokenizer, ClapFeatureExtractor, ClapModel
     from transformers.utils import logging
     logging.disable_progress_bar()
-    resolve_clap(name, flag)
     with refuse_bad_model(flag, name, MEND):
+        if not name or AutoConfig.from_pretrained(name).model_type != "clap":
+            raise ValueError("not a CLAP model.")
         model = ClapModel.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         extractor = ClapFeatureExtractor.from_pretrained(name)

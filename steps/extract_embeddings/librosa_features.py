@@ -10,10 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# librosa compiles numba functions when it is first imported on a machine. Unoptimised code will do,
-# since none of them is slow here: 18 s of compiling instead of 29. The lock: numba keeps what it
-# compiled in a folder that two processes must not fill at once, or every later use of it crashes
-# (numba's issue 10128).
+# librosa compiles numba functions when it is first imported on a machine. Unoptimised code will do:
+# 18 s of compiling instead of 29. The lock: two processes must not fill numba's folder of compiled
+# functions at once, or every later use of it crashes (numba's issue 10128).
 os.environ.setdefault("NUMBA_OPT", "0")
 with FileLock(Path(tempfile.gettempdir()) / f"librosa-first-import-{os.getuid()}.lock"):
     import librosa.feature

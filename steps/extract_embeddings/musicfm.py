@@ -1,12 +1,9 @@
 """MusicFM (Won, Hung & Le 2024; https://github.com/minzwon/musicfm, MIT): audio -> vectors of 1024.
 
 Two convolutional blocks thin a mel spectrogram of 100 frames per second to 25 tokens per second,
-which pass 12 conformer layers. The embedding of a track is the mean over time of one layer, by
-default the seventh.
-
-Modules and parameters have the published names, so that pretrained_msd.pt and pretrained_fma.pt
-load as they are. Not yet verified against them: the weights could not be had where this was
-written.
+which pass 12 conformer layers. The embedding of a track is the mean over time of one layer.
+Parameters have the published names, so that pretrained_msd.pt and pretrained_fma.pt load as they
+are. Not yet verified against them: the weights could not be had where this was written.
 """
 
 import pickle
@@ -115,21 +112,15 @@ class MusicFM(nn.Module):
         return self.conformer(self.conv(mel)).last_hidden_state
 
 
-def resolve_musicfm(path):
-    """The statistics of a checkpoint, by its name. Raises SystemExit: it is missing, or unknown."""
+def load_musicfm(path, layer, device):
+    """MusicFM from pretrained_msd.pt or pretrained_fma.pt, up to a layer (see keep_layers)."""
     name = Path(path or "").name.lower()
     known = [statistics for audio, statistics in STATISTICS.items() if audio in name]
     if not known or not Path(path).is_file():
         raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or "
-                         f"pretrained_fma.pt; its name must say which (msd, fma). Get it with: "
-                         f"{DOWNLOAD}")
-    return known[0]
-
-
-def load_musicfm(path, layer, device):
-    """MusicFM from pretrained_msd.pt or pretrained_fma.pt, up to a layer (see keep_layers)."""
+                         f"pretrained_fma.pt; its name must say which. Get it with: {DOWNLOAD}")
     with torch.device("meta"):  # its weights come from the file
-        model = MusicFM(resolve_musicfm(path))
+        model = MusicFM(known[0])
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         weights = {key.removeprefix("model."): value for key, value in saved.items()}
@@ -142,10 +133,9 @@ def load_musicfm(path, layer, device):
 
 
 def embed_tracks(tracks, model, batch_size):
-    """Tracks -> the mean over all tokens of each track, (n, dim) float32.
+    """Lists of windows, (T,) float32 at 24 kHz, per track -> means of all tokens, (n, dim) float32.
 
-    tracks: a list of windows, (T,) float32 at 24 kHz, for each track. Windows of the same length
-    share a batch, whichever track they are from: MusicFM takes no padding.
+    Windows of the same length share a batch: MusicFM takes no padding.
     """
     device = model.cls_token.device
     windows = [(row, window) for row, of_track in enumerate(tracks) for window in of_track]

@@ -1,13 +1,10 @@
 """NV-Embed-v2 (Lee et al. 2024) for transformers 5, on which the model's own code does not run.
 
-A Mistral 7B in which every token sees the whole text, not only what comes before it. Then each
-token's vector attends to 512 learnt vectors, the latents (8 heads of 4096), and passes a gated
-feed-forward layer. The text is the mean over its tokens (`pool` in text.py). A query comes after an
-instruction, "Instruct: ...\\nQuery: ", which the model reads but which is left out of the mean.
-Every text ends with EOS.
-
-The parameters have the published names, so that the published files load as they are. Not yet
-verified against them: the weights (CC-BY-NC-4.0, 16 GB) could not be had where this was written.
+A Mistral 7B in which every token sees the whole text. Then each token's vector attends to 512
+learnt vectors, the latents (8 heads of 4096), and passes a gated feed-forward layer. The text is
+the mean over its tokens (`pool` in text.py), without those of a query's instruction. The parameters
+have the published names, so that the published files load as they are. Not yet verified against
+them: the weights (CC-BY-NC-4.0, 16 GB) could not be had where this was written.
 """
 
 import torch
