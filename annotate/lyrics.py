@@ -128,15 +128,6 @@ def load_whisper(name, device, language=None):
     return model.to(device).eval(), processor
 
 
-def detect_language(mel, model, processor):
-    """The language, such as "en", of the 30 s in the middle of a log-mel (1, mels, frames)."""
-    from torch.nn.functional import pad
-    middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
-    padded = pad(middle, (0, WINDOW - middle.shape[-1]))
-    token = model.detect_language(input_features=padded).item()
-    return processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
-
-
 def mean_logprob(result, model):
     """Mean log-probability (nats) of the tokens, with the end token, of generate's window."""
     scores = [score[None] for score in result["scores"]]  # (1, V) for each token
@@ -146,12 +137,16 @@ def mean_logprob(result, model):
 
 def hear(samples, model, processor, limits=LIMITS, language=None):
     """(T,) samples at 16 kHz -> (lines, language or None, counts of sung and unsure windows)."""
+    from torch.nn.functional import pad
     mel = processor.feature_extractor(samples, sampling_rate=RATE, truncation=False, padding=False,
-                                      return_tensors="pt").input_features
+                                      return_tensors="pt").input_features  # (1, mels, frames)
     mel = mel.to(model.device, model.dtype)
     settings = {}
     if languages_of(model):
-        language = language or detect_language(mel, model, processor)
+        if not language:
+            middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
+            token = model.detect_language(pad(middle, (0, WINDOW - middle.shape[-1]))).item()
+            language = processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
         settings = {"language": f"<|{language}|>", "task": "transcribe"}
 
     # One track per call: with several, transformers 5.23 mixes up which of them was silent once

@@ -53,9 +53,9 @@ def make_rows(tracks, results, describe, fields, overwrite):
               for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
     described = iter(describe(sounds) if sounds else [])
     rows = []
-    for track, (_, reason) in zip(tracks, results, strict=True):
+    for track, (sound, reason) in zip(tracks, results, strict=True):
         row = {"track_id": track["track_id"]} | dict.fromkeys(fields)
-        row |= {"failed": reason} if reason else next(described)
+        row |= {"failed": reason} if sound is None else next(described)
         rows.append({field: value for field, value in row.items()
                      if overwrite or field not in fields or not track[field]})
     return rows
