@@ -6,22 +6,18 @@
     audio      librosa features, MusicFM (as in the paper) or CLAP
     playlist   item2vec: skip-gram in which all tracks of a training playlist are neighbours
 
-02_quantize.py compares rows by Euclidean distance, so each modality is written in a form in which
-that distance means something. The rows of the texts, of item2vec and of CLAP have length 1: their
-distance orders tracks as the cosine does. The columns of librosa and MusicFM are standardised.
+02_quantize.py compares rows by Euclidean distance. So the rows of the texts, of item2vec and of
+CLAP have length 1: their distance orders tracks as the cosine does. The columns of librosa and
+MusicFM are standardised, by the mean and deviation of all tracks; audio_scaling.npy keeps both for
+new tracks. A track that lacks a modality has a row of NaN: it has no tags, no lyrics, no audio that
+can be read, or no training playlist with a second track. Other playlists are never looked at.
 
-A track that lacks a modality has a row of NaN: it has no tags, no lyrics, no audio that can be
-read, or no training playlist with a second track in it. Validation and test playlists are never
-looked at. Audio is standardised by the mean and deviation of all tracks; audio_scaling.npy keeps
-both for new tracks.
+A killed run goes on with the chunks of tracks that are not on disk yet (only item2vec has none).
+Audio files are known by their paths: after changing one, use --no-resume.
 
-A killed run goes on with the chunks of tracks that are not on disk yet, and ends in the same bytes.
-Only item2vec has no chunks and starts again. Audio files are known by their paths: after changing
-one, use --no-resume.
-
-Under torchrun each process makes its share of the chunks, on its own GPU if there are several, and
-all write into one memory-mapped file. The first process alone runs item2vec, on the CPU, at the
-end. So that no GPU waits for it, run --modalities playlist first, then the others with --no-resume.
+Under torchrun each process makes its share of the chunks, on its own GPU if there are several. The
+first one alone runs item2vec, on the CPU, at the end. So that no GPU waits for it, run --modalities
+playlist first, then the others with --no-resume.
 
 Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl, the tracks' audio files
 Writes  embeddings/<modality>.npy (N, D) float32, embeddings/audio_scaling.npy (2, D),
@@ -40,23 +36,20 @@ The full-scale commands were not run: the checkpoints could not be had where thi
 import argparse
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import data, runs
-from common.process import agree, current_process, end_process, resolve_device, start_process
+from common.flags import add_shared, check_ranges
+from common.process import agree, current_process, end_process, start_process
 from common.tokens import MODALITIES
-from steps.extract_embeddings import audio_encoders, chunks
-from steps.extract_embeddings.audio_workers import embed_audio_files
+from steps.extract_embeddings import audio, chunks
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS
-from steps.extract_embeddings.scaling import column_scaling, present_rows, write_scaled
-from steps.extract_embeddings.sentences import NEAR, Sentences, copies_for, cut_playlists
+from steps.extract_embeddings.sentences import Sentences
 from steps.extract_embeddings.text import embed_texts, load_text_encoder, resolve_text_encoder
 
-# torch, transformers and gensim are imported where they are used: each audio worker starts
-# this file again, and would load them all.
+# torch, transformers and gensim are imported in functions: audio workers start this file again.
 
 NAME = "01_extract_embeddings"
 TEXT_MODALITIES = ("semantic", "metadata", "lyrics")
@@ -93,20 +86,17 @@ def write_texts(folder, modality, tracks, encoder, pooling, batch_size):
 # ---------------------------------------------------------------- audio
 
 def write_audio(folder, tracks, data_dir, encoder, workers):
-    """Write embeddings/audio.npy, audio_scaling.npy and audio_failed.jsonl.
-
-    encoder: an AudioEncoder. workers: processes that read audio files.
-    """
-    raw_path, failed = embed_audio_files(folder, "audio", tracks, data_dir, encoder, workers)
+    """Write embeddings/audio.npy, audio_scaling.npy, audio_failed.jsonl. encoder: AudioEncoder."""
+    raw_path, failed = audio.embed_audio_files(folder, "audio", tracks, data_dir, encoder, workers)
     if current_process()[0] > 0:
         return
     data.write_jsonl(folder / "audio_failed.jsonl", failed)
 
     # Standardise the columns: the scales of hand-made features differ by orders of magnitude.
     raw = np.load(raw_path, mmap_mode="r")  # (N, D)
-    scaling = column_scaling(raw, encoder.blocks)
+    scaling = audio.column_scaling(raw, encoder.blocks)
     data.save_npy(folder / "audio_scaling.npy", scaling)
-    write_scaled(folder / "audio.npy", raw, scaling)
+    audio.write_scaled(folder / "audio.npy", raw, scaling)
     raw_path.unlink()
 
     without = sum(not track["audio_path"] for track in tracks)
@@ -137,41 +127,28 @@ def item2vec(playlists, n_tracks, dim=128, epochs=40, seed=0, workers=1, share=N
     from gensim.models import Word2Vec
     from gensim.models.callbacks import CallbackAny2Vec
 
-    playlists = cut_playlists(playlists)
-    if not playlists:
-        return np.full((n_tracks, dim), np.nan, np.float32)
-    lengths = np.array([len(playlist) for playlist in playlists])
-    words = [str(row) for row in range(n_tracks)]
-    copies = None if share is None else copies_for(lengths, share)
+    vectors = np.full((n_tracks, dim), np.nan, np.float32)
+    sentences = Sentences(playlists, share, seed)
+    if not sentences.playlists:
+        return vectors
 
     # By default gensim draws a smaller window for each word, and drops words at random that make up
     # more than a thousandth of the text: most tracks of a small catalogue.
-    window = int(lengths.max()) if share is None else NEAR
-    model = Word2Vec(sg=1, vector_size=dim, negative=5, window=window, shrink_windows=False,
-                     min_count=1, sample=0, epochs=epochs, seed=seed, workers=workers)
-    model.build_vocab(Sentences(playlists, words))
-    n_sentences = len(playlists) if share is None else max(round(copies.sum()), 1)
+    model = Word2Vec(sg=1, vector_size=dim, negative=5, window=sentences.window,
+                     shrink_windows=False, min_count=1, sample=0, epochs=epochs, seed=seed,
+                     workers=workers)
+    model.build_vocab(Sentences(playlists))
     with tqdm(total=epochs, desc="playlist", unit="epoch") as bar:
         tick = CallbackAny2Vec()
         tick.on_epoch_end = lambda model: bar.update()
-        model.train(Sentences(playlists, words, copies, seed), epochs=epochs, callbacks=[tick],
-                    total_examples=n_sentences)
+        model.train(sentences, epochs=epochs, total_examples=sentences.n_sentences,
+                    callbacks=[tick])
 
     learnt = model.wv
     del model  # frees its second matrix, which is as large as the one that counts
-    vectors = np.full((n_tracks, dim), np.nan, np.float32)
     vectors[np.array(learnt.index_to_key, dtype=int)] = learnt.vectors
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
-
-
-def write_playlist(folder, playlists, n_tracks, dim, epochs, seed, workers, share):
-    """Write embeddings/playlist.npy. Arguments as item2vec's."""
-    print(f"playlist: item2vec on {len(playlists)} training playlists with "
-          f"{sum(map(len, playlists))} tracks")
-    vectors = item2vec(playlists, n_tracks, dim, epochs, seed, workers, share)
-    data.save_npy(folder / "playlist.npy", vectors)
-    chunks.mark_finished(folder, "playlist", n_tracks)
 
 
 # ---------------------------------------------------------------- main
@@ -179,9 +156,8 @@ def write_playlist(folder, playlists, n_tracks, dim, epochs, seed, workers, shar
 def check_not_brought(data_dir, chosen):
     """Raises SystemExit: embeddings that 00_prepare_data.py brought along would be replaced."""
     outputs = (runs.read_run(data_dir, "00_prepare_data") or {}).get("outputs", {})
-    files = {m: f"embeddings/{m}.npy" for m in chosen if f"embeddings/{m}.npy" in outputs}
-    brought = [m for m, file in files.items() if (data_dir / file).is_file()
-               and runs.file_hash(data_dir / file) == outputs[file]]
+    brought = [m for m in chosen if (file := f"embeddings/{m}.npy") in outputs
+               and (data_dir / file).is_file() and runs.file_hash(data_dir / file) == outputs[file]]
     if brought:
         others = " ".join(m for m in chosen if m not in brought)
         only = f"; or make only the others: --modalities {others}" if others else ""
@@ -192,85 +168,43 @@ def check_not_brought(data_dir, chosen):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+    add_shared(parser, "data-dir", "device", "seed", "resume")
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
-    add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES),
-        help="which to make (default all); to choose others than last time, add --no-resume: it "
-             "replaces only the chosen ones")
+    add("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="which to "
+        "make (default all); others than last time: --no-resume, which replaces only these")
     add("--text-encoder", default="minilm", help="minilm (default), a Hugging Face id, or a folder")
-    add("--pooling", choices=("mean", "cls", "last"), default="mean",
-        help="text vector: the mean of the token vectors (default; also for NV-Embed), the first "
-             "or the last; the model's card says which")
+    add("--pooling", choices=("mean", "cls", "last"), default="mean", help="text vector: mean of "
+        "the token vectors (default; also for NV-Embed), first or last; see the model's card")
     add("--batch-size", type=int, default=64, help="texts per batch (default 64)")
-    add("--audio-encoder", choices=audio_encoders.AUDIO_ENCODERS, default="librosa",
+    add("--audio-encoder", choices=audio.AUDIO_ENCODERS, default="librosa",
         help="default librosa; the others need --audio-model")
-    add("--audio-model", default=None, help="for musicfm: the file pretrained_msd.pt or "
-        "pretrained_fma.pt; for clap: a folder or a Hugging Face id")
-    add("--audio-layer", type=int, default=None, help="layer of musicfm, 0 to 12 (default 7)")
-    add("--audio-seconds", type=float, default=AUDIO_SECONDS,
-        help="how much of a track is heard, from its middle (default 30; 0 = all). musicfm hears "
-             "windows of up to 30 s, clap of 10 s; their mean counts")
-    add("--audio-batch-size", type=int, default=4, help="windows per batch (default 4)")
+    add("--audio-model", help="for musicfm: the file pretrained_msd.pt or pretrained_fma.pt; for "
+        "clap: a folder or a Hugging Face id")
+    add("--audio-layer", type=int, help="layer of musicfm, 0 to 12 (default 7)")
+    add("--audio-seconds", type=float, default=AUDIO_SECONDS, help="how much of a track is heard, "
+        "from its middle (default 30; 0 = all), in windows of 30 s (musicfm) or 10 s (clap)")
     add("--playlist-dim", type=int, default=128, help="dimensions of item2vec (default 128)")
     add("--epochs", type=int, default=40, help="passes of item2vec over the playlists (default 40, "
         "the best of 5 to 40 on the demo's validation playlists)")
     add("--item2vec-workers", type=int, default=1, help="threads of item2vec (default 1; more are "
         "faster, but the result then differs from run to run)")
-    add("--item2vec-share", type=float, default=None,
-        help="share of a playlist's pairs of tracks that an epoch learns, drawn anew each time, "
-             "above 0 and below 1; for sets whose whole epochs take hours (default: all pairs)")
-    add("--workers", type=int, default=os.cpu_count(),
-        help="processes that read audio, for all of torchrun's processes together (default: as "
-             "many as cores; the result does not depend on it)")
-    add("--device", type=resolve_device, default="auto", help="device of the text encoder, musicfm "
-        "and clap: auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0, help="seed of item2vec (default 0)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with what is half done (default); --no-resume starts afresh")
-    return check_args(parser.parse_args(argv))
-
-
-def check_args(args):
-    """Raises SystemExit: a number is out of its range. Returns args."""
-    for name in ("batch_size", "audio_batch_size", "playlist_dim", "epochs", "item2vec_workers",
-                 "workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from 1 "
-                             f"on is expected")
-    if args.item2vec_share is not None and not 0 < args.item2vec_share < 1:
-        raise SystemExit(f"--item2vec-share {args.item2vec_share:g}: a number above 0 and below 1 "
-                         f"is expected; all pairs: leave it out")
-    if not (args.audio_seconds == 0 or args.audio_seconds >= 1):
-        raise SystemExit(f"--audio-seconds {args.audio_seconds:g}: 0 (the whole file) or a number "
-                         f"from 1 on is expected")
+    add("--item2vec-share", type=float, help="share of a playlist's pairs of tracks that an epoch "
+        "learns, drawn anew each time; for sets whose whole epochs take hours (default: all pairs)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that read audio, for all of "
+        "torchrun's processes together (default: as many as cores)")
+    args = parser.parse_args(argv)
+    check_ranges(args, batch_size=1, playlist_dim=1, epochs=1, item2vec_workers=1, workers=1,
+                 audio_seconds=0, item2vec_share=(0.001, 1))
     return args
-
-
-def start_run(run, state, folder, chosen):
-    """Put the run on record. It goes on with the chunks that it finds, so old ones go first."""
-    folder.mkdir(exist_ok=True)
-    if state == "new":
-        for modality in chosen:
-            chunks.forget_progress(folder, modality)
-    runs.record_run(run)
-
-
-def unfinished(folder, chosen, n_tracks):
-    """Those of the chosen modalities that no earlier, killed try has finished."""
-    left = [m for m in chosen if not chunks.is_finished(folder, m, n_tracks)]
-    for modality in chosen:
-        if modality not in left:
-            print(f"{modality}: finished by an earlier try")
-    return left
 
 
 def finish_run(run, folder, chosen, n_tracks):
     """Check and report what was written, close the run, delete the journals."""
     for modality in chosen:
         array = data.load_npy(folder / f"{modality}.npy", f"python {NAME}.py", n_tracks, np.float32)
-        present = sum(len(rows) for rows in present_rows(array))
-        print(f"  {modality:9s} {array.shape!s:>14s}  {present} tracks have it, "
-              f"{n_tracks - present} do not")
+        missing = np.isnan(array[:, 0]).sum()
+        print(f"  {modality:9s} {array.shape!s:>14s}  {n_tracks - missing} tracks have it, "
+              f"{missing} do not")
     runs.finish_run(run)
     for modality in chosen:
         chunks.forget_progress(folder, modality)
@@ -283,19 +217,13 @@ def main(argv=None):
     folder = args.data_dir / "embeddings"
     chosen = [m for m in MODALITIES if m in args.modalities]
 
-    # Check all input before anything is replaced.
+    # Check all input, and load the encoders, before anything is replaced.
     tracks = data.load_tracks(args.data_dir)
     if args.resume:
         check_not_brought(args.data_dir, chosen)
     if "playlist" in chosen and rank == 0:
         playlists = training_rows(args.data_dir, tracks)
-    if set(chosen) & set(TEXT_MODALITIES):
-        text_encoder = resolve_text_encoder(args.text_encoder, args.pooling)
-    if "audio" in chosen:
-        audio_encoders.check_audio_encoder(args.audio_encoder, args.audio_model, args.audio_layer)
-
-    reads = data.catalogue_files(args.data_dir)
-    reads += ["playlists.jsonl"] * ("playlist" in chosen)
+    reads = data.catalogue_files(args.data_dir) + ["playlists.jsonl"] * ("playlist" in chosen)
     writes = [f"embeddings/{m}.npy" for m in chosen]
     if "audio" in chosen:
         writes += ["embeddings/audio_scaling.npy", "embeddings/audio_failed.jsonl"]
@@ -304,24 +232,35 @@ def main(argv=None):
         if rank == 0:
             print(f"{NAME}: already done, nothing changed")
         return end_process()
-    if rank == 0:
-        start_run(run, state, folder, chosen)
-    left = agree(lambda: unfinished(folder, chosen, len(tracks)))
-
-    # item2vec comes last: the first process alone runs it.
+    left = agree(lambda: [m for m in chosen if state == "new"
+                          or not chunks.is_finished(folder, m, len(tracks))])
     texts = [m for m in TEXT_MODALITIES if m in left]
     if texts:
-        encoder = load_text_encoder(text_encoder, device)
-    for modality in texts:
-        write_texts(folder, modality, tracks, encoder, args.pooling, args.batch_size)
+        name = resolve_text_encoder(args.text_encoder, args.pooling)
+        text_encoder = load_text_encoder(name, device)
     if "audio" in left:
-        encoder = audio_encoders.load_audio_encoder(
-            args.audio_encoder, args.audio_model, args.audio_layer, args.audio_seconds,
-            args.audio_batch_size, device)
-        write_audio(folder, tracks, args.data_dir, encoder, max(args.workers // world, 1))
+        audio_encoder = audio.load_audio_encoder(args.audio_encoder, args.audio_model,
+                                                 args.audio_layer, args.audio_seconds, device)
+    if rank == 0:
+        folder.mkdir(exist_ok=True)
+        if state == "new":  # a run on record goes on with the chunks that it finds
+            for modality in chosen:
+                chunks.forget_progress(folder, modality)
+        runs.record_run(run)
+        if left != chosen:
+            print(f"finished by an earlier try: {', '.join(m for m in chosen if m not in left)}")
+
+    # item2vec comes last: the first process alone runs it.
+    for modality in texts:
+        write_texts(folder, modality, tracks, text_encoder, args.pooling, args.batch_size)
+    if "audio" in left:
+        write_audio(folder, tracks, args.data_dir, audio_encoder, max(args.workers // world, 1))
     if "playlist" in left and rank == 0:
-        write_playlist(folder, playlists, len(tracks), args.playlist_dim, args.epochs, args.seed,
-                       args.item2vec_workers, args.item2vec_share)
+        print(f"playlist: item2vec on {len(playlists)} training playlists with "
+              f"{sum(map(len, playlists))} tracks")
+        vectors = item2vec(playlists, len(tracks), args.playlist_dim, args.epochs, args.seed,
+                           args.item2vec_workers, args.item2vec_share)
+        data.save_npy(folder / "playlist.npy", vectors)
 
     if rank == 0:
         finish_run(run, folder, chosen, len(tracks))

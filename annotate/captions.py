@@ -1,21 +1,19 @@
 """Captions by an audio language model, and tags from their words, instead of LP-MusicCaps.
 
 The model, Qwen2-Audio (Chu et al. 2024) by default, hears 30 s from the middle of a track and
-answers PROMPT, greedily. Other models that transformers has work by name, such as Music Flamingo;
-no code that comes with a model is run. Mind the licence: Qwen2-Audio is Apache-2.0, Music Flamingo
-is for research only.
+answers PROMPT, greedily. Other models that transformers has work by name, such as Music Flamingo.
+Mind the licence: Qwen2-Audio is Apache-2.0, Music Flamingo is for research only.
 
 Tags are the words and phrases of the caption that a vocabulary has: the tags of at least two
 tracks of the catalogue or, if there are none, those of common/lexicon.json. Case, hyphens and a
 plural s do not count. If two tags overlap, the first and longer one is taken. A tag within three
-words after "no", "not", "without" or "lacks" is left out. Nothing is guessed beyond the words: "a
-lonely voice" gives "lonely" only if some tracks are tagged so.
+words after "no", "not", "without" or "lacks" is left out.
 
 Run on random weights only (tests/test_annotate.py), not yet on a published checkpoint: how true the
 captions are is not known. Read some before you build on them.
 
 Reads   tracks.jsonl, annotations/*.jsonl, common/lexicon.json, the tracks' audio files; the model
-Writes  annotations/captions.jsonl: track_id, caption, tags, or `failed`, why a file cannot be used
+Writes  annotations/captions.jsonl: track_id, caption, tags, or `failed`: why there are none
 
 Demo        none: its tracks have captions, and the model is too large
 Full scale  python annotate/captions.py --data-dir data/mpd --device cuda --workers 16
@@ -29,19 +27,19 @@ import re
 import sys
 from collections import Counter
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 from annotate.shared import annotate, make_parser
 from common import data
-from common.process import resolve_device
+from common.flags import add_shared
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_audio
+from steps.extract_embeddings.text import refuse_bad_model
 
-# torch and transformers are imported where they are used: each audio worker starts this file again,
-# and would load them all.
+# torch and transformers are imported in functions: each audio worker starts this file again.
 
-NAME = "captions"
 LEXICON = Path(__file__).resolve().parent.parent / "common" / "lexicon.json"
 FEWEST_TRACKS = 2  # that have a tag of the vocabulary
 NEGATIONS = {"no", "not", "without", "lacks", "lacking"}
@@ -54,16 +52,12 @@ REFUSAL = r"(i('| a)m )?sorry|as an ai|i can('|no)t|unfortunately"
 # ---------------------------------------------------------------- texts
 
 def clean_caption(text, ended=True):
-    """The model's answer as a caption, or None.
-
-    ended: False if the answer was cut off; its last sentence is then dropped.
-    """
+    """The model's answer as a caption, or None. If it has not `ended`, its last sentence goes."""
     text = " ".join(text.split())
     if not ended and (sentences := re.match(r".*[.!?](?=\s|$)", text)):
         text = sentences.group()
-    if not re.search(r"[^\W\d_]", text) or re.match(REFUSAL, text, re.IGNORECASE):
-        return None
-    return text
+    refused = not re.search(r"[^\W\d_]", text) or re.match(REFUSAL, text, re.IGNORECASE)
+    return None if refused else text
 
 
 def split_words(text):
@@ -78,83 +72,45 @@ def make_vocabulary(tracks):
     if not tags:
         tags = [tag for concepts in json.loads(LEXICON.read_text()).values()
                 for concept in concepts.values() for tag in concept.get("tags", ())]
-    vocabulary = {}
-    for tag in tags:
-        if words := tuple(split_words(tag)):
-            vocabulary.setdefault(words, tag)  # of two spellings, the more common one
-    return vocabulary
+    # Of two spellings the more common one, which comes first, is kept.
+    return {words: tag for tag in reversed(tags) if (words := tuple(split_words(tag)))}
 
 
 def draw_tags(caption, vocabulary, longest=4):
-    """The tags of a vocabulary that a caption has, in its order, each once.
-
-    longest: words per tag that are looked at.
-    """
+    """The tags of a vocabulary that a caption has, in its order. longest: in words."""
     words = split_words(caption)
-    tags = []
+    tags = {}  # as an ordered set
     i = 0
     while i < len(words):
-        tag, size = longest_tag(words[i:i + longest], vocabulary)
-        if tag and tag not in tags and not is_negated(words[:i]):
-            tags.append(tag)
-        i += size
-    return tags
-
-
-def longest_tag(words, vocabulary):
-    """(longest tag that these words begin with, number of its words), or (None, 1)."""
-    for size in range(len(words), 0, -1):
-        *rest, last = words[:size]
-        tag = vocabulary.get((*rest, last)) or vocabulary.get((*rest, last.removesuffix("s")))
-        if tag:
-            return tag, size
-    return None, 1
-
-
-def is_negated(before):
-    """Whether one of the last three words before a tag, in its clause, is a negation."""
-    for word in reversed(before[-3:]):
-        if word in CLAUSE_ENDS:
-            return False
-        if word in NEGATIONS:
-            return True
-    return False
+        for size in range(min(longest, len(words) - i), 0, -1):  # the longest tag that begins here
+            *rest, last = words[i:i + size]
+            tag = vocabulary.get((*rest, last)) or vocabulary.get((*rest, last.removesuffix("s")))
+            if tag:
+                break
+        before = takewhile(lambda word: word not in CLAUSE_ENDS, words[max(i - 3, 0):i][::-1])
+        if tag and NEGATIONS.isdisjoint(before):
+            tags[tag] = None
+        i += size  # 1 if there is no tag
+    return list(tags)
 
 
 # ---------------------------------------------------------------- the model
 
-def resolve_captioner(name):
-    """The sampling rate (Hz) of an audio language model. Raises SystemExit: it is none."""
-    import transformers
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        known = type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        if not known or not hasattr(config, "audio_config"):
-            raise ValueError(f"{config.model_type} is no audio language model.")
-        extractor = transformers.AutoFeatureExtractor
-        return extractor.from_pretrained(name, trust_remote_code=False).sampling_rate
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Accepted: the folder or "
-                         f"Hugging Face id of one that transformers has, such as "
-                         f"Qwen/Qwen2-Audio-7B-Instruct or "
-                         f"nvidia/music-flamingo-2601-hf") from None
-
-
 def load_captioner(name, device):
-    """(model, processor) of a folder or id. Raises SystemExit: it cannot be loaded, or asked."""
+    """(model, processor) of a folder or id. Raises SystemExit: it is no audio language model."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoProcessor, GenerationConfig
     from transformers.utils import logging
     logging.disable_progress_bar()
-    resolve_captioner(name)
     dtype = torch.bfloat16 if "cuda" in device else torch.float32
-    try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    with refuse_bad_model("--model", name, "Accepted: the whole folder or the Hugging Face id of "
+                          "Qwen/Qwen2-Audio-7B-Instruct or another audio language model"):
         model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Its folder is not whole; "
-                         f"download it again with: hf download Qwen/Qwen2-Audio-7B-Instruct "
-                         f"--local-dir qwen2-audio") from None
+        if not hasattr(model.config, "audio_config"):
+            raise ValueError(f"{model.config.model_type} is no audio language model.")
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        if prompt_text(processor).count(processor.audio_token) != 1:
+            raise ValueError("its chat template does not show the audio once.")
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
 
@@ -163,25 +119,22 @@ def load_captioner(name, device):
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     pad = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=pad)
-    if prompt_text(processor, PROMPT).count(processor.audio_token) != 1:
-        raise SystemExit(f"--model {name}: its chat template does not show the audio once; take "
-                         f"another model")
     return model.to(device).eval(), processor
 
 
-def prompt_text(processor, prompt):
-    """The question in the model's chat template, with the place of the audio."""
-    content = [{"type": "audio"}, {"type": "text", "text": prompt}]
+def prompt_text(processor):
+    """PROMPT in the model's chat template, with the place of the audio."""
+    content = [{"type": "audio"}, {"type": "text", "text": PROMPT}]
     return processor.apply_chat_template([{"role": "user", "content": content}],
                                          add_generation_prompt=True, tokenize=False)
 
 
-def answer(sounds, model, processor, prompt, max_new):
+def answer(sounds, model, processor, max_new):
     """The model's answers about (T,) sounds at its rate: list of (text, whether it ended)."""
     import torch
     # Padding for the text alone: an encoder that wants windows of 30 s would get shorter ones.
     rate = processor.feature_extractor.sampling_rate
-    inputs = processor(text=[prompt_text(processor, prompt)] * len(sounds), audio=sounds,
+    inputs = processor(text=[prompt_text(processor)] * len(sounds), audio=sounds,
                        return_tensors="pt", text_kwargs={"padding": True},
                        audio_kwargs={"sampling_rate": rate}).to(model.device, model.dtype)
     with torch.inference_mode():
@@ -192,43 +145,30 @@ def answer(sounds, model, processor, prompt, max_new):
             for row in ids]
 
 
-def describe(group, model, processor, prompt, max_new, vocabulary):
-    """Annotations of a group of tracks: list of dicts. group: list of (track_id, (T,) samples)."""
-    rows = []
-    for text, ended in answer([sound for _, sound in group], model, processor, prompt, max_new):
-        caption = clean_caption(text, ended)
-        rows.append({"caption": caption, "tags": draw_tags(caption or "", vocabulary)})
-    return rows
-
-
-# ---------------------------------------------------------------- main
-
-def parse_args(argv=None):
+def main(argv=None):
     parser = make_parser(__doc__.splitlines()[0], AUDIO_SECONDS)
+    add_shared(parser, "device")
     add = parser.add_argument
     add("--model", default="Qwen/Qwen2-Audio-7B-Instruct", help="a captioner: Hugging Face id or "
         "folder (default Qwen/Qwen2-Audio-7B-Instruct, which hears no more than 30 s)")
-    add("--prompt", default=PROMPT, help=f'the question (default "{PROMPT}")')
     add("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
     add("--batch-size", type=int, default=16, help="tracks per batch (default 16)")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    rate = resolve_captioner(args.model)
+    args = parser.parse_args(argv)
 
     def load():
-        # Without the tags that another shard has drawn.
-        vocabulary = make_vocabulary(data.load_tracks(args.data_dir, leave_out=NAME))
         model, processor = load_captioner(args.model, args.device)
-        return partial(describe, model=model, processor=processor, prompt=args.prompt,
-                       max_new=args.max_new_tokens, vocabulary=vocabulary)
+        # Without the tags that another shard has drawn.
+        vocabulary = make_vocabulary(data.load_tracks(args.data_dir, leave_out="captions"))
 
-    read = partial(read_audio, rate=rate, seconds=args.seconds)
-    annotate(NAME, ("caption", "tags"), args, read, load, args.batch_size)
+        def describe(group):
+            answers = answer([sound for _, sound in group], model, processor, args.max_new_tokens)
+            captions = [clean_caption(text, ended) for text, ended in answers]
+            return [{"caption": caption, "tags": draw_tags(caption or "", vocabulary)}
+                    for caption in captions]
+        rate = processor.feature_extractor.sampling_rate
+        return partial(read_audio, rate=rate, seconds=args.seconds), describe
+
+    annotate("captions", ("caption", "tags"), args, load, args.batch_size)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,28 @@
 """Lyrics by ear: Whisper (Radford et al. 2022) on the tracks that have none.
 
-transformers' own long-form generation hears one track at a time. Whisper hears 30 s and writes text
-with time stamps; the next window begins at the last stamp (section 4.5 of its paper). The language
-is that of the middle of the track, since intros have no words; --language sets it. Singing is
-harder than speech: expect errors.
+Whisper hears 30 s and writes text with time stamps; the next window begins at the last stamp
+(section 4.5 of its paper, by transformers). The language is that of the middle of the track, since
+intros have no words. Singing is harder than speech: expect errors.
 
 Whisper writes fluent nonsense where nobody sings. The guards, in this order:
 1. transformers': a window has no words if P(no speech) > 0.6 and the mean log-probability of its
    tokens is < -1. It is written again at the temperatures 0.2, 0.4 ... 1 if that mean is < -1, or
    if its token ids compress to less than 1 / 1.35.
-2. A window that no temperature has mended is left out (Whisper would keep the last try): its mean
-   is < -1, among the tokens that were allowed and at the temperature at which they were drawn, or
-   its text compresses to less than 1 / 2.4.
+2. A window that no temperature has mended is left out (Whisper would keep the last try): its mean,
+   at the temperature of the draw, is < -1, or its text compresses to less than 1 / 2.4.
 3. Lines that describe sounds ("[Music]") and credits of subtitles ("Thanks for watching") are
    dropped. Endless repetition, of words or of blocks of up to four lines, is cut to four times.
 4. A text of fewer than five different words is none: instrumental, lyrics null.
 
-Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. One
-track at a time leaves a large GPU idle: start several --shard on it. A window of large-v3 takes up
-to 93 MB of memory until its track is done (the scores of each token), so for mixes of hours use
---seconds 600: it hears the middle of them.
+Run on random weights only (tests/test_annotate.py), not yet on the published checkpoints. On a
+large GPU start several --shard. A window of large-v3 takes up to 93 MB of memory until its track is
+done, so for mixes of hours use --seconds 600 (the middle).
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files; the model
 Writes  annotations/lyrics.jsonl: track_id, lyrics, language, counts of windows `sung` and `unsure`;
-        or `failed`, why a file cannot be used
+        or `failed`: why there are none
 
-Demo        none: the demo's audio has no singing
+Demo        none: its audio has no singing
 Full scale  python annotate/lyrics.py --data-dir data/mpd --device cuda
             Eight GPUs: the same with --shard 1/8 to --shard 8/8.
             Faster: --model openai/whisper-large-v3-turbo
@@ -42,27 +39,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 from annotate.shared import annotate, make_parser
-from common.process import resolve_device
+from common.flags import add_shared
 from steps.extract_embeddings.librosa_features import read_audio
+from steps.extract_embeddings.text import refuse_bad_model
 
-# torch and transformers are imported where they are used: each audio worker starts this file again,
-# and would load them all.
+# torch and transformers are imported in functions: each audio worker starts this file again.
 
-NAME = "lyrics"
 RATE = 16_000           # Hz, of every Whisper
 WINDOW = 3000           # frames of 10 ms: what Whisper hears at a time
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-LIMITS = {              # by transformers' names
+LIMITS = {              # of guard 1, by transformers' names
     "no_speech_threshold": 0.6, "logprob_threshold": -1.0, "compression_ratio_threshold": 1.35}
 MOST_COMPRESSED = 2.4   # bytes of a window's text / bytes of it compressed
 MOST_REPEATS = 4        # times in a row
 FEWEST_WORDS = 5
-SOUNDS = re.compile(
-    r"\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]",
-    re.IGNORECASE)
-CREDITS = re.compile(
-    r"(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?subscribe|"
-    r"(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*", re.IGNORECASE)
+SOUNDS = r"(?i)\[[^]]*\]|[(*][^)*]*\b(music|instrumental|applause|laughter|silence)\b[^)*]*[)*]"
+CREDITS = (
+    r"(?i)(thanks?( you)?( so much| very much)? for (watching|listening)|please (like and )?"
+    r"subscribe|(subtitles?|captions?|transcri(bed|ption)) by|www\.|amara\.org).*")
 
 
 # ---------------------------------------------------------------- guards: strings
@@ -73,23 +67,20 @@ def compression_ratio(text):
 
 
 def cut_repeats(items, most=MOST_REPEATS, longest=4):
-    """A list of strings without endless repetition. Case and punctuation do not count.
-
-    A block of up to `longest` items that occurs more than `most` times in a row is kept that often.
+    """A list of strings in which no block of up to `longest` items occurs more than `most` times
+    in a row. Case and punctuation do not count.
     """
     bare = [re.sub(r"\W+", " ", item.lower()).strip() for item in items]
     kept = []
     i = 0
     while i < len(items):
         keep = step = 1  # unless a block that repeats itself begins here
-        for size in range(1, longest + 1):
+        for size in range(longest, 0, -1):  # the shortest block wins
             times = 1
             while bare[i + times * size:i + (times + 1) * size] == bare[i:i + size]:
                 times += 1
             if times > most:
-                keep = most * size
-                step = times * size
-                break
+                keep, step = most * size, times * size
         kept += items[i:i + keep]
         i += step
     return kept
@@ -97,9 +88,9 @@ def cut_repeats(items, most=MOST_REPEATS, longest=4):
 
 def clean_lyrics(lines):
     """Lines as Whisper wrote them -> lyrics (str), or None if there are none (guards 3 and 4)."""
-    lines = [" ".join(cut_repeats(SOUNDS.sub(" ", line).split())) for line in lines]
+    lines = [" ".join(cut_repeats(re.sub(SOUNDS, " ", line).split())) for line in lines]
     lines = [line for line in lines
-             if re.search(r"[^\W\d_]", line) and not CREDITS.fullmatch(line)]
+             if re.search(r"[^\W\d_]", line) and not re.fullmatch(CREDITS, line)]
     text = "\n".join(cut_repeats(lines))
     # Chinese and Japanese have no spaces: each character counts as a word.
     words = re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+", text.lower())
@@ -111,68 +102,51 @@ def clean_lyrics(lines):
 def languages_of(model):
     """Codes of the languages that a Whisper can be told, such as "en"; [] if it is English only."""
     config = model.generation_config
-    if not getattr(config, "is_multilingual", True):
-        return []
-    return sorted(token[2:-2] for token in getattr(config, "lang_to_id", ()))
+    known = getattr(config, "lang_to_id", ()) if getattr(config, "is_multilingual", True) else ()
+    return sorted(token[2:-2] for token in known)
 
 
 def load_whisper(name, device, language=None):
-    """(model, processor) of a folder or Hugging Face id.
-
-    Raises SystemExit: there is no Whisper, or it does not know the language.
-    """
+    """(model, processor). Raises SystemExit: it is no Whisper, or does not know the language."""
     import torch
     from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
     from transformers.utils import logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of what is asked for here
     dtype = torch.float16 if "cuda" in device else torch.float32
-    try:
+    with refuse_bad_model("--model", name, "Accepted: the whole folder of a Whisper, or its id. "
+                          "Get one with: hf download openai/whisper-large-v3 --local-dir large-v3"):
         if AutoConfig.from_pretrained(name).model_type != "whisper":
             raise ValueError("not a Whisper model.")
         processor = WhisperProcessor.from_pretrained(name)
         model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
         if not hasattr(model.generation_config, "no_timestamps_token_id"):
-            raise ValueError("its generation_config.json is too old: it has no "
-                             "no_timestamps_token_id.")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name}: {str(error).splitlines()[0]} Accepted: the whole folder "
-                         f"of a Whisper, or its Hugging Face id. Get one with: hf download "
-                         f"openai/whisper-large-v3 --local-dir whisper-large-v3") from None
+            raise ValueError("its generation_config.json is too old.")
     if language and language not in languages_of(model):
         raise SystemExit(f"--language {language}: the model knows "
                          f"{', '.join(languages_of(model)) or 'English only'}")
     return model.to(device).eval(), processor
 
 
-def detect_language(mel, model, processor):
-    """The language, such as "en", of the 30 s in the middle of a log-mel (1, mels, frames)."""
-    from torch.nn.functional import pad
-    middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
-    middle = pad(middle, (0, WINDOW - middle.shape[-1]))
-    token = model.detect_language(input_features=middle).item()
-    return processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
-
-
 def mean_logprob(result, model):
-    """Mean log-probability (nats) of a window's tokens, the end token included.
-
-    result: of one window, as generate returns it.
-    """
+    """Mean log-probability (nats) of the tokens, with the end token, of generate's window."""
     scores = [score[None] for score in result["scores"]]  # (1, V) for each token
-    logprobs = model.compute_transition_scores(result["sequences"][None], scores,
-                                               normalize_logits=True)
-    return logprobs.mean().item()
+    return model.compute_transition_scores(result["sequences"][None], scores,
+                                           normalize_logits=True).mean().item()
 
 
 def hear(samples, model, processor, limits=LIMITS, language=None):
     """(T,) samples at 16 kHz -> (lines, language or None, counts of sung and unsure windows)."""
+    from torch.nn.functional import pad
     mel = processor.feature_extractor(samples, sampling_rate=RATE, truncation=False, padding=False,
-                                      return_tensors="pt").input_features
+                                      return_tensors="pt").input_features  # (1, mels, frames)
     mel = mel.to(model.device, model.dtype)
     settings = {}
     if languages_of(model):
-        language = language or detect_language(mel, model, processor)
+        if not language:
+            middle = mel[..., max(0, mel.shape[-1] - WINDOW) // 2:][..., :WINDOW]
+            token = model.detect_language(pad(middle, (0, WINDOW - middle.shape[-1]))).item()
+            language = processor.tokenizer.convert_ids_to_tokens(token)[2:-2]
         settings = {"language": f"<|{language}|>", "task": "transcribe"}
 
     # One track per call: with several, transformers 5.23 mixes up which of them was silent once
@@ -180,7 +154,6 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
     output = model.generate(mel, return_timestamps=True, return_segments=True,
                             condition_on_prev_tokens=False, num_beams=1, top_k=0, top_p=1.0,
                             temperature=TEMPERATURES, **limits, **settings)
-
     lines = []
     windows = {"sung": 0, "unsure": 0}
     # The segments of a window share its result.
@@ -189,58 +162,38 @@ def hear(samples, model, processor, limits=LIMITS, language=None):
         new = [processor.tokenizer.decode(segment["tokens"], skip_special_tokens=True).strip()
                for segment in segments]
         sure = mean_logprob(segments[0]["result"], model) >= limits["logprob_threshold"]
-        if sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED:
-            windows["sung"] += 1
-            lines += new
-        else:
-            windows["unsure"] += 1
+        sung = sure and compression_ratio("\n".join(new)) <= MOST_COMPRESSED
+        windows["sung" if sung else "unsure"] += 1
+        lines += new if sung else []
     return lines, language, windows
 
 
-def describe(group, model, processor, limits, language, seed):
-    """The annotations, in a list, of a group of one track: [(track_id, (T,) samples at 16 kHz)]."""
-    import torch
-    [(track_id, samples)] = group
-    # A seed per track: a run that was cut draws the same as one that was not.
-    torch.manual_seed(zlib.crc32(f"{seed} {track_id}".encode()))
-    lines, language, windows = hear(samples, model, processor, limits, language)
-    return [{"lyrics": clean_lyrics(lines), "language": language} | windows]
-
-
-# ---------------------------------------------------------------- main
-
-def parse_args(argv=None):
+def main(argv=None):
     parser = make_parser(__doc__.splitlines()[0], 0)
+    add_shared(parser, "device", "seed")
     add = parser.add_argument
     add("--model", default="openai/whisper-large-v3",
         help="a Whisper: Hugging Face id or folder (default openai/whisper-large-v3)")
-    add("--language", default=None,
-        help='code of the language of all tracks, such as "en" (default: detected per track)')
-    add("--no-speech-threshold", type=float, default=LIMITS["no_speech_threshold"],
-        help="P(no speech) above which an unsure window has no words (default 0.6)")
-    add("--logprob-threshold", type=float, default=LIMITS["logprob_threshold"],
-        help="mean log-probability of its tokens below which a window is unsure (default -1)")
-    add("--compression-ratio-threshold", type=float,
-        default=LIMITS["compression_ratio_threshold"],
-        help="compression of its token ids above which a window is written again (default 1.35)")
-    add("--device", type=resolve_device, default="auto",
-        help="auto (default: cuda if there is one), cpu, cuda, ...")
-    add("--seed", type=int, default=0,
-        help="seed of what is drawn at a temperature above 0 (default 0)")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    limits = {name: getattr(args, name) for name in LIMITS}
+    add("--language", help="of all tracks, such as en (default: detected per track)")
+    for name, value in LIMITS.items():
+        add(f"--{name.replace('_', '-')}", type=float, default=value,
+            help=f"of guard 1 (default {value:g})")
+    args = parser.parse_args(argv)
 
     def load():
+        import torch
         model, processor = load_whisper(args.model, args.device, args.language)
-        return partial(describe, model=model, processor=processor, limits=limits,
-                       language=args.language, seed=args.seed)
+        limits = {name: getattr(args, name) for name in LIMITS}
 
-    read = partial(read_audio, rate=RATE, seconds=args.seconds)
-    annotate(NAME, ("lyrics",), args, read, load, group=1)
+        def describe(group):
+            [(track_id, samples)] = group
+            # A seed per track: a run that was cut draws the same as one that was not.
+            torch.manual_seed(zlib.crc32(f"{args.seed} {track_id}".encode()))
+            lines, language, windows = hear(samples, model, processor, limits, args.language)
+            return [{"lyrics": clean_lyrics(lines), "language": language} | windows]
+        return partial(read_audio, rate=RATE, seconds=args.seconds), describe
+
+    annotate("lyrics", ("lyrics",), args, load, group=1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """What the annotators share: flags, the choice of tracks, reading in workers, the journal.
 
-An annotator is a script with two functions: one reads an audio file, in a worker process; the other
-describes a group of tracks by what was read. `annotate` does the rest. The journal,
-`annotations/<name>.jsonl.part`, has one line per group of tracks. So a killed run loses only the
-group in work, and a half-written line is made again.
+An annotator is two functions: `read` reads an audio file, in a worker process; `describe` makes
+annotations of a group of tracks from what was read. `annotate` does the rest. The journal,
+annotations/<name>.jsonl.part, has one line per group: a killed run loses only the group in work.
 """
 
 import argparse
@@ -16,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import data, runs
-from steps.extract_embeddings.audio_workers import audio_pool, start_reading
+from common.flags import add_shared, check_ranges
+from steps.extract_embeddings.audio import audio_pool, start_reading
 
 ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field that another one fills
 
@@ -24,34 +24,15 @@ ANNOTATORS = ("tempo_key", "lyrics", "captions")  # none fills a field that anot
 def make_parser(description, seconds):
     """The flags of every annotator. seconds: the default of --seconds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=description)
+    add_shared(parser, "data-dir", "resume")
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/demo"), help="default data/demo")
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its "
         f"middle (default {seconds:g}; 0 = all)")
     add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
-    add("--shard", default="1/1", help="only each n-th track, for several GPUs or machines: 1/8 to "
-        "8/8, one file each (default 1/1)")
-    add("--workers", type=int, default=os.cpu_count(),
-        help="processes that read audio (default: as many as cores)")
+    add("--shard", default="1/1", help="each n-th track, a file each: 1/8 to 8/8 (default 1/1)")
+    add("--workers", type=int, default=os.cpu_count(), help="that read audio (default: cores)")
     add("--limit", type=int, default=0, help="tracks, for a trial; 0 = all (default)")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with a run that was cut (default); --no-resume starts afresh")
     return parser
-
-
-def check_args(args):
-    """Raises SystemExit: a flag has a value that it cannot have."""
-    match = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise SystemExit(f"--shard {args.shard}: expected is which part of how many, such as 1/8 "
-                         f"or 8/8")
-    if not (args.seconds == 0 or args.seconds >= 1):
-        raise SystemExit(f"--seconds {args.seconds:g}: 0 (the whole file) or a number from 1 on is "
-                         f"expected")
-    for name, least in (("workers", 1), ("limit", 0), ("batch_size", 1)):
-        if getattr(args, name, least) < least:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(args, name)}: a number from "
-                             f"{least} on is expected")
 
 
 def choose_tracks(tracks, fields, shard, overwrite, limit):
@@ -63,59 +44,53 @@ def choose_tracks(tracks, fields, shard, overwrite, limit):
 
 
 def make_rows(tracks, results, describe, fields, overwrite):
-    """Annotations of a group of tracks: list of dicts.
+    """Annotations of a group of tracks, list of dicts, from what try_read returns per track.
 
-    results: what try_read returns, per track. describe: list of (track_id, sound) -> list of dicts.
     A field that the catalogue knows is left out, unless `overwrite`. If a file could not be used,
     the fields are null and `failed` is the reason.
     """
-    readable = [(track["track_id"], sound)
-                for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
-    described = iter(describe(readable) if readable else [])
+    sounds = [(track["track_id"], sound)
+              for track, (sound, _) in zip(tracks, results, strict=True) if sound is not None]
+    described = iter(describe(sounds) if sounds else [])
     rows = []
     for track, (sound, reason) in zip(tracks, results, strict=True):
-        values = {"failed": reason} if sound is None else next(described)
-        known = {field for field in fields if track[field] and not overwrite}
-        row = {"track_id": track["track_id"]} | dict.fromkeys(fields) | values
-        rows.append({field: value for field, value in row.items() if field not in known})
+        row = {"track_id": track["track_id"]} | dict.fromkeys(fields)
+        row |= {"failed": reason} if sound is None else next(described)
+        rows.append({field: value for field, value in row.items()
+                     if overwrite or field not in fields or not track[field]})
     return rows
 
 
-def write_journal(journal, tracks, data_dir, read, describe, fields, overwrite, group, workers):
+def write_journal(journal, tracks, args, read, describe, fields, group):
     """Append a line for each group of tracks that the journal lacks. Arguments as `annotate`'s."""
     done = data.keep_whole_lines(journal) * group
-    with (audio_pool(workers) as pool,
+    with (audio_pool(args.workers) as pool,
           open(journal, "a", encoding="utf-8", errors="replace") as f,
           tqdm(total=len(tracks), initial=done, unit="track") as bar):
         # The files of the next group are read while this group is described.
-        ahead = start_reading(pool, read, data_dir, tracks[done:done + group])
+        ahead = start_reading(pool, read, args.data_dir, tracks[done:done + group])
         for first in range(done, len(tracks), group):
             last = first + group
             results = list(ahead)
-            ahead = start_reading(pool, read, data_dir, tracks[last:last + group])
-            rows = make_rows(tracks[first:last], results, describe, fields, overwrite)
+            ahead = start_reading(pool, read, args.data_dir, tracks[last:last + group])
+            rows = make_rows(tracks[first:last], results, describe, fields, args.overwrite)
             f.write(json.dumps(rows, ensure_ascii=False) + "\n")
             f.flush()
             bar.update(len(rows))
 
 
-def read_journal(journal):
-    """All rows of a journal, one by one."""
-    with open(journal, encoding="utf-8", errors="replace") as f:
-        for line in f:
-            yield from json.loads(line)
-
-
-def annotate(name, fields, args, read, load, group):
+def annotate(name, fields, args, load, group):
     """Annotate the tracks that lack one of `fields`: write annotations/<name>.jsonl.
 
-    With --shard 1/8 the file is <name>-1of8.jsonl. group: tracks that are described together.
-    read: function of a path, called in workers; a ValueError says why the file cannot be used.
-    load: loads a model and returns `describe` (see make_rows).
+    args: the flags of `make_parser`, and perhaps --model. group: tracks described together.
+    load: loads a model and returns `read`, a function of a path, whose ValueError says why a file
+    cannot be used, and `describe`, a function of a list of (track_id, sound), to a list of dicts.
     """
-    check_args(args)
-    if args.shard != "1/1":
-        name += f"-{args.shard.replace('/', 'of')}"
+    check_ranges(args, workers=1, limit=0, batch_size=1, seconds=0)
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
+        raise SystemExit(f"--shard {args.shard}: which part of how many, such as 1/8 or 8/8")
+    name += "" if args.shard == "1/1" else f"-{args.shard.replace('/', 'of')}"
     path = args.data_dir / "annotations" / f"{name}.jsonl"
     journal = path.with_name(path.name + ".part")
     if getattr(args, "model", None):  # if it is a folder, other weights there are a change
@@ -131,34 +106,24 @@ def annotate(name, fields, args, read, load, group):
     # What an earlier run wrote to this file must not pass for known.
     tracks = data.load_tracks(args.data_dir, leave_out=path.name)
     chosen = choose_tracks(tracks, fields, args.shard, args.overwrite, args.limit)
-    silent = sum(not track["audio_path"] for track in tracks)
-    known = sum(all(track[field] for field in fields) for track in tracks)
-    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; {silent:,} have no "
-          f"audio_path, {known:,} have {' and '.join(fields)} already")
+    print(f"{name}: {len(chosen):,} of {len(tracks):,} tracks to be heard; "
+          f"{sum(not track['audio_path'] for track in tracks):,} have no audio_path")
 
     # Load the model before anything is deleted: it may be missing.
-    describe = load()
+    read, describe = load()
     if state == "new":
         journal.unlink(missing_ok=True)
     runs.record_run(run)
     path.parent.mkdir(exist_ok=True)
-    write_journal(journal, chosen, args.data_dir, read, describe, fields, args.overwrite, group,
-                  args.workers)
-    write_annotations(run, path, journal, fields, args.data_dir)
+    write_journal(journal, chosen, args, read, describe, fields, group)
 
-
-def write_annotations(run, path, journal, fields, data_dir):
-    """Make the annotation file from the journal, close the run, print a summary."""
-    data.write_jsonl(path, read_journal(journal))
-    filled = Counter()
-    failed = Counter()
-    for row in read_journal(journal):
-        filled.update(field for field in fields if row.get(field))
-        if "failed" in row:
-            failed[row["failed"]] += 1
-    runs.finish_run(run, filled=dict(filled), failed=dict(failed))
+    with open(journal, encoding="utf-8", errors="replace") as f:
+        data.write_jsonl(path, (row for line in f for row in json.loads(line)))
+    rows = [row for _, row in data.read_jsonl(path, "")]
+    filled = {field: sum(bool(row.get(field)) for row in rows) for field in fields}
+    failed = Counter(row["failed"] for row in rows if "failed" in row)
+    runs.finish_run(run, filled=filled, failed=failed)
     journal.unlink()
-    counts = ", ".join(f"{field} of {filled[field]:,}" for field in fields)
-    reasons = f" {dict(failed)}" if failed else ""
-    print(f"wrote {path}: {counts} tracks; {failed.total():,} files could not be used{reasons}; "
-          f"next: python 01_extract_embeddings.py --data-dir {data_dir}")
+    print(f"wrote {path}: {', '.join(f'{field} of {n:,}' for field, n in filled.items())} tracks; "
+          f"{failed.total():,} files could not be used {dict(failed) or ''}; next: python "
+          f"01_extract_embeddings.py --data-dir {args.data_dir}")

@@ -7,11 +7,10 @@ Tempo: the peak of the autocorrelation of the onset strength (librosa.feature.te
 Key: the mean chroma (of the constant-Q transform) is correlated with the profile of each of the 24
     keys (Krumhansl & Kessler 1982), and the best one wins. Music without a key gets one too.
 
-How well both do, and against which other choices: python benchmarks/tempo_key.py
+benchmarks/tempo_key.py measures how well both do, and other choices.
 
 Reads   tracks.jsonl, annotations/*.jsonl, the tracks' audio files
-Writes  annotations/tempo_key.jsonl: track_id, tempo in BPM, key, or `failed`, why a file cannot be
-        used
+Writes  annotations/tempo_key.jsonl: track_id, tempo (BPM), key, or `failed`: why there are none
 
 Demo        python annotate/tempo_key.py --data-dir data/try --overwrite --limit 50
             (after cp -r data/demo data/try: the demo's tracks have both, and this replaces them)
@@ -28,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from annotate.shared import annotate, make_parser
 from steps.extract_embeddings import librosa_features as features
-from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, LIBROSA_RATE, librosa
+from steps.extract_embeddings.librosa_features import LIBROSA_RATE, librosa
 
-NAME = "tempo_key"
 HOP = 128    # samples between two frames for the tempo: 5.8 ms
 GROUP = 256  # tracks per line of the journal
 TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -38,23 +36,16 @@ KEYS = [f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS]  #
 
 
 def estimate_tempo(samples, rate, hop=HOP, start_bpm=120.0):
-    """Tempo in BPM of (T,) samples at `rate` Hz; None if nothing begins (no onset).
-
-    hop: samples between two frames. start_bpm: where the prior is highest.
-    """
+    """Tempo in BPM of (T,) samples at `rate` Hz; None without an onset. start_bpm: the prior's."""
     onsets = librosa.onset.onset_strength(y=samples, sr=rate, hop_length=hop)  # (frames,)
     if not onsets.any():
         return None
-    tempo = librosa.feature.tempo(onset_envelope=onsets, sr=rate, hop_length=hop,
-                                  start_bpm=start_bpm)
-    return float(tempo[0])
+    return float(librosa.feature.tempo(onset_envelope=onsets, sr=rate, hop_length=hop,
+                                       start_bpm=start_bpm)[0])
 
 
 def estimate_key(samples, rate, chroma=librosa.feature.chroma_cqt, profiles=features.KEY_PROFILES):
-    """Key of (T,) samples at `rate` Hz, such as "G# minor"; None if no note sounds.
-
-    chroma: a chroma function of librosa. profiles: of C major and C minor, (2, 12).
-    """
+    """Key of (T,) samples at `rate` Hz, such as "G# minor"; None if no note sounds."""
     mean = chroma(y=samples, sr=rate).mean(1)  # (12,)
     return KEYS[int(features.key_strengths(mean, profiles).argmax())] if mean.any() else None
 
@@ -66,15 +57,12 @@ def read_tempo_key(path, seconds):
     return {"tempo": tempo and round(tempo, 1), "key": estimate_key(samples, LIBROSA_RATE)}
 
 
-def load():
-    """There is no model: the workers have done it all, and the rows stay as they are."""
-    return lambda group: [row for _, row in group]
-
-
 def main(argv=None):
-    args = make_parser(__doc__.splitlines()[0], AUDIO_SECONDS).parse_args(argv)
-    read = partial(read_tempo_key, seconds=args.seconds)
-    annotate(NAME, ("tempo", "key"), args, read, load, GROUP)
+    args = make_parser(__doc__.splitlines()[0], features.AUDIO_SECONDS).parse_args(argv)
+
+    def load():  # there is no model: the workers do it all
+        return partial(read_tempo_key, seconds=args.seconds), lambda group: [x for _, x in group]
+    annotate("tempo_key", ("tempo", "key"), args, load, GROUP)
 
 
 if __name__ == "__main__":

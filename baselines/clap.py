@@ -34,8 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from baselines import two_towers
 from common import data, runs, turns
-from steps.extract_embeddings.audio_encoders import AudioEncoder
-from steps.extract_embeddings.audio_workers import embed_audio_files
+from steps.extract_embeddings.audio import AudioEncoder, embed_audio_files
 from steps.extract_embeddings.chunks import is_finished
 from steps.extract_embeddings.clap import embed_windows, load_clap, mean_of_windows, mel_windows
 

@@ -7,10 +7,9 @@
 
 The playlists are invented: 5 to 250 tracks, 66 on average, drawn from 2.26 million with a long tail
 (Zipf). They are written to a file, then read and trained on as 01_extract_embeddings.py does, for
-one epoch. Playlists are as long at every scale, so time grows with the tokens. Memory grows with
-the tokens while reading, and with the tracks while training. Both are extrapolated so. At a small
-scale fewer tracks occur, and more of their vectors stay in the processor's cache: the whole set is
-slower than extrapolated.
+one epoch. Time is extrapolated with the tokens; memory with the tokens while reading, and with the
+tracks while training. At a small scale fewer tracks occur, and more of their vectors stay in the
+processor's cache: the whole set is slower than extrapolated.
 """
 
 import argparse
@@ -32,6 +31,7 @@ extract = importlib.import_module("01_extract_embeddings")
 PLAYLISTS = 1_000_000
 TRACKS = 2_260_000
 TOKENS = 66_000_000
+EPOCHS = 10  # of the hours that are printed; one is run
 
 
 def write_playlists(path, n, rng):
@@ -42,8 +42,7 @@ def write_playlists(path, n, rng):
     with open(path, "w") as f:
         for i in range(n):
             length = int(np.clip(rng.lognormal(np.log(51), 0.82), 5, 250))
-            rows = np.searchsorted(popularity, rng.random(length)).clip(max=TRACKS - 1)
-            rows = np.unique(rows)
+            rows = np.unique(np.searchsorted(popularity, rng.random(length)).clip(max=TRACKS - 1))
             occur[rows] = True
             ids = [f"spotify{row:015d}" for row in rng.permutation(rows).tolist()]
             f.write(json.dumps({"playlist_id": str(i), "split": "train", "track_ids": ids}) + "\n")
@@ -56,10 +55,7 @@ def main():
     add("--scale", type=float, default=1.0, help="share of the million playlists (default 1)")
     add("--workers", type=int, default=os.cpu_count(),
         help="threads, 01's --item2vec-workers (default: cores)")
-    add("--share", type=float, default=None,
-        help="share of the pairs, 01's --item2vec-share (default: all)")
-    add("--epochs", type=int, default=10,
-        help="epochs that the hours are given for (default 10; one is run)")
+    add("--share", type=float, help="of the pairs, 01's --item2vec-share (default: all)")
     args = parser.parse_args()
 
     extract.item2vec([[0, 1]], 2, epochs=1)  # gensim loads things at its first use
@@ -83,15 +79,13 @@ def main():
     extract.item2vec(training, len(tracks), epochs=1, workers=args.workers, share=args.share)
     seconds = time.perf_counter() - start
     peak = peak_memory_gib()
-    hours = TOKENS / tokens * seconds * args.epochs / 3600
     whole = (before + (after_reading - before) * TOKENS / tokens
              + (peak - after_reading) * TRACKS / len(tracks))
     print(f"reading: {reading:.1f} s; one epoch, with the vocabulary: {seconds:.1f} s, "
-          f"{tokens / seconds:,.0f} tokens per second")
-    print(f"memory: {before:.2f} GiB before, {after_reading:.2f} while reading, {peak:.2f} while "
-          f"training")
-    print(f"the whole set, extrapolated: {hours:.1f} hours for {args.epochs} epochs, {whole:.1f} "
-          f"GiB at most")
+          f"{tokens / seconds:,.0f} tokens per second\nmemory: {before:.2f} GiB before, "
+          f"{after_reading:.2f} while reading, {peak:.2f} while training\n"
+          f"the whole set, extrapolated: {TOKENS / tokens * seconds * EPOCHS / 3600:.1f} hours for "
+          f"{EPOCHS} epochs, {whole:.1f} GiB at most")
 
 
 if __name__ == "__main__":

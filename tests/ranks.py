@@ -25,7 +25,7 @@ import gensim.models  # noqa: F401  here, so that it is imported once
 import numpy as np
 import torch.multiprocessing as mp
 
-from steps.extract_embeddings import audio_encoders, audio_workers
+from steps.extract_embeddings import audio
 
 extract = importlib.import_module("01_extract_embeddings")
 DIM = 6
@@ -75,9 +75,8 @@ def main(argv):
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=DIM))
     extract.load_text_encoder = lambda *args: (None, model, 12)
     extract.embed_texts = embed_texts
-    audio_workers.ProcessPoolExecutor = lambda workers, *_: ThreadPoolExecutor(workers)
-    audio_encoders.load_audio_encoder = lambda *args: audio_encoders.AudioEncoder(
-        read, encode, DIM, (4, 2), CHUNK)
+    audio.ProcessPoolExecutor = lambda workers, *_: ThreadPoolExecutor(workers)
+    audio.load_audio_encoder = lambda *args: audio.AudioEncoder(read, encode, DIM, (4, 2), CHUNK)
     extract.main(argv)
 
 

@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from common import data
-from steps.extract_embeddings import chunks, librosa_features, scaling, sentences, text
+from steps.extract_embeddings import audio, chunks, librosa_features, sentences, text
 
 extract = importlib.import_module("01_extract_embeddings")
 ROOT = Path(__file__).parent.parent
@@ -171,12 +171,12 @@ def test_a_share_of_the_pairs_is_the_same_share_of_each_playlist():
     """5,000 epochs of four playlists; a pair is learnt if gensim's window of NEAR sees it."""
     lengths = np.array([2, 5, 9, 40])
     parts = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
-    copies = sentences.copies_for(lengths, 0.1)
-    epoch = sentences.Sentences(parts, list(range(400)), copies)
+    epoch = sentences.Sentences(parts, share=0.1)
     counts = np.zeros((400, 400))
     for _ in range(5000):
         for sentence in epoch:
-            for gap in range(1, sentences.NEAR + 1):
+            sentence = np.array(sentence, int)
+            for gap in range(1, epoch.window + 1):
                 np.add.at(counts, (sentence[gap:], sentence[:-gap]), 1)
     counts = (counts + counts.T) / 5000
     for part in parts:
@@ -276,7 +276,7 @@ def test_blocks_weigh_the_same():
     rng = np.random.default_rng(0)
     raw = (rng.normal(size=(500, 5)) * [1, 10, 100, 1, 0] + 7).astype(np.float32)
     raw[3] = np.nan
-    mean, divisor = scaling.column_scaling(raw, (3, 2))
+    mean, divisor = audio.column_scaling(raw, (3, 2))
     scaled = np.delete((raw - mean) / divisor, 3, 0)
     np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-5)
     # the last column never changes
@@ -445,7 +445,7 @@ def test_kill_of_any_rank_and_resume_with_other_numbers(worlds, name):
     left, world = (worlds / name / "left.txt").read_text().split(), ranks.RUNS[name][1][0]
     assert "playlist.npy" not in left
     assert {"kill-1": "metadata.part.npy", "kill-0": "lyrics.part.npy"}[name] in left
-    assert "semantic: finished by an earlier try" in (worlds / name / f"{world}.log").read_text()
+    assert "finished by an earlier try: semantic" in (worlds / name / f"{world}.log").read_text()
     assert files_of(worlds / name) == files_of(worlds / "one")
 
 
@@ -478,7 +478,7 @@ def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
     monkeypatch.setattr(extract, "load_text_encoder", lambda *args: minilm)
     monkeypatch.setattr(extract, "embed_texts", lambda *args: calls.append(1) or embed(*args))
     run(killed, *flags)
-    assert len(calls) == 2 and "semantic: finished by an earlier try" in capsys.readouterr().out
+    assert len(calls) == 2 and "finished by an earlier try: semantic" in capsys.readouterr().out
     run(whole, *flags)
     assert len(calls) == 2 + 8
     for modality in ("semantic", "metadata"):
@@ -489,7 +489,7 @@ def test_kill_and_resume_of_the_script(tmp_path, minilm, monkeypatch, capsys):
 
 ORPHAN = """
 import os, signal
-from steps.extract_embeddings.audio_workers import audio_pool
+from steps.extract_embeddings.audio import audio_pool
 with audio_pool(1) as pool:
     print(pool.submit(os.getpid).result(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -544,8 +544,8 @@ def test_a_damaged_output_is_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--item2vec-share", "1.5"], "--item2vec-share 1.5: a number above 0 and below 1"),
-    (["--workers", "0"], "--workers 0: a number from 1 on"),
+    (["--item2vec-share", "1.5"], "--item2vec-share 1.5: 0.001 to 1 is accepted"),
+    (["--workers", "0"], "--workers 0: 1 or more is accepted"),
     (["--device", "cuba"], "--device cuba: torch knows no such device. Accepted: auto, cpu"),
     (["--text-encoder", "nobody/no-such-encoder"],
      "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, Qwen2Config, WhisperConfig, WhisperFe
 
 from benchmarks.tempo_key import judge_tempo, split_key
 from common import data
-from steps.extract_embeddings import audio_workers
+from steps.extract_embeddings import audio
 from steps.extract_embeddings.librosa_features import read_audio
 
 RATE = 16_000
@@ -81,7 +81,7 @@ def threads(monkeypatch):
 
 
 def use_threads(monkeypatch):
-    monkeypatch.setattr(audio_workers, "ProcessPoolExecutor",
+    monkeypatch.setattr(audio, "ProcessPoolExecutor",
                         lambda workers, context, start: ThreadPoolExecutor(workers))
 
 
@@ -150,8 +150,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(folder, threads):
             heard.append([track_id for track_id, _ in found])
             return [{"lyrics": f"{len(samples)} samples"} for _, samples in found]
         args = shared.make_parser("", 0).parse_args(["--data-dir", str(where), "--workers", "1"])
-        shared.annotate("trial", ("lyrics",), args, partial(read_audio, rate=8000, seconds=0),
-                        lambda: describe, 2)
+        read = partial(read_audio, rate=8000, seconds=0)
+        shared.annotate("trial", ("lyrics",), args, lambda: (read, describe), 2)
         return heard
     with pytest.raises(KeyboardInterrupt):
         annotate(folder, stop_at=2)
@@ -496,14 +496,13 @@ def test_a_captioner_hears_each_track_of_a_batch(save, tmp_path):
     """The answer depends on the sound, and not on the batch that it is in."""
     torch.manual_seed(0)
     save(tmp_path)
-    assert captions.resolve_captioner(str(tmp_path)) == RATE
     model, processor = captions.load_captioner(str(tmp_path), "cpu")
+    assert processor.feature_extractor.sampling_rate == RATE
     sounds = [tone(300, 3.0),
               np.random.default_rng(0).normal(size=20 * RATE).astype(np.float32) / 10,
               tone(2000, 3.0)]
-    together = captions.answer(sounds, model, processor, "Describe.", 8)
-    assert together == [captions.answer([sound], model, processor, "Describe.", 8)[0]
-                        for sound in sounds]
+    together = captions.answer(sounds, model, processor, 8)
+    assert together == [captions.answer([sound], model, processor, 8)[0] for sound in sounds]
     assert len({text for text, _ in together}) > 1
     assert all(type(ended) is bool for _, ended in together)
     assert processor.audio_token not in together[0][0]
@@ -535,8 +534,8 @@ def test_captions_end_to_end(folder, threads, tmp_path, monkeypatch):
                    "--shard", "2/2"])
     rows = rows_of(folder, "captions-2of2")
     assert [row["tags"] for row in rows.values()] == [["melancholic", "hip hop"]] * 2
-    with pytest.raises(SystemExit, match="--model .*Accepted: the folder or Hugging Face id"):
-        captions.main(["--data-dir", str(folder), "--model", "sshleifer/none"])
-    with pytest.raises(SystemExit, match="--batch-size 0: a number from 1"):
+    with pytest.raises(SystemExit, match="--model .*Accepted: the whole folder or the"):
+        captions.main(["--data-dir", str(folder), "--model", "sshleifer/none", "--no-resume"])
+    with pytest.raises(SystemExit, match="--batch-size 0: 1 or more is accepted"):
         captions.main(["--data-dir", str(folder), "--model", str(tmp_path / "qwen"), "--batch-size",
                        "0"])

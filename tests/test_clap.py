@@ -15,7 +15,7 @@ import torch
 
 from baselines import clap
 from common import data, runs, turns
-from steps.extract_embeddings import audio_workers
+from steps.extract_embeddings import audio
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 48_000
@@ -55,7 +55,7 @@ def data_dir(tmp_path):
 @pytest.fixture(autouse=True)
 def threads(monkeypatch):
     """Audio is read by a thread instead of worker processes, which take seconds to start."""
-    monkeypatch.setattr(audio_workers, "audio_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(audio, "audio_pool", ThreadPoolExecutor)
 
 
 def run(monkeypatch, data_dir, *arguments):

@@ -16,15 +16,7 @@ import torch.nn.functional as F
 from baselines import dense
 from benchmarks import encoders as encoder_costs
 from common import data
-from steps.extract_embeddings import (
-    audio_workers,
-    clap,
-    librosa_features,
-    musicfm,
-    nv_embed,
-    text,
-)
-from steps.extract_embeddings.audio_encoders import AudioEncoder
+from steps.extract_embeddings import audio, clap, librosa_features, musicfm, nv_embed, text
 
 extract = importlib.import_module("01_extract_embeddings")
 TEXTS = ["rainy piano", "club", "slow choir at night by the sea, piano and rain", "neon tide",
@@ -318,10 +310,10 @@ def test_nv_embed_refuses_what_does_not_fit(nv, tmp_path):
     index["weight_map"]["latent_attention_model.latent"] = first
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SystemExit, match="1 missing keys such as .*latents; 1 unexpected keys "
-                                         "such as .*latent. Download it again"):
+                                         "such as .*latent. Its folder is not whole; download it"):
         text.load_text_encoder(str(folder), "cpu")
     (folder / first).unlink()
-    with pytest.raises(SystemExit, match="Accepted: the whole folder of NV-Embed-v2"):
+    with pytest.raises(SystemExit, match="--text-encoder .* Its folder is not whole"):
         text.load_text_encoder(str(folder), "cpu")
     config = json.loads((folder / "config.json").read_text())
     del config["text_config"]
@@ -641,7 +633,7 @@ def test_01_with_musicfm(checkpoint, songs):
 
 
 def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch):
-    monkeypatch.setattr(audio_workers, "ProcessPoolExecutor",
+    monkeypatch.setattr(audio, "ProcessPoolExecutor",
                         lambda workers, *_: ThreadPoolExecutor(workers))  # starts faster
 
     def encode(sounds):
@@ -651,7 +643,7 @@ def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch)
         folder = tmp_path / str(chunk)
         folder.mkdir()
         read = partial(librosa_features.read_audio, rate=8000)
-        encoder = AudioEncoder(read, encode, 2, (1, 1), chunk)
+        encoder = audio.AudioEncoder(read, encode, 2, (1, 1), chunk)
         extract.write_audio(folder, data.load_tracks(songs), songs, encoder, 2)
         results.append([(folder / name).read_bytes()
                         for name in ("audio.npy", "audio_scaling.npy", "audio_failed.jsonl")])
@@ -662,12 +654,12 @@ def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch)
     (["musicfm"], "--audio-model None: musicfm takes the file pretrained_msd.pt or "
                   "pretrained_fma.pt.*hf download"),
     (["musicfm", "--audio-model", "tracks.jsonl"], "its name must say which"),
-    (["clap"], "--audio-model None: a model is needed. Accepted: the folder of a CLAP model"),
+    (["clap"], "--audio-model None: not a CLAP model. Accepted: the folder of a CLAP model"),
     (["clap", "--audio-model", "nobody/no-such-clap"],
      "--audio-model nobody/no-such-clap: .*Accepted: the folder"),
-    (["librosa", "--audio-model", "x"], "--audio-model x: --audio-encoder librosa takes none"),
+    (["librosa", "--audio-model", "x"], "--audio-model x: only musicfm and clap take one"),
     (["librosa", "--audio-layer", "7"], "--audio-layer 7: only musicfm"),
-    (["librosa", "--audio-seconds", "0.5"], "--audio-seconds 0.5: 0 .the whole file. or")])
+    (["librosa", "--audio-seconds", "-1"], "--audio-seconds -1: 0 or more is accepted")])
 def test_audio_flags_that_do_not_fit_change_nothing(songs, monkeypatch, flags, message):
     monkeypatch.chdir(songs)
     with pytest.raises(SystemExit, match=message):

@@ -1,9 +1,8 @@
 """Embeddings made chunk by chunk, so that a killed run can go on, by one process or by several.
 
 All processes that torchrun started write <modality>.part.npy through a memory map, each its own
-chunks: nothing has to be merged, and no process holds more than a chunk (for audio, also the next
-one). Each keeps a journal with a line for every chunk that is on disk: <modality>.progress.jsonl in
-the first process, <modality>.progress.<rank>.jsonl in the others. The next run, of any number of
+chunks. Each keeps a journal with a line for every chunk that is on disk: <modality>.progress.jsonl,
+or <modality>.progress.<rank>.jsonl from the second process on. The next run, of any number of
 processes, shares out the chunks that no journal has.
 """
 
@@ -19,11 +18,10 @@ from common.process import agree, current_process, wait_for_all
 
 def check_one_machine():
     """Raises SystemExit: torchrun has started processes on several machines."""
-    world = os.environ.get("WORLD_SIZE", "1")
+    world = os.environ.get("WORLD_SIZE")
     if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
-        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they have to "
-                         "be on one machine. Accepted: torchrun --nproc-per-node N, N the number "
-                         "of its GPUs")
+        raise SystemExit("torchrun --nnodes: all processes write one memory map, so they must be "
+                         "on one machine. Accepted: torchrun --nproc-per-node N")
 
 
 def journals(folder, modality):
@@ -39,27 +37,20 @@ def finished_chunks(folder, modality):
                 if line.endswith("\n"):  # else a kill has cut it, and its chunk is made again
                     chunk = json.loads(line)
                     finished[chunk["first"]] = chunk
-    return [finished[first] for first in sorted(finished)]
+    return [chunk for _, chunk in sorted(finished.items())]
 
 
 def forget_progress(folder, modality):
-    """Delete the journals."""
     for path in journals(folder, modality):
         path.unlink()
-
-
-def mark_finished(folder, modality, n_tracks):
-    """Put a modality that was made at once on record, as one chunk."""
-    chunk = {"first": 0, "stop": n_tracks, "notes": []}
-    data.write_jsonl(folder / f"{modality}.progress.jsonl", [chunk])
 
 
 def is_finished(folder, modality, n_tracks):
     """Whether an earlier, killed try of this run has finished the modality."""
     if (folder / f"{modality}.part.npy").is_file() or not (folder / f"{modality}.npy").is_file():
         return False
-    chunks = finished_chunks(folder, modality)
-    return sum(chunk["stop"] - chunk["first"] for chunk in chunks) == n_tracks
+    return n_tracks == sum(chunk["stop"] - chunk["first"]
+                           for chunk in finished_chunks(folder, modality))
 
 
 def begin_part(folder, modality, shape, size):
@@ -68,11 +59,7 @@ def begin_part(folder, modality, shape, size):
     size: rows per chunk. Returns: the first rows of the chunks that are still to do.
     """
     path = folder / f"{modality}.part.npy"
-    finished = []
-    if path.is_file():  # chunks of another size are made again
-        finished = [chunk for chunk in finished_chunks(folder, modality)
-                    if chunk["first"] % size == 0
-                    and chunk["stop"] == min(chunk["first"] + size, shape[0])]
+    finished = finished_chunks(folder, modality) if path.is_file() else []
     if not finished:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
@@ -86,9 +73,9 @@ def begin_part(folder, modality, shape, size):
 
 
 def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: rows):
-    """Fill <modality>.part.npy, float32, from where a killed run stopped.
+    """Fill <modality>.part.npy, (N, D) float32, from where a killed run stopped.
 
-    shape: (N, D) of the array. size: rows per chunk.
+    size: rows per chunk.
     encode: function of start(rows), rows a slice -> ((n, D) float32, list of notes).
     start: called one chunk ahead, for work that others can do meanwhile.
     Returns: the path of the file and, in the first process, the notes of all chunks in row order.
@@ -96,12 +83,12 @@ def fill_in_chunks(folder, modality, shape, size, encode, start=lambda rows: row
     rank, world = current_process()
     todo = agree(lambda: begin_part(folder, modality, shape, size))
     mine = [slice(first, min(first + size, shape[0])) for first in todo[rank::world]]
-    n_rows = sum(rows.stop - rows.start for rows in mine)
     path = folder / f"{modality}.part.npy"
     array = np.lib.format.open_memmap(path, mode="r+")
     journal = f"{modality}.progress.{rank}.jsonl" if rank else f"{modality}.progress.jsonl"
     started = [start(rows) for rows in mine[:1]]
 
+    n_rows = sum(rows.stop - rows.start for rows in mine)
     with (tqdm(total=n_rows, desc=modality, unit="track", disable=rank > 0) as bar,
           open(folder / journal, "a", encoding="utf-8") as f):
         for i, rows in enumerate(mine):

@@ -7,49 +7,34 @@ in windows of 10 s, one by one: transformers' feature extractor would crop longe
 import numpy as np
 import torch
 
-from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, cut_windows, read_audio
+from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_windows
+from steps.extract_embeddings.text import refuse_bad_model
 
-DOWNLOAD = "hf download laion/larger_clap_music --local-dir larger_clap_music"
-
-
-def resolve_clap(name, flag="--clap-model"):
-    """The folder or id of a CLAP model, given by `flag`. Raises SystemExit: it is no CLAP model."""
-    from transformers import ClapConfig
-    try:
-        if not name:
-            raise ValueError("a model is needed.")
-        if ClapConfig.from_pretrained(name).model_type != "clap":
-            raise ValueError("not a CLAP model.")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} Accepted: the folder of a "
-                         f"CLAP model, or its Hugging Face id. Get one with: {DOWNLOAD}") from None
-    return name
+MEND = ("Accepted: the folder of a CLAP model, or its Hugging Face id. Get one with: "
+        "hf download laion/larger_clap_music --local-dir larger_clap_music")
 
 
 def load_clap(name, device, flag="--clap-model"):
     """(model, tokenizer, feature extractor). Raises SystemExit: files are missing, or no CLAP."""
-    from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+    from transformers import AutoConfig, AutoTokenizer, ClapFeatureExtractor, ClapModel
     from transformers.utils import logging
     logging.disable_progress_bar()
-    resolve_clap(name, flag)
-    try:
-        model = ClapModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    with refuse_bad_model(flag, name, MEND):
+        if not name or AutoConfig.from_pretrained(name).model_type != "clap":
+            raise ValueError("not a CLAP model.")
+        model = ClapModel.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return model, tokenizer, ClapFeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} Its folder is not whole; "
-                         f"download it again with: {DOWNLOAD}") from None
+        extractor = ClapFeatureExtractor.from_pretrained(name)
+    return model.to(device).eval(), tokenizer, extractor
 
 
 def mel_windows(path, extractor, seconds=AUDIO_SECONDS):
     """One audio file -> a log-mel spectrogram per window, (W, channels, frames, mels) float32.
 
-    seconds: how much of it is heard, from its middle; 0 = all. No window is longer than the
-    extractor's, so it crops nothing; it fills shorter ones by itself.
-    Raises ValueError: as read_audio does.
+    The extractor crops nothing, since no window is too long. Raises ValueError as read_audio does.
     """
     rate = extractor.sampling_rate
-    windows = cut_windows(read_audio(path, rate, seconds), extractor.nb_max_samples)
+    windows = read_windows(path, rate, seconds, extractor.nb_max_samples)
     return np.asarray(extractor(windows, sampling_rate=rate).input_features, np.float32)
 
 
@@ -69,10 +54,7 @@ def embed_windows(model, mels):
 
 
 def embed_tracks(tracks, model, batch_size):
-    """What mel_windows returns for each track -> (n, D) float32, length 1.
-
-    Windows of several tracks share a batch.
-    """
+    """What mel_windows returns, per track -> (n, D) float32, length 1. Tracks share batches."""
     mels = np.concatenate(tracks)
     ends = np.cumsum([len(windows) for windows in tracks])
     vectors = np.concatenate([embed_windows(model, mels[first:first + batch_size])

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# librosa compiles numba functions when it is first imported on a machine. Unoptimised code will do,
-# since none of them is slow here: 18 s of compiling instead of 29. The lock: numba keeps what it
-# compiled in a folder that two processes must not fill at once, or every later use of it crashes
-# (numba's issue 10128).
+# librosa compiles numba functions when it is first imported on a machine. Unoptimised code will do:
+# 18 s of compiling instead of 29. The lock: two processes must not fill numba's folder of compiled
+# functions at once, or every later use of it crashes (numba's issue 10128).
 os.environ.setdefault("NUMBA_OPT", "0")
 with FileLock(Path(tempfile.gettempdir()) / f"librosa-first-import-{os.getuid()}.lock"):
     import librosa.feature
@@ -38,9 +37,7 @@ KEY_PROFILES = np.array([          # Krumhansl & Kessler 1982: how well each of 
 def read_audio(path, rate, seconds=AUDIO_SECONDS):
     """The middle of an audio file, mono: (T,) float32 at `rate` Hz.
 
-    seconds: at most this much is read; 0 = the whole file.
-    Raises ValueError: the file is missing, unreadable, silent or too short (the message says
-    which).
+    seconds: at most this much is read; 0 = all. Raises ValueError: why the file cannot be used.
     """
     if not Path(path).is_file():
         raise ValueError("file missing")
@@ -62,7 +59,7 @@ def read_audio(path, rate, seconds=AUDIO_SECONDS):
 
 
 def cut_windows(samples, size, least=None):
-    """(T,) samples -> list of windows of `size` samples, one after another.
+    """(T,) samples -> list of windows of `size` samples.
 
     A shorter rest counts if it has `least` samples (default size / 2), or is all there is.
     """
@@ -70,7 +67,7 @@ def cut_windows(samples, size, least=None):
     return [window for window in windows if len(window) >= (least or size / 2)] or windows
 
 
-def read_windows(path, rate, seconds, size, least):
+def read_windows(path, rate, seconds, size, least=None):
     """The windows of an audio file: list of (T,) float32. Raises ValueError as read_audio does."""
     return cut_windows(read_audio(path, rate, seconds), size, least)
 
@@ -81,11 +78,7 @@ def read_features(path, seconds=AUDIO_SECONDS):
 
 
 def librosa_features(samples, rate):
-    """Statistics of timbre (84), harmony (43) and rhythm (28): (155,) float32, not standardised.
-
-    samples: (T,) float32 at `rate` Hz.
-    """
-
+    """(T,) samples -> statistics of timbre (84), harmony (43), rhythm (28): (155,) float32."""
     def stats(x):
         return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
 
@@ -103,8 +96,7 @@ def librosa_features(samples, rate):
               stats(librosa.feature.zero_crossing_rate(samples, hop_length=4 * HOP)),
               stats(librosa.amplitude_to_db(librosa.feature.rms(S=magnitude)))]
 
-    # Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz
-    # (6).
+    # Harmony: mean chroma (12), its fit to the 24 keys, best major less best minor fit, tonnetz (6)
     chroma = librosa.feature.chroma_stft(S=magnitude**2, sr=rate, tuning=0.0)  # (12, frames)
     keys = key_strengths(chroma.mean(1))
     harmony = [chroma.mean(1), keys, [keys[:12].max() - keys[12:].max()],
@@ -128,8 +120,7 @@ def key_strengths(chroma, profiles=KEY_PROFILES):
 
     chroma: the strength of each note from C to B, (12,). profiles: of C major and C minor, (2, 12).
     """
-    profiles = np.concatenate([[np.roll(profile, shift) for shift in range(12)]
-                               for profile in profiles])  # (24, 12)
+    profiles = np.stack([np.roll(row, tonic) for row in profiles for tonic in range(12)])
     profiles = profiles - profiles.mean(1, keepdims=True)
     centred = chroma - chroma.mean()
     norms = np.linalg.norm(profiles, axis=1) * np.linalg.norm(centred)

@@ -1,12 +1,9 @@
 """MusicFM (Won, Hung & Le 2024; https://github.com/minzwon/musicfm, MIT): audio -> vectors of 1024.
 
 Two convolutional blocks thin a mel spectrogram of 100 frames per second to 25 tokens per second,
-which pass 12 conformer layers. The embedding of a track is the mean over time of one layer, by
-default the seventh.
-
-Modules and parameters have the published names, so that pretrained_msd.pt and pretrained_fma.pt
-load as they are. Not yet verified against them: the weights could not be had where this was
-written.
+which pass 12 conformer layers. The embedding of a track is the mean over time of one layer.
+Parameters have the published names, so that pretrained_msd.pt and pretrained_fma.pt load as they
+are. Not yet verified against them: the weights could not be had where this was written.
 """
 
 import pickle
@@ -18,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Wav2Vec2ConformerConfig
-from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
-    Wav2Vec2ConformerEncoder,
-)
+from transformers.models.wav2vec2_conformer import modeling_wav2vec2_conformer as conformer
 
 from steps.extract_embeddings.librosa_features import librosa  # imported there under a lock
 
@@ -92,13 +87,11 @@ class MusicFM(nn.Module):
         self.statistics = statistics
         self.preprocessor_melspec_2048 = MelSpectrogram()
         self.quantizer_melspec_2048_0 = nn.Module()
-        self.quantizer_melspec_2048_0.register_buffer("random_projection",
-                                                      torch.zeros(4 * MELS, 16))
-        self.quantizer_melspec_2048_0.register_buffer("codebook", torch.zeros(4096, 16))
+        for name, rows in (("random_projection", 4 * MELS), ("codebook", 4096)):
+            self.quantizer_melspec_2048_0.register_buffer(name, torch.zeros(rows, 16))
         self.conv = Subsampling(channels, dim)
-        # The settings of facebook/wav2vec2-conformer-rope-large-960h-ft, from which MusicFM is
-        # built
-        self.conformer = Wav2Vec2ConformerEncoder(Wav2Vec2ConformerConfig(
+        # The settings of facebook/wav2vec2-conformer-rope-large-960h-ft, MusicFM's base
+        self.conformer = conformer.Wav2Vec2ConformerEncoder(Wav2Vec2ConformerConfig(
             hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
             intermediate_size=4 * dim, hidden_act="swish", position_embeddings_type="rotary",
             layerdrop=0.0, attn_implementation="sdpa"))
@@ -119,41 +112,30 @@ class MusicFM(nn.Module):
         return self.conformer(self.conv(mel)).last_hidden_state
 
 
-def resolve_musicfm(path):
-    """The path of a checkpoint. Raises SystemExit: it is missing, or its statistics are unknown."""
-    if not path or not Path(path).is_file() or not statistics_of(path):
-        raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or "
-                         f"pretrained_fma.pt; its name must say which (msd, fma). Get it with: "
-                         f"{DOWNLOAD}")
-    return path
-
-
-def statistics_of(path):
-    """(mean, deviation) of a checkpoint by the name of its file, or None."""
-    name = Path(path).name.lower()
-    return next((pair for audio, pair in STATISTICS.items() if audio in name), None)
-
-
 def load_musicfm(path, layer, device):
     """MusicFM from pretrained_msd.pt or pretrained_fma.pt, up to a layer (see keep_layers)."""
+    name = Path(path or "").name.lower()
+    known = [statistics for audio, statistics in STATISTICS.items() if audio in name]
+    if not known or not Path(path).is_file():
+        raise SystemExit(f"--audio-model {path}: musicfm takes the file pretrained_msd.pt or "
+                         f"pretrained_fma.pt; its name must say which. Get it with: {DOWNLOAD}")
     with torch.device("meta"):  # its weights come from the file
-        model = MusicFM(statistics_of(path))
+        model = MusicFM(known[0])
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         weights = {key.removeprefix("model."): value for key, value in saved.items()}
         model.load_state_dict(weights, strict=True, assign=True)
     except (RuntimeError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"--audio-model {path}: not a checkpoint of MusicFM "
-                         f"({' '.join(str(error).split())[:200]}). Get one with: "
-                         f"{DOWNLOAD}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(f"--audio-model {path}: not a checkpoint of MusicFM ({reason}). Get it "
+                         f"with: {DOWNLOAD}") from None
     return model.keep_layers(layer).to(device).eval()
 
 
 def embed_tracks(tracks, model, batch_size):
-    """Tracks -> the mean over all tokens of each track, (n, dim) float32.
+    """Lists of windows, (T,) float32 at 24 kHz, per track -> means of all tokens, (n, dim) float32.
 
-    tracks: a list of windows, (T,) float32 at 24 kHz, for each track. Windows of the same length
-    share a batch, whichever track they are from: MusicFM takes no padding.
+    Windows of the same length share a batch: MusicFM takes no padding.
     """
     device = model.cls_token.device
     windows = [(row, window) for row, of_track in enumerate(tracks) for window in of_track]
@@ -166,7 +148,6 @@ def embed_tracks(tracks, model, batch_size):
             rows, samples = zip(*same_length[first:first + batch_size], strict=True)
             with torch.inference_mode():
                 hidden = model(torch.from_numpy(np.stack(samples)).to(device))  # (B, tokens, dim)
-
             # np.add.at: a track may have several windows in the batch.
             sums = np.zeros((len(tracks), hidden.shape[2]))
             np.add.at(sums, list(rows), hidden.sum(1).cpu().numpy())

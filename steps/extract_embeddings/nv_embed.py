@@ -1,33 +1,23 @@
 """NV-Embed-v2 (Lee et al. 2024) for transformers 5, on which the model's own code does not run.
 
-A Mistral 7B in which every token sees the whole text, not only what comes before it. Then each
-token's vector attends to 512 learnt vectors, the latents (8 heads of 4096), and passes a gated
-feed-forward layer. The text is the mean over its tokens (`pool` in text.py). A query comes after an
-instruction, "Instruct: ...\\nQuery: ", which the model reads but which is left out of the mean.
-Every text ends with EOS.
-
-The parameters have the published names, so that the published files load as they are. Not yet
-verified against them: the weights (CC-BY-NC-4.0, 16 GB) could not be had where this was written.
+A Mistral 7B in which every token sees the whole text. Then each token's vector attends to 512
+learnt vectors, the latents (8 heads of 4096), and passes a gated feed-forward layer. The text is
+the mean over its tokens (`pool` in text.py), without those of a query's instruction. The parameters
+have the published names, so that the published files load as they are. Not yet verified against
+them: the weights (CC-BY-NC-4.0, 16 GB) could not be had where this was written.
 """
 
 import torch
 import torch.nn.functional as F
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import (
-    MistralConfig,
-    MistralModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import MistralConfig, MistralModel, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
 LATENT_DEFAULTS = {"num_latents_value": 512, "num_cross_heads": 8, "cross_dim_head": 4096,
                    "latent_dim": 4096, "hidden_dim": 4096}
-# Keys of text_config that name classes which are not used here
-FOREIGN = ("model_type", "architectures", "auto_map", "_name_or_path")
-DOWNLOAD = "hf download nvidia/NV-Embed-v2 --local-dir NV-Embed-v2"
+FOREIGN = ("model_type", "architectures", "auto_map", "_name_or_path")  # keys of text_config
 
 
 class NVEmbedConfig(PretrainedConfig):
@@ -67,19 +57,14 @@ class CrossAttention(nn.Module):
         return self.to_out(mixed.transpose(0, 1).reshape(*x.shape[:-1], -1))
 
 
-class GatedGelu(nn.Module):
-    def forward(self, x):
-        value, gate = x.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
 class FeedForward(nn.Module):
     def __init__(self, dim):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(dim, 8 * dim), GatedGelu(), nn.Linear(4 * dim, dim))
+        self.net = nn.ModuleDict({"0": nn.Linear(dim, 8 * dim), "2": nn.Linear(4 * dim, dim)})
 
     def forward(self, x):
-        return self.net(x)
+        value, gate = self.net["0"](x).chunk(2, dim=-1)
+        return self.net["2"](value * F.gelu(gate))
 
 
 class NormedBlock(nn.Module):
@@ -132,18 +117,13 @@ class NVEmbed(PreTrainedModel):
 
 
 def load_nv_embed(name):
-    """(tokenizer, model) of a folder or id. Raises SystemExit: files are missing or do not fit."""
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-        model, info = NVEmbed.from_pretrained(name, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Accepted: the whole "
-                         f"folder of NV-Embed-v2. Get it with: {DOWNLOAD}") from None
+    """(tokenizer, model) of a folder or id. Raises ValueError, OSError ...: files do not fit."""
+    tokenizer = FastTokenizer.from_pretrained(name)
+    model, info = NVEmbed.from_pretrained(name, dtype="auto", output_loading_info=True)
     wrong = [f"{len(info[kind])} {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}"
              for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]]
     if wrong:
-        raise SystemExit(f"--text-encoder {name}: its weights do not fit its config.json: "
-                         f"{'; '.join(wrong)}. Download it again with: {DOWNLOAD}")
+        raise ValueError(f"its weights do not fit its config.json: {'; '.join(wrong)}.")
 
     # Set here: transformers 5 reads the tokenizer's settings in another way than 4 did.
     tokenizer.padding_side = "right"

