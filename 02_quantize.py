@@ -50,9 +50,9 @@ from steps.quantize.rows import Rows, farthest, same_for_all, share_rows, sum_ov
 NAME = "02_quantize"
 LARGEST_K = 32767    # codes are int16
 SAMPLE = 8192        # rows of the first sample, or PER_CODE times K if that is more
-PER_CODE = 20        # with 8, benchmarks/kmeans.py ends 2% higher
+PER_CODE = 20        # with 8, benchmarks/kmeans.py ends with 2% more inertia
 GROWTH = 4           # each sample is so many times as large as the one before
-STEP = 1.8           # beyond the first sample; in benchmarks/kmeans.py 1.5 and 1 ended higher
+STEP = 1.8           # beyond the first sample; in benchmarks/kmeans.py 1.5 and 1 ended with more
 MOVED = 0.001        # the last sample is done when a pass moves a smaller share of the rows,
 MOVED_BEFORE = 0.01  # a sample before it with this share,
 PASSES = 100         # each after so many passes at the latest
@@ -77,14 +77,14 @@ def count_distinct(rows, enough):
     return len(seen)
 
 
-def first_centroids(rows, k, random):
+def first_centroids(rows, k, random_state):
     """Greedy k-means++ (Arthur & Vassilvitskii 2007).
 
     A few candidates are drawn in proportion to their squared distance to the nearest centroid so
     far. The one that lowers the sum of these distances most becomes the next centroid.
 
     rows: (n, D) float32 tensor.
-    random: np.random.RandomState; the draws are those of scikit-learn.
+    random_state: np.random.RandomState; the draws are those of scikit-learn.
     Returns: (k, D) float32.
     """
     norms = (rows**2).sum(1)  # (n,)
@@ -93,11 +93,11 @@ def first_centroids(rows, k, random):
     def distances(candidates):  # c row numbers -> (c, n)
         return (norms[candidates, None] + norms - 2 * rows[candidates] @ rows.T).clamp(min=0)
 
-    chosen = [random.choice(len(rows), p=np.full(len(rows), 1 / len(rows)))]
+    chosen = [random_state.choice(len(rows), p=np.full(len(rows), 1 / len(rows)))]
     nearest = distances(chosen)[0]  # (n,)
     for _ in range(1, k):
         reached = nearest.double().cumsum(0)
-        drawn = torch.as_tensor(random.uniform(size=trials), device=rows.device) * reached[-1]
+        drawn = torch.as_tensor(random_state.uniform(size=trials), device=rows.device) * reached[-1]
         candidates = torch.searchsorted(reached, drawn).clamp(max=len(rows) - 1)
         after = torch.minimum(distances(candidates), nearest)  # (trials, n)
         best = after.double().sum(1).argmin()
@@ -150,10 +150,12 @@ def lloyd(rows, centroids, step=1.0, enough=MOVED, report_pass=None):
         if idle:
             means[empty] = centroids[empty] = rows.take(farthest(rows, distances, idle))
 
-        share = float(moved) / int(n)
+        moved_share = float(moved) / int(n)
         if report_pass:
-            report_pass(int(n), share, float(inertia))
-        if share < enough and idle >= was_idle:  # with fewer different rows than k, some stay idle
+            report_pass(int(n), moved_share, float(inertia))
+        # done, unless fewer clusters are without rows than before (with fewer different rows than
+        # k, some always are)
+        if moved_share < enough and idle >= was_idle:
             break
         centroids = centroids + step * (means - centroids)
     return float(inertia), means
@@ -170,7 +172,7 @@ def fit_codebook(embeddings, k, n_init=1, seed=0, device="cpu", report_pass=None
     """
     present = np.flatnonzero(~np.isnan(embeddings[:, 0]))
     order = np.random.default_rng(seed).permutation(len(present))
-    random = np.random.RandomState(seed)
+    random_state = np.random.RandomState(seed)
     sizes = [max(SAMPLE, PER_CODE * k)]
     while sizes[-1] < len(present):
         sizes.append(GROWTH * sizes[-1])
@@ -180,9 +182,9 @@ def fit_codebook(embeddings, k, n_init=1, seed=0, device="cpu", report_pass=None
         enough = MOVED if size == sizes[-1] else MOVED_BEFORE
         if size == sizes[0]:
             sample = rows.take(numbers)  # all of it, in each process
-            starts = (lloyd(rows, same_for_all(first_centroids(sample, k, random)), 1.0, enough,
-                            report_pass) for _ in range(n_init))
-            centroids = min(starts, key=lambda start: start[0])[1]
+            starts = (first_centroids(sample, k, random_state) for _ in range(n_init))
+            fits = (lloyd(rows, same_for_all(start), 1.0, enough, report_pass) for start in starts)
+            centroids = min(fits, key=lambda fit: fit[0])[1]
         else:
             centroids = lloyd(rows, centroids, STEP, enough, report_pass)[1]
     return centroids.cpu().numpy()

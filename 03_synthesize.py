@@ -79,8 +79,8 @@ def make_sources(split, playlists, tracks, seed):
             tracks_by_artist.setdefault(track["artist"], []).append(track["track_id"])
 
     def source_of(number):
-        visit, turn = divmod(number, len(chosen))
-        playlist = chosen[order[turn]]
+        visit, place = divmod(number, len(chosen))
+        playlist = chosen[order[place]]
         artists = {artist_of[t] for t in playlist["track_ids"]} - {None}
         by_them = {t for artist in artists for t in tracks_by_artist.get(artist, ())}
         negatives = sorted(by_them - set(playlist["track_ids"]))

@@ -190,6 +190,7 @@ def fit(model, train, valid, folder, device, recipe, *, micro_batch=0, eval_ever
     labels_per_sequence = train.count_labels()
     optimizer = make_optimizer(lm, recipe["lr"], recipe["weight_decay"])
     step, progress = checkpoints.load_checkpoint(folder, lm, optimizer)
+    progress = progress or {"seconds": 0.0, "best_step": 0, "best": {}}
     log = checkpoints.Log(folder / "log.jsonl", step, board_folder) if rank == 0 else None
     begun = time.time() - progress["seconds"]
     labels_seen = 0

@@ -166,8 +166,8 @@ def rank(talkplay, ranker, prompts, cache, sampled, rngs_for, settings=PAPER):
 
 class Answer(NamedTuple):
     track: dict
-    row: int      # of the track
-    codes: list   # the five sampled codes, or None where they are not well-formed
+    row: int       # of the track
+    sampled: list  # the five codes that the model wrote, or None where they are not well-formed
     response: str = ""
 
 
@@ -203,7 +203,7 @@ def chat(talkplay, ranker="likelihood", seed=0, settings=PAPER):
     def print_track(answer):
         text = data.item_text(answer.track, ("title", "artist", "album", "year"))
         print(f"play > {text}\n       {', '.join(answer.track['tags'])}\n       "
-              f"{why(answer.codes, talkplay.codes[answer.row])}\ntalk > ", end="", flush=True)
+              f"{why(answer.sampled, talkplay.codes[answer.row])}\ntalk > ", end="", flush=True)
 
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.\n"
           '"sampled": the five tokens that the model wrote; = where the track has the same. '

@@ -30,7 +30,7 @@ Writes  results/metrics.csv      system, subset, turn, metric, value, ci_low, ci
 Demo    python 06_evaluate.py
 Full    python 06_evaluate.py --data-dir data/mpd
 
-It always computes everything afresh: 3 s for 5 systems, 1,145 turns and N = 1,000 on two cores.
+It always computes everything afresh.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from common.flags import add_shared
 from common.metrics import METRICS
 from common.turns import FOLDERS, collect_turns
 from steps.evaluate import ablations, figures, music_crs, predictions, scores, tables
-from steps.evaluate.scores import COVERED, Scores
-from steps.evaluate.tables import KEPT, PASTS
+from steps.evaluate.scores import COVERED, Scores  # COVERED: tracks per turn that count as shown
+from steps.evaluate.tables import KEPT, PASTS  # names of subsets: played kept; the targets' past
 
 REFERENCE = "talkplay"  # the system whose margins are shown, unless --compare names another
 COMPARED = ("mrr", "hit@10")  # the metrics of the margins

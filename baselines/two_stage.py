@@ -193,7 +193,7 @@ def main():
     dialogues = data.load_dialogues(args.data_dir / "dialogues_test.jsonl", row_of)
     turn_list = turns.collect_turns(dialogues, row_of)
     retrieved = f"predictions/{args.retrieval}.jsonl"
-    depths = {metrics.ranking_depth(len(tracks)), len(tracks)}
+    depths = {min(metrics.DEPTH, len(tracks)), len(tracks)}
     predictions = read_predictions(args.data_dir / retrieved, turn_list, row_of, depths)
     ranked = list(zip(turn_list, predictions.rankings.tolist(), strict=True))
 

@@ -61,13 +61,15 @@ def list_checkpoints(folder):
 
 
 def load_checkpoint(folder, model, optimizer):
-    """Put the last checkpoint of a folder, if any, into model and optimizer: (step, progress).
+    """Put the last checkpoint of a folder into model and optimizer: (step, progress).
+
+    Without one: (0, None).
 
     Raises SystemExit: the file is not a checkpoint of this model.
     """
     paths = list_checkpoints(folder)
     if not paths:
-        return 0, {"seconds": 0.0, "best_step": 0, "best": {}}
+        return 0, None
     try:
         saved = torch.load(paths[-1], map_location="cpu", weights_only=True, mmap=True)
         state_dict.set_state_dict(model, optimizer, model_state_dict=saved["model"],
