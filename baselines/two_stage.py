@@ -194,8 +194,9 @@ def main():
     turn_list = turns.collect_turns(dialogues, row_of)
     retrieved = f"predictions/{args.retrieval}.jsonl"
     depths = {min(metrics.DEPTH, len(tracks)), len(tracks)}
-    predictions = read_predictions(args.data_dir / retrieved, turn_list, row_of, depths)
-    ranked = list(zip(turn_list, predictions.rankings.tolist(), strict=True))
+    lines = read_predictions(args.data_dir / retrieved, turn_list, row_of, depths)
+    rankings = {i: rows.tolist() for i, rows, _ in lines}
+    ranked = [(turn, rankings[i]) for i, turn in enumerate(turn_list)]
 
     reads = [*data.catalogue_files(args.data_dir), "dialogues_test.jsonl", retrieved]
     weights = sorted(Path(args.model).glob("*.safetensors"))  # none where the model is a name
