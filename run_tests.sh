@@ -5,4 +5,5 @@ cd "$(dirname "$0")"
 source ./setup_venv.sh
 ruff check --quiet .
 export OMP_NUM_THREADS=1  # two tests at a time, each on one core
-python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 "$@"
+# -rs prints which tests were skipped, and why
+python -m pytest -q -rs -n 2 --dist loadfile --max-worker-restart 0 "$@"
