@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fresh machine -> virtual environment -> the tests. Arguments go to pytest: ./run_tests.sh -k tokens
+# Fresh machine -> virtual environment -> tests. Arguments go to pytest: ./run_tests.sh -k tokens
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup_venv.sh
