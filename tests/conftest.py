@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+pytest.register_assert_rewrite("choices")  # its failures show the values, as those of a test do
+
 K = 8
 # Real data for a few tests, which are skipped without it: the folder that TALKPLAY_REAL names, or
 # shared/real beside the repository.

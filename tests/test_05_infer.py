@@ -13,7 +13,8 @@ import torch
 from conftest import ROOT, K, make_codes, make_dialogues
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from common import retrieval, tokens
+from common import metrics, retrieval, tokens
+from common.turns import collect_turns
 from steps.infer import generation, rankers
 from steps.infer.generation import PromptCache
 from steps.infer.trie import build_trie, expand_ranges
@@ -386,7 +387,16 @@ def test_predict_covers_every_turn(trained):
 
 
 def test_nothing_after_the_query_changes_a_prediction(trained, copy):
-    """Music, answer, targets and later turns are altered from turn 3 on: turns 1 to 3 stay."""
+    """Music, answer, targets and later turns are altered from turn 3 on: turns 1 to 3 stay.
+
+    All rankers, in batches of three turns: the batches do not matter either.
+    """
+    flags = "--no-resume", "--batch-size", "3", "--samples", "6", "--rankers", *infer.SYSTEMS
+    infer_run(copy, "predict", *flags)
+    unaltered = {name: predictions(copy, name) for name in infer.SYSTEMS.values()}
+    for name in ("talkplay", "talkplay-overlap"):
+        assert unaltered[name] == predictions(trained, name)
+
     with open(copy / "dialogues_test.jsonl") as f:
         dialogues = [json.loads(line) for line in f]
     for d in dialogues:
@@ -396,11 +406,44 @@ def test_nothing_after_the_query_changes_a_prediction(trained, copy):
                           "targets": ["t28"]}
     with open(copy / "dialogues_test.jsonl", "w") as f:
         f.writelines(json.dumps(d) + "\n" for d in dialogues)
-    infer_run(copy, "predict", "--no-resume")
-    for name in ("talkplay", "talkplay-overlap"):
-        before, after = predictions(trained, name), predictions(copy, name)
-        assert all(before[key] == after[key] for key in before if key[1] <= 3)
-        assert any(before[key] != after[key] for key in before if key[1] == 4)
+    infer_run(copy, "predict", *flags)
+    for name, before in unaltered.items():
+        after = predictions(copy, name)
+        assert all(before[key] == after[key] for key in before if key[1] <= 3), name
+        assert any(before[key]["track_ids"] != after[key]["track_ids"]
+                   for key in before if key[1] == 4), name
+
+
+def test_votes_and_expected_are_of_the_turns_own_prompt(trained):
+    """Four turns in one batch: each ranking goes by the codes after its own prompt, alone."""
+    talkplay = infer.load(trained, "cpu")
+    dialogue_tokenizer = talkplay.dialogue_tokenizer
+    samples = 8
+    settings = infer.Settings(samples=samples, max_new_tokens=0)
+    batch = collect_turns(make_dialogues(4, 30, "test"), talkplay.row_of)[::5]
+    predicted = infer.predict_turns(talkplay, batch, ["votes", "expected"], 0, settings)
+    rankings = {name: [[talkplay.row_of[t] for t in lines[i]["track_ids"]] for lines in predicted]
+                for i, name in enumerate(["votes", "expected"])}
+
+    scores = {"votes": [], "expected": []}  # of each turn, (30,)
+    with torch.inference_mode():
+        for turn in batch:
+            prompt = infer.prompt_of(dialogue_tokenizer, [*turn.past, {"query": turn.query}],
+                                     talkplay.codes_of)
+            cache = PromptCache(talkplay.model, [prompt] * samples)
+            rng = metrics.turn_rng(0, *turn.key, metrics.DRAW_MANY)
+            drawn = infer.sample_codes(cache, dialogue_tokenizer, rng.spawn(samples), settings)
+            shares = rankers.code_shares(drawn, K)
+            rng = metrics.turn_rng(0, *turn.key, metrics.DRAW_MANY)
+            marginals, = rankers.code_marginals(cache, dialogue_tokenizer, rng.spawn(samples),
+                                                samples)
+            for name, p in (("votes", shares), ("expected", marginals)):
+                scores[name].append(rankers.expected_overlap(talkplay.codes, p))
+
+    for name, rows_of in rankings.items():
+        fits = [[bool((np.diff(of_turn[rows]) < 1e-4).all()) for of_turn in scores[name]]
+                for rows in rows_of]  # does the ranking of a turn follow the scores of a turn
+        assert fits == np.eye(len(batch), dtype=bool).tolist(), name
 
 
 def test_cut_prediction_goes_on(copy):

@@ -83,11 +83,14 @@ def test_seed_decides_every_draw(monkeypatch, data_dir, script):
     assert read(data_dir, script) != first
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script, history", [
+    *((script, None) for script in SCRIPTS), ("bm25", "queries + responses + tracks")])
 @pytest.mark.parametrize("t", [0, 1, 3])
-def test_what_follows_a_query_changes_nothing(monkeypatch, data_dir, script, t):
+def test_what_follows_a_query_changes_nothing(monkeypatch, data_dir, script, history, t):
     """Music, response and targets of turn t, and all later turns, are replaced: the rankings of the
-    turns up to t stay as they were."""
+    turns up to t stay as they were. bm25 also in a form that reads all of the past."""
+    if history:
+        monkeypatch.setattr(bm25, "HISTORIES", (history,))
     run(monkeypatch, script, data_dir)
     before = read(data_dir, script)
     altered = list(make_dialogues("test"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from choices import check_chosen_on_valid_alone
 
 from baselines import clap
 from common import data, runs, turns
@@ -19,6 +20,7 @@ from steps.extract_embeddings import audio
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 48_000
+SYSTEMS = ("clap", "clap-tuned")
 WORDS = ("rainy", "piano", "club", "desert", "choir", "neon", "harvest", "tide")
 
 
@@ -140,7 +142,7 @@ def test_random_weights_end_to_end_stay_out_of_the_table(monkeypatch, data_dir, 
     failed = [row for _, row in data.read_jsonl(trial / "embeddings" / "clap_failed.jsonl", "")]
     assert [row["track_id"] for row in failed] == ["id6"]
     assert failed[0]["reason"].startswith("unreadable:")
-    for name in ("clap", "clap-tuned"):
+    for name in SYSTEMS:
         for split in ("valid", "test"):
             rankings = read(trial, name, split)
             assert set(rankings) == {(f"{split}{d}", t) for d in range(5) for t in (1, 2, 3)}
@@ -184,20 +186,40 @@ def test_a_checkpoint_folder_writes_predictions_and_is_tuned_later(monkeypatch, 
     assert "clap-tuned" in (data_dir / "results/results.md").read_text()
 
 
-def test_what_follows_a_query_changes_nothing(monkeypatch, data_dir):
-    run(monkeypatch, data_dir, "--random-weights")
-    before = read(data_dir / "predictions_trial", "clap")
+@pytest.mark.parametrize("histories", [clap.HISTORIES, ("mean of queries and tracks",)])
+def test_what_follows_a_query_changes_nothing(monkeypatch, data_dir, histories):
+    """What turn 2 got, and all of turn 3, are replaced: turns 1 and 2 stay. Also in a form that
+    reads all of the past, where turn 3 changes by the music of turn 2 alone."""
+    monkeypatch.setattr(clap, "HISTORIES", histories)
+    flags = "--random-weights", "--tune", "--steps", 3, "--eval-every", 2, "--lr", 1e-3
+    run(monkeypatch, data_dir, *flags)
+    trial = data_dir / "predictions_trial"
+    old = {name: read(trial, name) for name in SYSTEMS}
     rows = [row for _, row in data.read_jsonl(data_dir / "dialogues_test.jsonl", "")]
     for row in rows:
         row["turns"][1] |= {"music": "id5", "response": "neon tide", "rejected": True,
                             "targets": ["id5"]}
-        row["turns"][2] |= {"query": "choir", "music": "id5"}
+        row["turns"][2] |= {"music": "id5", "targets": ["id5"]}
+        if histories == clap.HISTORIES:
+            row["turns"][2]["query"] = "choir"
     data.write_jsonl(data_dir / "dialogues_test.jsonl", rows)
-    (data_dir / "runs" / "trial_clap.json").unlink()
-    run(monkeypatch, data_dir, "--random-weights")
-    after = read(data_dir / "predictions_trial", "clap")
-    assert before != after
-    assert all(before[key] == after[key] for key in before if key[1] <= 2)
+    for name in SYSTEMS:  # what was heard stays
+        (data_dir / "runs" / f"trial_{name}.json").unlink()
+    run(monkeypatch, data_dir, *flags)
+    for name, before in old.items():
+        after = read(trial, name)
+        assert all(before[key] == after[key] for key in before if key[1] <= 2), name
+        assert any(before[key] != after[key] for key in before if key[1] == 3), name
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_form_and_weights_are_chosen_on_valid_alone(monkeypatch, data_dir, name):
+    def run_anew():
+        for system in SYSTEMS:  # what was heard stays
+            (data_dir / "runs" / f"trial_{system}.json").unlink(missing_ok=True)
+        run(monkeypatch, data_dir, "--random-weights", "--tune", "--steps", 12, "--eval-every", 3,
+            "--lr", 3e-3)
+    check_chosen_on_valid_alone(run_anew, data_dir, name, 6, clap.TRAINED[0], "predictions_trial/")
 
 
 def test_killed_audio_goes_on(monkeypatch, data_dir):

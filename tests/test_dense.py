@@ -1,6 +1,5 @@
 """The baselines dense and dense-tuned, with a very small BERT of random weights as the encoder."""
 
-import csv
 import importlib
 import json
 import os
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from choices import check_choice, check_chosen_on_valid_alone
 
 from baselines import dense, two_towers
 from common import data, turns
@@ -220,13 +220,8 @@ def test_two_systems_end_to_end(monkeypatch, data_dir, bert, capsys):
             assert set(rows) == {(f"{split}{d}", t) for d in range(6) for t in (1, 2, 4)}
             assert all(sorted(row["track_ids"]) == sorted(f"id{i}" for i in range(12))
                        for row in rows.values())
-        with open(data_dir / f"results/{name}_forms.csv", encoding="utf-8", newline="") as f:
-            forms = list(csv.DictReader(f))
-        assert sorted(form["history"] for form in forms) == sorted(two_towers.HISTORIES)
-        valid_mrr = [float(form["valid_mrr"]) for form in forms]
-        assert valid_mrr == sorted(valid_mrr, reverse=True)
-        record = json.loads((data_dir / f"runs/{name}.json").read_text())
-        assert record["chosen_on_valid"]["history"] == forms[0]["history"]
+        record, valid_mrr = check_choice(data_dir, name)
+        assert sorted(valid_mrr) == sorted(two_towers.HISTORIES)
     assert [row["step"] for row in record["log"]] == [2, 3]
     assert not (data_dir / "dense.part").exists()
 
@@ -249,6 +244,14 @@ def test_a_script_of_its_own_whose_predictions_06_accepts(monkeypatch, data_dir,
     monkeypatch.setattr(sys, "argv", ["06_evaluate.py", "--data-dir", str(data_dir)])
     evaluate.main()
     assert "dense" in (data_dir / "results/results.md").read_text()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_form_and_weights_are_chosen_on_valid_alone(monkeypatch, data_dir, bert, name):
+    def run_anew():
+        run(monkeypatch, data_dir, bert, "--steps", 12, "--eval-every", 3, "--lr", 3e-3,
+            "--no-resume")
+    check_chosen_on_valid_alone(run_anew, data_dir, name, 12, dense.TRAINED[0])
 
 
 @pytest.mark.parametrize("t", [0, 1, 3])
