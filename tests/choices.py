@@ -30,6 +30,7 @@ def check_choice(data_dir, name, trial=""):
     with open(data_dir / trial / f"results/{name}_forms.csv", encoding="utf-8", newline="") as f:
         forms = list(csv.DictReader(f))
     valid_mrr = {form["history"]: float(form["valid_mrr"]) for form in forms}
+    assert len(valid_mrr) == len(forms)
     assert list(valid_mrr.values()) == sorted(valid_mrr.values(), reverse=True)
 
     record_name = f"trial_{name}" if trial else name
