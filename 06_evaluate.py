@@ -86,15 +86,15 @@ def subset_masks(turns, in_dialogues, in_playlists):
 
 # ---------------------------------------------------------------- from rankings to ranks
 
-def score_all(folder, turns, row_of):
-    """Find the targets in the rankings of every file of a folder.
+def score_all(files, turns, row_of):
+    """Find the targets in the rankings of every file. files: from `predictions.find_files`.
 
     Returns: {system: Scores}, and {system: {run: Scores}} of the files <system>@<run>.jsonl.
     """
     systems = {}
     reruns = {}
     depths = {min(metrics.DEPTH, len(row_of)), len(row_of)}
-    for (system, run), path in tqdm(predictions.find_files(folder).items(), desc="systems"):
+    for (system, run), path in tqdm(files.items(), desc="systems"):
         scored = score_system(path, turns, row_of, depths)
         depths = {scored.depth}  # the first file sets the depth of all
         if run:
@@ -206,18 +206,11 @@ def load_turns(data_dir, split):
 
 
 def rank_again(data_dir, split, systems, turns, n_tracks, seed):
-    """The codes where a system generates any, and what `ablations.ablate` makes of them.
-
-    Raises SystemExit: 02_quantize.py has made other codes since 05 predicted.
-    """
+    """The codes where a system generates any, and what `ablations.ablate` makes of them."""
     if not any(map(scores.generates, systems.values())):
         return None, [], None
-    name = f"05_infer.{split}"
     codes = data.load_codes(data_dir, n_tracks)
-    runs.check_unchanged(data_dir, name, "codes.npy", "its tokens mean other tracks now. Run again "
-                         f"with --no-resume: python 04_train.py --data-dir {data_dir}, then python "
-                         f"05_infer.py predict --data-dir {data_dir} --split {split}")
-    run = runs.read_run(data_dir, name)
+    run = runs.read_run(data_dir, f"05_infer.{split}")
     ties_seed = run["arguments"]["seed"] if run else 0  # 05 drew the ties of the overlap with it
     return codes, *ablations.ablate(systems, codes, turns, ties_seed, seed)
 
@@ -262,7 +255,9 @@ def main():
         [f"{results.name}/{name}" for name in writes], resume=False)
 
     # ranks, then numbers
-    systems, reruns = score_all(folder, turns, row_of)
+    files = predictions.find_files(folder)
+    predictions.check_records(data_dir, split, dict.fromkeys(system for system, _ in files))
+    systems, reruns = score_all(files, turns, row_of)
     if reference not in systems and reference != REFERENCE:
         raise SystemExit(f"--compare {reference}: {folder} has no such system; "
                          f"it has {', '.join(systems)}")

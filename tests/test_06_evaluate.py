@@ -218,6 +218,27 @@ def test_predictions_with_other_codes_are_refused(monkeypatch, data_dir):
     assert not (data_dir / "results").exists()
 
 
+def test_predictions_for_other_dialogues_are_refused(monkeypatch, data_dir, capsys):
+    """The same turns with other queries: nothing in the prediction file itself tells."""
+    name = "dialogues_test.jsonl"
+    for folder in ("predictions", "predictions_valid"):
+        write_predictions(data_dir / folder, "bm25", lines([r for *_, r in TURNS]))
+    run(monkeypatch, data_dir)
+    assert "so possibly of other data: bm25, talkplay" in capsys.readouterr().out
+
+    record = {"arguments": {}, "inputs": {name: runs.file_hash(data_dir / name)}}
+    data.write_text(data_dir / "runs/bm25.json", json.dumps(record))
+    run(monkeypatch, data_dir)
+    assert "so possibly of other data: talkplay" in capsys.readouterr().out
+
+    text = (data_dir / name).read_text()
+    (data_dir / name).write_text(text.replace('"query": "', '"query": "Well, ', 1))
+    with pytest.raises(SystemExit, match=f"{name} has changed since bm25 read it: .*"
+                                         f"python baselines/bm25.py .* --no-resume"):
+        run(monkeypatch, data_dir)
+    run(monkeypatch, data_dir, "--split", "valid")  # test dialogues do not matter there
+
+
 def test_without_codes_there_are_no_ablations(monkeypatch, data_dir):
     write_overlap(data_dir, 0)
     run(monkeypatch, data_dir)

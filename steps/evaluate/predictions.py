@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from common import data, tokens
+from common import data, runs, tokens
 
 NO_SYSTEM = "ground_truth"  # baselines/ground_truth.py writes it for the listening survey
 AGAIN = "Write the file again: 05_infer.py predict --no-resume, or the baseline's script"
@@ -29,6 +29,35 @@ def find_files(folder):
             raise SystemExit(f"{folder}/{system}@{run}.jsonl is a further run of {system}, whose "
                              f"own file {system}.jsonl is missing. Predict it, or rename a run")
     return paths
+
+
+def check_records(data_dir, split, systems):
+    """Check by their run records that the systems predicted for today's data.
+
+    A system without a record, such as a baseline of your own, is only named.
+    Raises SystemExit: an input of a system has changed since.
+    """
+    without = []
+    for system in systems:
+        script = system.partition("-")[0]
+        name, command = system, f"baselines/{script}.py"
+        if script == "talkplay":
+            name, command = f"05_infer.{split}", f"05_infer.py predict --split {split}"
+        run = runs.read_run(data_dir, name)
+        if run is None:
+            without.append(system)
+            continue
+        again = f"python {command} --data-dir {data_dir} --no-resume"
+        for file in run["inputs"]:
+            mend = again
+            if file == "codes.npy":  # the model's tokens mean other tracks now
+                mend = f"python 04_train.py --data-dir {data_dir} --no-resume, then {again}"
+            if (data_dir / file).is_file() and (split, file) != ("valid", "dialogues_test.jsonl"):
+                runs.check_unchanged(data_dir, name, file,
+                                     f"{system} predicted for other data. Run again: {mend}")
+    if without:
+        print(f"Without a record in {data_dir}/runs, so possibly of other data: "
+              f"{', '.join(without)}")
 
 
 def read_predictions(path, turns, row_of, depths):
