@@ -13,7 +13,7 @@ Reads   demo: nothing. The others: the files that their flags name
 Writes  tracks.jsonl, playlists.jsonl; audio/*.flac (demo), annotations/*.jsonl (mpd),
         dialogues_*.jsonl (cpcd, talkplaydata), embeddings/*.npy (talkplaydata)
 
-Demo        python 00_prepare_data.py demo    (20 s)
+Demo        python 00_prepare_data.py demo                           (7 s)
 Full scale  python 00_prepare_data.py mpd --mpd-dir ~/mpd/data --min-count 5 --data-dir data/mpd
 Dialogues   python 00_prepare_data.py cpcd --cpcd-file ~/cpcd/dialogs.dev.train.jsonl    (1 s)
             python 00_prepare_data.py talkplaydata --parts TalkPlayData-2 \\

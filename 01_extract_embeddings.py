@@ -23,7 +23,7 @@ Reads   tracks.jsonl, annotations/*.jsonl, playlists.jsonl, the tracks' audio fi
 Writes  embeddings/<modality>.npy (N, D) float32, embeddings/audio_scaling.npy (2, D),
         embeddings/audio_failed.jsonl (audio that could not be used, and why)
 
-Demo        python 01_extract_embeddings.py            (2 minutes on two cores)
+Demo        python 01_extract_embeddings.py            (1 minute on two cores)
 Full scale  torchrun --nproc-per-node 8 01_extract_embeddings.py --data-dir data/mpd \
                 --text-encoder nvidia/NV-Embed-v2 --audio-encoder musicfm \
                 --audio-model pretrained_msd.pt --workers 64 --epochs 10 --item2vec-share 0.1 \

@@ -23,7 +23,7 @@ Reads   tracks.jsonl, embeddings/<modality>.npy (one that is missing gives a col
 Writes  codebooks/<modality>.npy (K, D) float32, codes.npy (N, 5) int16, -1 where missing,
         codebooks/info.json (K, diagnostics), codebooks/examples.jsonl (what each token means)
 
-Demo        python 02_quantize.py                                            (3 s)
+Demo        python 02_quantize.py                                    (1 s)
 Full scale  python 02_quantize.py --data-dir data/mpd --k 1024 --device cuda
             Eight GPUs: torchrun --nproc-per-node 8 02_quantize.py --data-dir data/mpd --k 1024 \
                 --device cuda

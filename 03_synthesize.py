@@ -20,7 +20,7 @@ Writes  dialogues_train.jsonl, dialogues_valid.jsonl, dialogues_test.jsonl
         gemini, local: answers_*.jsonl (what was paid for), dialogues_rejected.jsonl (set aside)
         audit: results/audit.md, results/audit.json
 
-Demo        python 03_synthesize.py simulate                         (10 s)
+Demo        python 03_synthesize.py simulate                         (7 s)
             python 03_synthesize.py audit --predictions talkplay     (15 s)
 Full scale  python 03_synthesize.py simulate --data-dir data/mpd --n-train 531552 --n-valid 1000 \
                 --n-test 1000

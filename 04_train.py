@@ -8,7 +8,7 @@ Reads   tracks.jsonl and its annotations, codes.npy, codebooks/info.json (K),
         dialogues_train.jsonl, dialogues_valid.jsonl
 Writes  model/ (a Hugging Face folder, log.jsonl, loss.png, README.md); while it runs, model.part/
 
-Demo        python 04_train.py                                     (6 to 9 minutes on two cores)
+Demo        python 04_train.py                                     (5 minutes on two cores)
 Full scale  torchrun --nproc-per-node 8 04_train.py --data-dir data/mpd \
                 --base-model meta-llama/Llama-3.2-1B-Instruct      (recipe: paper)
 
