@@ -1,4 +1,4 @@
-"""The frame of a baseline: its run record, its prediction files, the choice of a form on valid."""
+"""What baselines share: the run record, its prediction files, the choice of a form on valid."""
 
 import shutil
 

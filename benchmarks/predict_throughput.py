@@ -72,12 +72,12 @@ def main():
         prompts = [infer.prompt_of(talkplay.dialogue_tokenizer, dialogue[:t], talkplay.codes_of,
                                    context=4096)
                    for dialogue in dialogues for t in range(1, args.turns + 1)]
-        found = []
+        all_codes = []
         for i in range(0, len(prompts), args.batch_size):
-            found += generate(*talkplay[:2], prompts[i:i + args.batch_size])
-        for codes in found:
+            all_codes += generate(*talkplay[:2], prompts[i:i + args.batch_size])
+        for codes in all_codes:
             infer.rank_by_overlap(talkplay.index, codes, np.random.default_rng(0))
-        return found
+        return all_codes
 
     systems = {"05_infer.py": ours, "model.generate": turn_by_turn}
     n_turns = args.dialogues * args.turns

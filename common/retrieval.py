@@ -50,18 +50,18 @@ def search(index, query, depth, rng, weights=WEIGHTS):
             lists.append(rows)
 
     # collect each track once: its score is set back to zero as it is read
-    found = [np.empty(0, np.int32)]
+    matching = [np.empty(0, np.int32)]
     values = [np.empty(0, np.float32)]
     for rows in lists:
-        found.append(rows[scores[rows] > 0])
-        values.append(scores[found[-1]])
+        matching.append(rows[scores[rows] > 0])
+        values.append(scores[matching[-1]])
         scores[rows] = 0
-    found = np.concatenate(found)
+    matching = np.concatenate(matching)
     values = np.concatenate(values)
 
     # only a track with the best score can be an exact match
     best = values == values.max(initial=0)
-    values[best] += 0.5 * (index.codes[found[best]] == np.asarray(query)).all(axis=1)
+    values[best] += 0.5 * (index.codes[matching[best]] == np.asarray(query)).all(axis=1)
 
     # a random number below 0.5 orders ties; whole weights keep different scores apart
     depth = min(depth, len(index.codes))
@@ -70,8 +70,8 @@ def search(index, query, depth, rng, weights=WEIGHTS):
     if len(keys) > depth:
         top = np.argpartition(-keys, depth - 1)[:depth]
     top = top[np.argsort(-keys[top])]
-    others = draw_others(len(index.codes), found[top], depth - len(top), rng)
-    return np.append(found[top], others), np.pad(values[top], (0, len(others)))
+    others = draw_others(len(index.codes), matching[top], depth - len(top), rng)
+    return np.append(matching[top], others), np.pad(values[top], (0, len(others)))
 
 
 def draw_others(n, taken, count, rng):

@@ -73,15 +73,15 @@ def data_table(dialogues, playlists):
     """The paper's Table 1: {split: dialogues} and playlists. Cold: in no training playlist."""
     warm = {track_id for p in playlists if p["split"] == "train" for track_id in p["track_ids"]}
     rows = []
-    for split, of_split in dialogues.items():
-        turns = [turn for dialogue in of_split for turn in dialogue["turns"]]
+    for split, split_dialogues in dialogues.items():
+        turns = [turn for dialogue in split_dialogues for turn in dialogue["turns"]]
         played = {turn["music"] for turn in turns} - {None}
         texts = [turn[field] or "" for turn in turns for field in ("query", "response")]
         words = {word for text in texts for word in text.lower().split()}
         lengths = [len(p["track_ids"]) for p in playlists if p["split"] == split]
         rows.append([
-            split, f"{len(of_split):,}", f"{len(turns):,}", f"{len(turns) / len(of_split):.2f}",
-            f"{len(words):,}", f"{len(played & warm):,}", f"{len(played - warm):,}",
+            split, f"{len(split_dialogues):,}", f"{len(turns):,}",
+            f"{len(turns) / len(split_dialogues):.2f}", f"{len(words):,}", f"{len(played & warm):,}", f"{len(played - warm):,}",
             f"{len(lengths):,}", f"{np.mean(lengths):.1f}" if lengths else ""])
     header = ["split", "dialogues", "turns", "turns per dialogue", "vocabulary",
               "warm tracks played", "cold tracks played", "playlists", "tracks per playlist"]

@@ -215,12 +215,12 @@ def write_embeddings(folder, sources, track_ids, problems):
     row_of = {track_id: row for row, track_id in enumerate(track_ids)}
     made = []
     for modality in MODALITIES:
-        found = list(read_vectors(sources, modality, row_of, problems))
-        if not found:
+        rows_read = list(read_vectors(sources, modality, row_of, problems))
+        if not rows_read:
             continue
-        size = Counter(len(vector) for _, vector, _ in found).most_common(1)[0][0]
+        size = Counter(len(vector) for _, vector, _ in rows_read).most_common(1)[0][0]
         array = np.full((len(row_of), size), np.nan, np.float32)
-        for row, vector, where in found:
+        for row, vector, where in rows_read:
             if len(vector) != size:
                 note(problems, "vectors of another size than most", where)
             elif not np.isnan(array[row, 0]):

@@ -149,13 +149,13 @@ def changes(a, b, attributes_of):
     old, new = (attributes_of[track["track_id"]] for track in (a, b))
     years = year_of(b) - year_of(a) if a["release_date"] and b["release_date"] else 0
     tempo = compared_tempo(a, b)
-    found = [("compared", tempo)] if tempo else []
+    differences = [("compared", tempo)] if tempo else []
     if abs(years) > YEARS:
-        found.append(("compared", "newer" if years > 0 else "older"))
-    found += [(kind, c) for kind, c in pairs(new, ("instrument", "mood", "vocal", "theme"))
+        differences.append(("compared", "newer" if years > 0 else "older"))
+    differences += [(kind, c) for kind, c in pairs(new, ("instrument", "mood", "vocal", "theme"))
               if c not in old[kind]]
     if old["mode"]:
-        found += [("mode", c) for c in new["mode"] if c not in old["mode"]]
+        differences += [("mode", c) for c in new["mode"] if c not in old["mode"]]
     if new["instrument"]:
-        found += [("without", c) for c in old["instrument"] if c not in new["instrument"]][:1]
-    return found
+        differences += [("without", c) for c in old["instrument"] if c not in new["instrument"]][:1]
+    return differences

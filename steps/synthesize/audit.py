@@ -106,7 +106,7 @@ def predicted_answers(folder, system, track_of):
 
     path = folder / "predictions" / f"{system}.jsonl"
     made_by = f"python 05_infer.py predict --data-dir {folder}, or the baseline of that name"
-    found = []
+    answers = []
     for number, row in data.read_jsonl(path, made_by):
         query, played = asked.get((row.get("dialogue_id"), row.get("turn")), (None, None))
         if played is None or not set(row.get("track_ids") or ["-"]) <= set(track_of):
@@ -114,10 +114,10 @@ def predicted_answers(folder, system, track_of):
                              f"track_ids of tracks.jsonl are expected; make the file again")
         if row.get("response"):
             first = next((t for t in row["track_ids"] if t not in played), row["track_ids"][0])
-            found.append((query, row["response"], track_of[first]))
-    if not found:
+            answers.append((query, row["response"], track_of[first]))
+    if not answers:
         raise SystemExit(f"{path}: no responses in it; talkplay and two_stage write some")
-    return found
+    return answers
 
 
 # ---------------------------------------------------------------- counts, cold tracks, duplicates
@@ -163,12 +163,12 @@ def near(sets, train_sets, of_both):
     for i, items in enumerate(sets):
         for item in items:
             having.setdefault(item, []).append(i)
-    found = [False] * len(sets)
+    is_near = [False] * len(sets)
     for items in train_sets:
         common = Counter(i for item in items for i in having.get(item, ()))
         for i, n in common.items():
-            found[i] |= n / len(sets[i] | items if of_both else sets[i]) >= NEAR
-    return found
+            is_near[i] |= n / len(sets[i] | items if of_both else sets[i]) >= NEAR
+    return is_near
 
 
 def duplicates(train, dialogues):
@@ -220,9 +220,9 @@ def markdown(report):
     lines = ["# Audit of the dialogues", "", "By `python 03_synthesize.py audit`. Shares are "
              "counted from words (the rules are in `steps/synthesize/audit.py`)."]
     for title, section in SECTIONS.items():
-        found = {name: sections[section] for name, sections in report.items()
+        by_file = {name: sections[section] for name, sections in report.items()
                  if section in sections}
-        keys = dict.fromkeys(key for numbers in found.values() for key, value in numbers.items()
+        keys = dict.fromkeys(key for numbers in by_file.values() for key, value in numbers.items()
                              if section == "obedience" or not isinstance(value, dict))
         if not keys:
             continue
@@ -231,9 +231,9 @@ def markdown(report):
             lines += ["Asked for in words; the share of obeyed requests among those where both "
                       "tracks' fields are known; the share by chance.", ""]
         align = " --- |" if section == "obedience" else " ---: |"
-        lines += ["| | " + " | ".join(found) + " |", "| --- |" + align * len(found)]
+        lines += ["| | " + " | ".join(by_file) + " |", "| --- |" + align * len(by_file)]
         for key in keys:
-            cells = [as_text(numbers.get(key), key) for numbers in found.values()]
+            cells = [as_text(numbers.get(key), key) for numbers in by_file.values()]
             lines.append(f"| {key} | {' | '.join(cells)} |")
 
     lines += ["", "Kinds, as the files name them:", ""]
@@ -269,10 +269,11 @@ def examine(folder, files, predictions=()):
         warm = {t for playlist in data.load_playlists(folder, track_of)
                 if playlist["split"] == "train" for t in playlist["track_ids"]}
     rows = read_files(folder, files)
-    usable_of = {name: usable(found, track_of) for name, found in rows.items()}
+    usable_of = {name: usable(file_rows, track_of) for name, file_rows in rows.items()}
     train = next((name for name in rows if "train" in name), None)
 
-    report = {name: {"schema": schema_faults(found, track_of)} for name, found in rows.items()}
+    report = {name: {"schema": schema_faults(file_rows, track_of)}
+              for name, file_rows in rows.items()}
     for name, dialogues in usable_of.items():
         if not dialogues:
             continue

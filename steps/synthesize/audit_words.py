@@ -64,12 +64,12 @@ SPOKEN = {
 
 def side_phrases():
     """{phrase: sides} of the words and phrases that speak of audio, lyrics, metadata or tags."""
-    found = defaultdict(set)
+    sides_of = defaultdict(set)
     for side, words in WORDS.items():
         phrases = {phrase for kind in FIELDS[side] for phrase, _ in lexicon_phrases(kind)}
         for phrase in {*phrases, *words.split()}:
-            found[phrase].add(side)
-    return found
+            sides_of[phrase].add(side)
+    return sides_of
 
 
 def sides(query, target, phrases):
@@ -77,13 +77,13 @@ def sides(query, target, phrases):
     words = words_of(query).split()
     spoken = {" ".join(words[i:i + n]) for n in range(1, LONGEST_PHRASE + 1)
               for i in range(len(words) - n + 1)}
-    found = {side for side, pattern in SPOKEN.items() if pattern.search(query)}
-    found = found.union(*(phrases[phrase] for phrase in spoken if phrase in phrases))
+    named = {side for side, pattern in SPOKEN.items() if pattern.search(query)}
+    named = named.union(*(phrases[phrase] for phrase in spoken if phrase in phrases))
     if target and any(speaks(query, target[field]) for field in ("title", "artist", "album")):
-        found.add("metadata")
+        named.add("metadata")
     if target and any(words_of(tag) in spoken for tag in target["tags"]):
-        found.add("tags")
-    return found
+        named.add("tags")
+    return named
 
 
 def coverage(dialogues, track_of):
@@ -91,11 +91,11 @@ def coverage(dialogues, track_of):
     phrases = side_phrases()
     per_dialogue = [[sides(turn.query, track_of.get(turn.music), phrases)
                      for turn in dialogue["turns"]] for dialogue in dialogues]
-    flat = [found for of_turns in per_dialogue for found in of_turns]
+    flat = [named for of_turns in per_dialogue for named in of_turns]
     all_four = [len(set().union(*of_turns)) == len(WORDS) for of_turns in per_dialogue]
     kinds = Counter(turn.kind or "not known" for turn in all_turns(dialogues)).most_common()
-    return {**{side: share([side in found for found in flat]) for side in WORDS},
-            "none of them": share([not found for found in flat]),
+    return {**{side: share([side in named for named in flat]) for side in WORDS},
+            "none of them": share([not named for named in flat]),
             "dialogues with all four": share(all_four),
             "kinds, as the file names them": {kind: n / len(flat) for kind, n in kinds}}
 
@@ -213,7 +213,7 @@ def obedience(dialogues, track_of, tracks):
     chance: the share of random tracks that would obey
     """
     order = np.random.default_rng(0).permutation(len(tracks))[:CHANCE]
-    found = {}
+    rows = {}
     for name in RULES:
         asked = list(wishes(rule_pattern(name), dialogues, track_of))
         checked = [(before, held) for before, now in asked
@@ -223,10 +223,10 @@ def obedience(dialogues, track_of, tracks):
             others = [obeys(name, before, tracks[i]) for i in order if tracks[i] is not before]
             chances.append(share([held for held in others if held is not None]))
         if asked:
-            found[name] = {"asked": len(asked), "checked": len(checked),
+            rows[name] = {"asked": len(asked), "checked": len(checked),
                            "obeyed": share([held for _, held in checked]),
                            "chance": share([chance for chance in chances if chance is not None])}
-    return found
+    return rows
 
 
 # ---------------------------------------------------------------- are answers true?
@@ -246,10 +246,10 @@ def fact_phrases(tracks):
         facts += [(words_of(name), ("name", name))
                   for name in (bare(track["title"]), bare(track["artist"]))
                   if " " in words_of(name) and name != name.lower()]
-    found = defaultdict(list)
+    facts_of = defaultdict(list)
     for phrase, fact in dict.fromkeys(facts):
-        found[phrase].append(fact)
-    return found
+        facts_of[phrase].append(fact)
+    return facts_of
 
 
 def stated(text, phrases):
@@ -260,7 +260,7 @@ def stated(text, phrases):
     phrases: from `fact_phrases`
     """
     words = words_of(text).split()
-    found = []
+    all_facts = []
     i = 0
     while i < len(words):
         for n in range(min(LONGEST_PHRASE, len(words) - i), 0, -1):
@@ -268,10 +268,10 @@ def stated(text, phrases):
                      if kind != "name" or c in text]
             if facts:
                 if i == 0 or words[i - 1] not in DENIED:
-                    found.append(facts)
+                    all_facts.append(facts)
                 break
         i += n
-    return found
+    return all_facts
 
 
 def truth(answers, tracks):

@@ -83,21 +83,21 @@ def read_messages(text, notes):
     """(the list of messages in an answer, whether it is cut off). notes: gets what was repaired"""
     text = text.rpartition("</think>")[2].strip()
     try:
-        found = DECODER.decode(text)
+        answer = DECODER.decode(text)
     except NO_JSON:
         if "```" not in text:
             return read_loose(text, notes)
         notes.append("fences")
         return read_messages(re.sub(r"```\w*", " ", text), notes)
-    if isinstance(found, dict):
-        lists = [value for value in found.values() if isinstance(value, list)]
+    if isinstance(answer, dict):
+        lists = [value for value in answer.values() if isinstance(value, list)]
         if len(lists) != 1:
             raise Fault("no list of messages: one object")
         notes.append("list inside an object")
-        found = lists[0]
-    if not isinstance(found, list) or not found:
-        raise Fault(f"no list of messages: {type(found).__name__ if found else 'an empty one'}")
-    return found, False
+        answer = lists[0]
+    if not isinstance(answer, list) or not answer:
+        raise Fault(f"no list of messages: {type(answer).__name__ if answer else 'an empty one'}")
+    return answer, False
 
 
 def read_row(text, at):
