@@ -247,6 +247,23 @@ def assign_shared(embeddings, codebook):
     return codes, distances
 
 
+def make_codes(embeddings, codebooks, tracks):
+    """The codes of all tracks, and what came of them. embeddings, codebooks: {modality: array}.
+
+    Returns: (N, 5) int16; the content of codebooks/info.json; the lines of examples.jsonl.
+    """
+    codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
+    info = {"tracks": len(tracks), "normalised": False, "modalities": {}}
+    examples = []
+    for modality, codebook in codebooks.items():
+        column, distances = assign_shared(embeddings[modality], codebook)
+        codes[:, MODALITIES.index(modality)] = column
+        info["modalities"][modality] = report.describe_codes(column, distances, len(codebook))
+        nearest = report.nearest_tracks(column, distances, len(codebook))
+        examples += report.example_rows(modality, column, nearest, tracks)
+    return codes, info | report.describe_collisions(codes), examples
+
+
 # ---------------------------------------------------------------- main
 
 def parse_args(argv=None):
@@ -313,26 +330,18 @@ def main(argv=None):
         for path in unfinished.values():
             path.unlink(missing_ok=True)
     fitted = agree(lambda: [m for m in MODALITIES if unfinished[m].is_file()])
-    codes = np.full((len(tracks), len(MODALITIES)), -1, np.int16)
-    info = {"k": k, "tracks": len(tracks), "normalised": False, "modalities": {}}
-    examples = []
     for modality in codebooks:
-        rows = embeddings[modality]
         if modality in fitted:
             codebooks[modality] = np.load(unfinished[modality])
         elif not args.assign_only:
-            codebooks[modality] = fit(modality, rows, k, args.n_init, args.seed, device)
+            codebooks[modality] = fit(modality, embeddings[modality], k, args.n_init, args.seed,
+                                      device)
             if not rank:
                 data.save_npy(unfinished[modality], codebooks[modality])
 
-        # a code per track, and what came of it
-        codebook = codebooks[modality]
-        column, distances = assign_shared(rows, codebook)
-        codes[:, MODALITIES.index(modality)] = column
-        info["modalities"][modality] = report.describe_codes(column, distances, len(codebook))
-        nearest = report.nearest_tracks(column, distances, len(codebook))
-        examples += report.example_rows(modality, column, nearest, tracks)
-    info |= report.describe_collisions(codes)
+    # five codes per track, and what came of them
+    codes, info, examples = make_codes(embeddings, codebooks, tracks)
+    info = {"k": k, **info}
     end_process()
     if rank:
         return

@@ -81,8 +81,9 @@ def data_table(dialogues, playlists):
         lengths = [len(p["track_ids"]) for p in playlists if p["split"] == split]
         rows.append([
             split, f"{len(split_dialogues):,}", f"{len(turns):,}",
-            f"{len(turns) / len(split_dialogues):.2f}", f"{len(words):,}", f"{len(played & warm):,}", f"{len(played - warm):,}",
-            f"{len(lengths):,}", f"{np.mean(lengths):.1f}" if lengths else ""])
+            f"{len(turns) / len(split_dialogues):.2f}", f"{len(words):,}",
+            f"{len(played & warm):,}", f"{len(played - warm):,}", f"{len(lengths):,}",
+            f"{np.mean(lengths):.1f}" if lengths else ""])
     header = ["split", "dialogues", "turns", "turns per dialogue", "vocabulary",
               "warm tracks played", "cold tracks played", "playlists", "tracks per playlist"]
     return table(header, rows)
