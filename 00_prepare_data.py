@@ -140,7 +140,7 @@ def begin(args, writes=(), audio=()):
     writes = ["tracks.jsonl", "playlists.jsonl", *writes]
     run, state = runs.begin_run(args.data_dir, NAME, args, [], writes, args.resume, record=False)
     if state == "done" and all(path.is_file() for path in audio):
-        print(f"{NAME}: already done, nothing changed")
+        print(f"{NAME}: already done (--no-resume does it again)")
         return None
     if state == "new":
         for path in audio:

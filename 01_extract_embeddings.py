@@ -230,7 +230,7 @@ def main(argv=None):
     run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume, record=False)
     if agree(lambda: state) == "done":
         if rank == 0:
-            print(f"{NAME}: already done, nothing changed")
+            print(f"{NAME}: already done (--no-resume does it again)")
         return end_process()
     left = agree(lambda: [m for m in chosen if state == "new"
                           or not chunks.is_finished(folder, m, len(tracks))])

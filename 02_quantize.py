@@ -321,7 +321,7 @@ def main(argv=None):
                 "codebooks/examples.jsonl", "codes.npy"])
     state = agree(lambda: state)
     if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+        print(f"{NAME}: already done (--no-resume does it again)")
         return end_process()
 
     # a codebook per modality; what a killed run has fitted already is kept
@@ -360,7 +360,7 @@ def main(argv=None):
     for path in unfinished.values():
         path.unlink(missing_ok=True)
     print(f"wrote codes.npy and codebooks/ (K = {k}) in {args.data_dir}; next: "
-          f"python 03_synthesize.py simulate --data-dir {args.data_dir}")
+          f"python 03_synthesize.py simulate --data-dir {args.data_dir}, or 04 where dialogues are")
 
 
 if __name__ == "__main__":

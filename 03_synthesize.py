@@ -305,7 +305,7 @@ def main():
         else:
             run = converse.write_dialogues(args, counts, jobs_of)
         if run is None:
-            print("03_synthesize: already done, nothing changed")
+            print("03_synthesize: already done (--no-resume does it again)")
             return
 
         # What is in them.

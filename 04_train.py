@@ -54,6 +54,7 @@ LOSS_ON = {"all": tokens.ALL_PARTS, "assistant": (MUSIC, REJECTED, RESPONSE)}  #
 GRAD_CLIP = 1.0         # largest norm of the gradient
 LOGITS_AT_ONCE = 2**28  # 1 GiB of float32
 VALID_BATCH = 8         # sequences of a forward pass in validation
+# arguments that change no result
 IGNORED = (*runs.PLACE, "save_every", "tensorboard", "micro_batch", "gradient_checkpointing")
 WRITES = ("model.safetensors", "config.json", "tokenizer.json", "log.jsonl")
 
@@ -196,7 +197,7 @@ def fit(model, train, valid, folder, device, recipe, *, micro_batch=0, eval_ever
     labels_seen = 0
     bar = tqdm(total=steps, initial=step, disable=rank != 0, desc="train", mininterval=1)
     while step < steps:
-        # gradients of the step, over all processes
+        # forward and backward of all micro-batches, over all processes
         chosen = order[step * batch_size:(step + 1) * batch_size]
         n_labels = max(1, int(labels_per_sequence[chosen].sum()))
         loss = accumulate(model, train, chosen, micro_batch, n_labels, device).item()
@@ -310,13 +311,14 @@ def main():
         writes=[f"model/{file}" for file in WRITES])
     if state == "done":
         if rank == 0:
-            print("04_train: already done, nothing changed")
+            print("04_train: already done (--no-resume does it again)")
         return end_process()
 
     # the model and its vocabulary, the same in every process: all draws are seeded
     lm, tokenizer = load_base(args.base_model, train, args.seed)
     expand_vocabulary(lm, tokenizer, k, args.seed)
     dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
+    # besides the dialogues: names of tracks, each with its tokens (docs/choices.md)
     train += indexing_examples(tracks, codes_of, args.indexing_repeats, standalone_answers(train),
                                args.seed)
     if rank == 0:  # all input is good: from here on the run is on record

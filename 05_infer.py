@@ -9,11 +9,12 @@ order all tracks, one per name of --rankers:
     votes       the mean overlap with --samples sampled sequences
     expected    the overlap that the model's probabilities of the codes let expect
 
-In a notebook (`reply` says more):
+In Python, from the repository's folder:
     infer = importlib.import_module("05_infer")
     talkplay = infer.load("data/demo")
     answer = infer.reply(talkplay, [{"query": "something calm"}])
     print(answer.track["title"], "-", answer.response)
+A second turn needs the first one's "music" (answer.track["track_id"]) and "response", see `reply`.
 
 Reads   tracks.jsonl, annotations/, codes.npy, model/; predict also dialogues_test.jsonl (or _valid)
 Writes  predict: one file per ranker, predictions/talkplay.jsonl (likelihood),
@@ -350,7 +351,7 @@ def main():
         writes=[path.relative_to(folder) for path in paths],
         ignore=("data_dir", "resume", "device", "batch_size"))
     if state == "done":
-        print("05_infer predict: already done, nothing changed")
+        print("05_infer predict: already done (--no-resume does it again)")
         return
     talkplay = load(folder, args.device, args.cold_share)
     dialogues = data.load_dialogues(folder / dialogue_file, talkplay.row_of)

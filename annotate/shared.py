@@ -100,7 +100,7 @@ def annotate(name, fields, args, load, group):
     run, state = runs.begin_run(args.data_dir, name, args, reads, [f"annotations/{path.name}"],
                                 args.resume, record=False)
     if state == "done":
-        print(f"{name}: already done, nothing changed")
+        print(f"{name}: already done (--no-resume does it again)")
         return
 
     # What an earlier run wrote to this file must not pass for known.

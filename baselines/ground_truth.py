@@ -40,7 +40,7 @@ def main():
     output = f"predictions/{NAME}.jsonl"
     run, state = runs.begin_run(args.data_dir, NAME, args, reads, [output], resume=args.resume)
     if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+        print(f"{NAME}: already done (--no-resume does it again)")
         return
     data.write_jsonl(args.data_dir / output, truth_rows(dialogues))
     runs.finish_run(run)

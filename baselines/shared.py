@@ -18,7 +18,7 @@ def begin_run(args, name, reads=(), writes=(), splits=tuple(turns.FOLDERS), part
     run, state = runs.begin_run(args.data_dir, f"trial_{name}" if trial else name, args, reads,
                                 writes, args.resume, record=False, ignore=ignore)
     if state == "done":
-        print(f"{name}: already done, nothing changed")
+        print(f"{name}: already done (--no-resume does it again)")
         return None
     if part is not None:
         if state == "new":

@@ -205,7 +205,7 @@ def main():
     run, state = runs.begin_run(args.data_dir, NAME, args, reads, writes, args.resume,
                                 record=False, ignore=(*runs.PLACE, "batch_size"))
     if state == "done":
-        print(f"{NAME}: already done, nothing changed")
+        print(f"{NAME}: already done (--no-resume does it again)")
         return
     model, tokenizer = load_model(args.model, args.device)
     template = template_ids(tokenizer)

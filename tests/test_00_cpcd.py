@@ -163,7 +163,7 @@ def test_a_second_run_skips_and_a_changed_file_is_refused(tmp_path, capsys):
     run_cpcd(tmp_path, conversations, *SIZES)
     capsys.readouterr()
     run_cpcd(tmp_path, conversations, *SIZES)
-    assert capsys.readouterr().out == "00_prepare_data: already done, nothing changed\n"
+    assert capsys.readouterr().out == "00_prepare_data: already done (--no-resume does it again)\n"
     with pytest.raises(SystemExit, match=r"another argument: conversations \(was .*--no-resume"):
         run_cpcd(tmp_path, conversations[:9], *SIZES)
 

@@ -407,7 +407,7 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tmp_path, capsys):
     run_mpd(tmp_path)
     capsys.readouterr()
     run_mpd(tmp_path)
-    assert capsys.readouterr().out == "00_prepare_data: already done, nothing changed\n"
+    assert capsys.readouterr().out == "00_prepare_data: already done (--no-resume does it again)\n"
     with pytest.raises(SystemExit, match=r"min_count \(was 1, is 2\)"):
         run_mpd(tmp_path, "--min-count", 2)
     path.write_text(path.read_text() + "\n")
@@ -495,7 +495,7 @@ def test_demo_writes_catalogue_playlists_and_audio(tmp_path, fake, capsys):
     # train: p0 p3 p6 with t0 t1 t3 t4 t6 t7; the other six are cold
     assert "candidate pool: 12 tracks, 6 warm and 6 cold" in capsys.readouterr().out
     run_demo(tmp_path)
-    assert capsys.readouterr().out == "00_prepare_data: already done, nothing changed\n"
+    assert capsys.readouterr().out == "00_prepare_data: already done (--no-resume does it again)\n"
 
 
 def test_demo_renders_a_lost_file_only(tmp_path, fake):

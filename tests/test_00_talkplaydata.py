@@ -483,7 +483,7 @@ def test_a_second_run_skips_and_a_changed_file_is_refused(tmp_path, capsys):
     assert ("1 files without conversations, tracks, vectors or captions "
             "(all_users.parquet)") in capsys.readouterr().out
     run(hub, out, "--n-valid", 1)
-    assert capsys.readouterr().out == "00_prepare_data: already done, nothing changed\n"
+    assert capsys.readouterr().out == "00_prepare_data: already done (--no-resume does it again)\n"
     for path in (hub / "Track-Embeddings/data").iterdir():
         path.unlink()
     with pytest.raises(SystemExit, match=r"another argument: files \(was .*--no-resume"):

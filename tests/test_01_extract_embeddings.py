@@ -436,7 +436,8 @@ def test_torchrun_with_two_processes_equals_one(worlds, tmp_path, capsys):
     record = json.loads((tmp_path / "runs" / "01_extract_embeddings.json").read_text())
     assert record["state"] == "finished" and len(record["outputs"]) == 7
     extract.main(list(map(str, flags)))
-    assert capsys.readouterr().out == "01_extract_embeddings: already done, nothing changed\n"
+    told = capsys.readouterr().out
+    assert told == "01_extract_embeddings: already done (--no-resume does it again)\n"
 
 
 @pytest.mark.parametrize("name", ["kill-1", "kill-0"])
@@ -514,7 +515,8 @@ def test_second_run_and_changed_arguments(tmp_path, capsys):
     run(tmp_path, "--modalities", "playlist")
     capsys.readouterr()
     run(tmp_path, "--modalities", "playlist", "--workers", "7")
-    assert capsys.readouterr().out == "01_extract_embeddings: already done, nothing changed\n"
+    told = capsys.readouterr().out
+    assert told == "01_extract_embeddings: already done (--no-resume does it again)\n"
     before = load(tmp_path, "playlist")
     with pytest.raises(SystemExit, match=r"seed \(was 0, is 1\).*--no-resume"):
         run(tmp_path, "--modalities", "playlist", "--seed", "1")

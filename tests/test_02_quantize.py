@@ -358,7 +358,7 @@ def test_second_run_and_seed(tmp_path, capsys):
     first = (tmp_path / "codes.npy").read_bytes()
     capsys.readouterr()
     run(tmp_path)
-    assert capsys.readouterr().out == "02_quantize: already done, nothing changed\n"
+    assert capsys.readouterr().out == "02_quantize: already done (--no-resume does it again)\n"
     run(tmp_path, "--no-resume")
     assert (tmp_path / "codes.npy").read_bytes() == first
     with pytest.raises(SystemExit, match=r"seed \(was 0, is 1\)"):

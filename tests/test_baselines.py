@@ -116,7 +116,7 @@ def test_done_runs_are_skipped_and_changed_inputs_refused(monkeypatch, data_dir,
     run(monkeypatch, script, data_dir)
     capsys.readouterr()
     run(monkeypatch, script, data_dir)
-    assert capsys.readouterr().out == f"{script}: already done, nothing changed\n"
+    assert capsys.readouterr().out == f"{script}: already done (--no-resume does it again)\n"
     data.write_jsonl(data_dir / "dialogues_test.jsonl", list(make_dialogues("test"))[:4])
     with pytest.raises(SystemExit, match="dialogues_test.jsonl.*--no-resume"):
         run(monkeypatch, script, data_dir)

@@ -227,8 +227,9 @@ def test_two_systems_end_to_end(monkeypatch, data_dir, bert, capsys):
 
     capsys.readouterr()
     run(monkeypatch, data_dir, bert, "--steps", 3, "--eval-every", 2)
-    assert capsys.readouterr().out.startswith("dense: already done, nothing changed\n"
-                                              "dense-tuned: already done, nothing changed\n")
+    assert capsys.readouterr().out.startswith(
+        "dense: already done (--no-resume does it again)\n"
+        "dense-tuned: already done (--no-resume does it again)\n")
     with pytest.raises(SystemExit, match=r"steps \(was 3, is 4\).*--no-resume"):
         run(monkeypatch, data_dir, bert, "--steps", 4, "--eval-every", 2)
     run(monkeypatch, data_dir, bert, "--skip-tuning")  # other steps are no matter to zero-shot

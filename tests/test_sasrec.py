@@ -258,7 +258,7 @@ def test_seed_decides_every_draw_and_done_runs_are_skipped(monkeypatch, small, c
     first = read(small)
     capsys.readouterr()
     run(monkeypatch, small)
-    assert capsys.readouterr().out == "sasrec: already done, nothing changed\n"
+    assert capsys.readouterr().out == "sasrec: already done (--no-resume does it again)\n"
     run(monkeypatch, small, "--no-resume")
     assert read(small) == first
     run(monkeypatch, small, "--no-resume", "--seed", "1")

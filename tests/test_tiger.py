@@ -354,7 +354,7 @@ def test_done_runs_are_skipped_and_changes_refused(monkeypatch, small, capsys):
     run(monkeypatch, small, "--ids", "rqvae", *flags)
     capsys.readouterr()
     run(monkeypatch, small, "--ids", "rqvae", *flags)
-    assert capsys.readouterr().out == "tiger: already done, nothing changed\n"
+    assert capsys.readouterr().out == "tiger: already done (--no-resume does it again)\n"
     with pytest.raises(SystemExit, match="another argument: ids .*--no-resume"):
         run(monkeypatch, small, *flags)
 

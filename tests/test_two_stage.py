@@ -194,7 +194,7 @@ def test_a_killed_run_ends_in_the_same_bytes(monkeypatch, data_dir, model_folder
     whole = path.read_bytes()
     capsys.readouterr()
     run(monkeypatch, data_dir, model_folder)
-    assert capsys.readouterr().out == "two_stage: already done, nothing changed\n"
+    assert capsys.readouterr().out == "two_stage: already done (--no-resume does it again)\n"
 
     def killed(model, tokenizer, prompts, *rest):
         answered.append(len(prompts))
@@ -275,7 +275,7 @@ def test_ground_truth_is_never_scored(monkeypatch, data_dir, capsys):
                                  "response": third["response"]}
     capsys.readouterr()
     ground_truth.main()
-    assert capsys.readouterr().out == "ground_truth: already done, nothing changed\n"
+    assert capsys.readouterr().out == "ground_truth: already done (--no-resume does it again)\n"
     annotation = data_dir / "annotations" / "new.jsonl"
     data.write_jsonl(annotation, [{"track_id": "t1", "tags": ["neon"]}])
     with pytest.raises(SystemExit, match="another input: annotations/new.jsonl"):
