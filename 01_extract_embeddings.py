@@ -182,7 +182,8 @@ def parse_args(argv=None):
         "clap: a folder or a Hugging Face id")
     add("--audio-layer", type=int, help="layer of musicfm, 0 to 12 (default 7)")
     add("--audio-seconds", type=float, default=AUDIO_SECONDS, help="how much of a track is heard, "
-        "from its middle (default 30; 0 = all), in windows of 30 s (musicfm) or 10 s (clap)")
+        "from its middle (default 30; 0 = all, but at most 50 minutes of stereo), in windows of "
+        "30 s (musicfm) or 10 s (clap)")
     add("--playlist-dim", type=int, default=128, help="dimensions of item2vec (default 128)")
     add("--epochs", type=int, default=40, help="passes of item2vec over the playlists (default 40, "
         "the best of 5 to 40 on the demo's validation playlists)")

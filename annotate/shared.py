@@ -27,7 +27,7 @@ def make_parser(description, seconds):
     add_shared(parser, "data-dir", "resume")
     add = parser.add_argument
     add("--seconds", type=float, default=seconds, help=f"how much of a track is heard, from its "
-        f"middle (default {seconds:g}; 0 = all)")
+        f"middle (default {seconds:g}; 0 = all, but at most 50 minutes of stereo)")
     add("--overwrite", action="store_true", help="also tracks that have it already: replace it")
     add("--shard", default="1/1", help="each n-th track, a file each: 1/8 to 8/8 (default 1/1)")
     add("--workers", type=int, default=os.cpu_count(), help="that read audio (default: cores)")

@@ -296,6 +296,7 @@ def make_audio(folder):
 def test_audio_is_found_by_id_and_relative_to_the_data_dir(tmp_path, capsys):
     write_slice(tmp_path / "mpd", forty())
     make_audio(tmp_path / "clips")
+    (tmp_path / "clips" / "a5.mp3").symlink_to("gone.mp3")
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "elsewhere/deep")  # ".." of a link is not its parent
     tracks, _ = run_mpd(tmp_path, "--audio-dir", tmp_path / "clips")
@@ -305,6 +306,7 @@ def test_audio_is_found_by_id_and_relative_to_the_data_dir(tmp_path, capsys):
                                                      "../../clips/a3.wav", None, None]
     assert (tmp_path / "out" / tracks[2]["audio_path"]).is_file()
     out = capsys.readouterr().out
+    assert "1 audio files that are not there: links to nothing" in out
     assert "1 empty audio files" in out and "1 audio files of a track that has one already" in out
 
 

@@ -272,6 +272,77 @@ def test_audio_that_cannot_be_used(tmp_path, name, samples, reason):
         librosa_features.read_audio(tmp_path / name, RATE)
 
 
+def write_flac(path, samples, total):
+    """A FLAC whose header says that it has `total` samples; 0 = unknown, as a pipe writes it."""
+    soundfile.write(path, samples, RATE)
+    content = bytearray(path.read_bytes())
+    field = int.from_bytes(content[18:26], "big")  # its last 36 bits are the total
+    content[18:26] = (field >> 36 << 36 | total).to_bytes(8, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("total", [0, 2**36 - 1, 40 * RATE])
+def test_flac_whose_header_is_not_true(tmp_path, total):
+    """20 s: 200 Hz, then 1000 Hz for 4 s in the middle. The last block is lost: 0.2 s at most."""
+    samples = np.concatenate([tone(200, 8), tone(1000, 4), tone(200, 8)])
+    write_flac(tmp_path / "a.flac", samples, total)
+    everything = librosa_features.read_audio(tmp_path / "a.flac", RATE, seconds=0)
+    assert 19.8 * RATE <= len(everything) <= 20 * RATE
+    np.testing.assert_allclose(everything, samples[:len(everything)], atol=1e-4)
+    middle = librosa_features.read_audio(tmp_path / "a.flac", RATE, seconds=2)
+    assert np.abs(np.fft.rfft(middle)).argmax() / 2 == 1000 and len(middle) == 2 * RATE
+
+
+def test_what_is_read_has_a_bound(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(440, 20)] * 2, 1), RATE)
+    write_flac(tmp_path / "a.flac", np.stack([tone(440, 20)] * 2, 1), 2**36 - 1)
+    monkeypatch.setattr(librosa_features, "MOST_SAMPLES", 2 * 3 * RATE)
+    for name in ("a.wav", "a.flac"):
+        for seconds in (0, 1e9):
+            samples = librosa_features.read_audio(tmp_path / name, RATE, seconds=seconds)
+            assert len(samples) == 3 * RATE
+
+
+def test_mp3_of_which_the_end_is_missing(tmp_path):
+    """The first sixth of the bytes of 180 s: 200 Hz, but 1000 Hz from 13 s to 17 s."""
+    samples = tone(200, 180)
+    samples[13 * RATE:17 * RATE] = tone(1000, 4)
+    soundfile.write(tmp_path / "a.mp3", samples, RATE)
+    content = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content[:len(content) // 6])
+    middle = librosa_features.read_audio(tmp_path / "a.mp3", RATE, seconds=2)
+    assert np.abs(np.fft.rfft(middle)).argmax() / 2 == 1000 and len(middle) == 2 * RATE
+    everything = librosa_features.read_audio(tmp_path / "a.mp3", RATE, seconds=0)
+    assert len(everything) / RATE == pytest.approx(30, abs=2)
+
+
+def test_flac_of_which_the_end_is_missing(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(440, 20), RATE)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[:len(content) // 2])
+    samples = librosa_features.read_audio(tmp_path / "a.flac", RATE, seconds=0)
+    assert len(samples) / RATE == pytest.approx(10, abs=1)
+
+
+@pytest.mark.parametrize("weights", [(0.5, -0.5), (0.5, -0.499), (0.3, 0.2, -0.5)])
+def test_channels_of_opposite_sign_are_heard(tmp_path, weights):
+    """Their mean cancels: the loudest one is taken."""
+    soundfile.write(tmp_path / "a.wav", np.outer(tone(440), weights), RATE, subtype="FLOAT")
+    samples = librosa_features.read_audio(tmp_path / "a.wav", RATE)
+    assert np.abs(samples).max() == pytest.approx(0.15, abs=1e-3)
+
+
+@pytest.mark.parametrize("rate, accepted", [
+    (1, False), (3999, False), (4000, True), (384_000, True), (384_001, False)])
+def test_sample_rates(tmp_path, rate, accepted):
+    soundfile.write(tmp_path / "a.wav", tone(440, 1, 384_001)[:max(rate, 16_000)], rate)
+    if accepted:
+        librosa_features.read_audio(tmp_path / "a.wav", RATE)
+    else:
+        with pytest.raises(ValueError, match=f"sample rate {rate} Hz, not 4000 to 384000"):
+            librosa_features.read_audio(tmp_path / "a.wav", RATE)
+
+
 def test_blocks_weigh_the_same():
     rng = np.random.default_rng(0)
     raw = (rng.normal(size=(500, 5)) * [1, 10, 100, 1, 0] + 7).astype(np.float32)

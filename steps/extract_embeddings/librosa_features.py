@@ -23,8 +23,13 @@ import soundfile
 
 AUDIO_SECONDS = 30.0               # default: at most this much of a track is heard, from its middle
 SHORTEST_SECONDS = 0.5
+MOST_SAMPLES = 2**28               # read at most, all channels: 1 GiB, 50 minutes of stereo
+BLOCK = 4096                       # frames: a sample of each channel
+LOWEST_RATE = 4_000                # Hz; of a file
+HIGHEST_RATE = 384_000
 LIBROSA_RATE = 22050               # Hz, for librosa_features
 SILENCE = 1e-4                     # peak amplitude, where full scale is 1
+CANCELLED = 0.05                   # the channels' mean, of the loudest channel: too little is left
 LOUDEST = 1e10                     # above this it is no sound: the power spectrum would overflow
 HOP = 512                          # samples between two frames of the spectrogram
 TEMPI = np.geomspace(50, 220, 24)  # BPM
@@ -34,23 +39,72 @@ KEY_PROFILES = np.array([          # Krumhansl & Kessler 1982: how well each of 
     [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17]])  # C minor
 
 
+def decode(path, most, size):
+    """A file from its start until the data end, or `most` frames: (T, channels) float32.
+
+    It is read in blocks of `size` frames. If one fails, those before it are returned; if there is
+    none, the SoundFileError is raised.
+    """
+    blocks = []
+    with soundfile.SoundFile(path) as f:
+        try:
+            while most > 0 and len(block := f.read(min(most, size), "float32", always_2d=True)):
+                blocks.append(block)
+                most -= len(block)
+        except soundfile.SoundFileError:
+            if not blocks:
+                raise
+        return np.concatenate(blocks or [np.zeros((0, f.channels), np.float32)])
+
+
+def read_middle(path, seconds):
+    """(the middle of an audio file, (T, channels) float32; its rate). Arguments as read_audio's.
+
+    The length in a header may be missing or wrong. Where the middle that it promises is not there,
+    the file is decoded from its start until the data end, and the middle of that is taken.
+    """
+    with soundfile.SoundFile(path) as f:
+        rate = f.samplerate
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise ValueError(f"sample rate {rate} Hz, not {LOWEST_RATE} to {HIGHEST_RATE}")
+        most = MOST_SAMPLES // f.channels
+        wanted = int(min(seconds * rate, most)) if seconds else most
+        promised = min(f.frames, wanted)
+        try:
+            f.seek((f.frames - promised) // 2)
+            samples = f.read(promised, "float32", always_2d=True)
+            if len(samples) == promised:
+                return samples, rate
+        except soundfile.SoundFileError:
+            pass
+
+    try:
+        samples = decode(path, most, most)  # at once, since MP3s suffer where blocks meet
+    except soundfile.SoundFileError:
+        samples = decode(path, most, BLOCK)  # FLACs end in an error, which costs the last block
+    first = max(len(samples) - wanted, 0) // 2
+    return samples[first:first + wanted], rate
+
+
 def read_audio(path, rate, seconds=AUDIO_SECONDS):
     """The middle of an audio file, mono: (T,) float32 at `rate` Hz.
 
-    seconds: at most this much is read; 0 = all. Raises ValueError: why the file cannot be used.
+    seconds: at most this much is read; 0 = all, up to MOST_SAMPLES. Raises ValueError: why the file
+    cannot be used.
     """
     if not Path(path).is_file():
         raise ValueError("file missing")
     try:
-        with soundfile.SoundFile(path) as f:
-            wanted = min(f.frames, int(seconds * f.samplerate)) if seconds else f.frames
-            f.seek((f.frames - wanted) // 2)
-            samples = f.read(wanted, dtype="float32", always_2d=True).mean(1)
-            file_rate = f.samplerate
+        channels, file_rate = read_middle(path, seconds)
     except soundfile.SoundFileError as error:
         raise ValueError(f"unreadable: {str(error).replace(str(path), 'the file')}") from None
-    if len(samples) < SHORTEST_SECONDS * file_rate:
+    if len(channels) < SHORTEST_SECONDS * file_rate:
         raise ValueError(f"shorter than {SHORTEST_SECONDS} s")
+
+    samples = channels.mean(1)
+    peaks = np.abs(channels).max(0)
+    if np.abs(samples).max() < CANCELLED * peaks.max():  # channels of opposite sign
+        samples = channels[:, peaks.argmax()]
     if not np.isfinite(samples).all() or np.abs(samples).max() > LOUDEST:
         raise ValueError("samples that are not finite, or far too large")
     if np.abs(samples).max() < SILENCE:

@@ -52,7 +52,9 @@ def find_audio(audio_dir, data_dir, problems):
         for path in (Path(folder, name) for name in sorted(names)):
             if path.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
-            if path.stat().st_size == 0:
+            if not path.is_file():
+                note(problems, "audio files that are not there: links to nothing", str(path))
+            elif path.stat().st_size == 0:
                 note(problems, "empty audio files", str(path))
             elif path.stem in audio:
                 note(problems, "audio files of a track that has one already", str(path))
