@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 from annotate.shared import annotate, make_parser
 from common import data
 from common.flags import add_shared
+from common.models import refuse_bad_model
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_audio
-from steps.extract_embeddings.text import refuse_bad_model
 
 # torch and transformers are imported in functions: each audio worker starts this file again.
 
@@ -105,7 +105,8 @@ def load_captioner(name, device):
     dtype = torch.bfloat16 if "cuda" in device else torch.float32
     with refuse_bad_model("--model", name, "Accepted: the whole folder or the Hugging Face id of "
                           "Qwen/Qwen2-Audio-7B-Instruct or another audio language model"):
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype)
         if not hasattr(model.config, "audio_config"):
             raise ValueError(f"{model.config.model_type} is no audio language model.")
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from annotate.shared import annotate, make_parser
 from common.flags import add_shared
+from common.models import refuse_bad_model
 from steps.extract_embeddings.librosa_features import read_audio
-from steps.extract_embeddings.text import refuse_bad_model
 
 # torch and transformers are imported in functions: each audio worker starts this file again.
 
@@ -116,10 +116,12 @@ def load_whisper(name, device, language=None):
     dtype = torch.float16 if "cuda" in device else torch.float32
     with refuse_bad_model("--model", name, "Accepted: the whole folder of a Whisper, or its id. "
                           "Get one with: hf download openai/whisper-large-v3 --local-dir large-v3"):
-        if AutoConfig.from_pretrained(name).model_type != "whisper":
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if config.model_type != "whisper":
             raise ValueError("not a Whisper model.")
-        processor = WhisperProcessor.from_pretrained(name)
-        model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
+        processor = WhisperProcessor.from_pretrained(name, trust_remote_code=False)
+        model = WhisperForConditionalGeneration.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype)
         if not hasattr(model.generation_config, "no_timestamps_token_id"):
             raise ValueError("its generation_config.json is too old.")
     if language and language not in languages_of(model):

@@ -22,12 +22,12 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # common/ lies beside baselines/
 from common import data, flags, metrics, runs, turns
+from common.models import refuse_bad_model
 from common.tokens import DATE, encode_text
 from steps.evaluate.predictions import read_predictions
 from steps.infer.generation import PromptCache, sample
@@ -108,12 +108,11 @@ def load_model(name, device):
     Raises SystemExit: there is none, or it is of a kind that `sample` cannot read.
     """
     dtype = torch.bfloat16 if "cuda" in device else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SystemExit(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]} "
-                         f"A Hugging Face name or a folder of an {INSTRUCT} is expected") from None
+    with refuse_bad_model("--model", name, f"A Hugging Face name or a folder of an {INSTRUCT} is "
+                          "expected"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype).to(device).eval()
 
     # Granite, Cohere and Gemma 2 scale their logits after the output layer; `sample` does not
     ids = torch.arange(8, device=device)[None]

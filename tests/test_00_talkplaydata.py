@@ -442,8 +442,7 @@ def test_parts_from_the_hub(tmp_path, monkeypatch):
 def test_what_is_wrong_with_the_parts(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub, out = publish(tmp_path / "hub", TRAIN, TEST), tmp_path / "out"
-    for part, message in ((tmp_path / "absent",
-                           "absent: neither a file or folder here, nor to be had from the hub"),
+    for part, message in ((tmp_path / "absent", "absent: no such file or folder"),
                           ("talkpl-ai/no-such-set-at-all",
                            "neither a file or folder here, nor to be had"),
                           (hub / "Dataset", r"no file has tracks \(a column track_name\)"),

@@ -621,7 +621,7 @@ def test_a_damaged_output_is_made_again(tmp_path):
     (["--workers", "0"], "--workers 0: 1 or more is accepted"),
     (["--device", "cuba"], "--device cuba: torch knows no such device. Accepted: auto, cpu"),
     (["--text-encoder", "nobody/no-such-encoder"],
-     "--text-encoder nobody/no-such-encoder: .*Accepted: minilm, the folder"),
+     "--text-encoder nobody/no-such-encoder cannot be loaded: .*Accepted: minilm, the folder"),
 ])
 def test_bad_arguments_change_nothing(tmp_path, monkeypatch, flags, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -642,8 +642,8 @@ def test_a_text_encoder_that_is_not_whole(tmp_path, ending, damage):
         elif path.suffix == f".{ending}" or ending == "tokenizer" and path.name.startswith(
                 ("tokenizer", "vocab", "special_tokens")):
             path.unlink()
-    with pytest.raises(SystemExit, match="--text-encoder .*model: .* Its folder is not whole; "
-                                         "download it again"):
+    with pytest.raises(SystemExit, match="--text-encoder .*model cannot be loaded: .* Its folder "
+                                         "is not whole; download it again"):
         text.load_text_encoder(text.resolve_text_encoder(str(tmp_path / "model")), "cpu")
 
 

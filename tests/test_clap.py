@@ -281,7 +281,7 @@ def test_without_any_audio_there_is_nothing_to_rank(monkeypatch, data_dir):
     ([], "one of --clap-model and --random-weights is needed.*hf download laion/larger_clap_music"),
     (["--clap-model", "x", "--random-weights"], "one of --clap-model and --random-weights"),
     (["--clap-model", "nobody/no-such-clap"],
-     "--clap-model nobody/no-such-clap: .*Accepted: the folder.*hf download"),
+     "--clap-model nobody/no-such-clap cannot be loaded: .*Accepted: the folder.*hf download"),
     (["--random-weights", "--steps", "0"], "--steps 0: 1 or more is"),
     (["--random-weights", "--workers", "0"], "--workers 0: 1 or more is")])
 def test_a_missing_model_is_one_line_that_says_how_to_get_it(monkeypatch, data_dir, flags, message):
@@ -293,6 +293,6 @@ def test_a_missing_model_is_one_line_that_says_how_to_get_it(monkeypatch, data_d
 def test_another_kind_of_model_is_refused(monkeypatch, data_dir, tmp_path):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    message = "--clap-model .*bert: .*Accepted: the folder of a CLAP model"
+    message = "--clap-model .*bert cannot be loaded: .*Accepted: the folder of a CLAP model"
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, data_dir, "--clap-model", tmp_path / "bert")

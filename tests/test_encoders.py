@@ -654,9 +654,9 @@ def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch)
     (["musicfm"], "--audio-model None: musicfm takes the file pretrained_msd.pt or "
                   "pretrained_fma.pt.*hf download"),
     (["musicfm", "--audio-model", "tracks.jsonl"], "its name must say which"),
-    (["clap"], "--audio-model None: not a CLAP model. Accepted: the folder of a CLAP model"),
+    (["clap"], "--audio-model None cannot be loaded: not a CLAP model. Accepted: the folder of"),
     (["clap", "--audio-model", "nobody/no-such-clap"],
-     "--audio-model nobody/no-such-clap: .*Accepted: the folder"),
+     "--audio-model nobody/no-such-clap cannot be loaded: .*Accepted: the folder"),
     (["librosa", "--audio-model", "x"], "--audio-model x: only musicfm and clap take one"),
     (["librosa", "--audio-layer", "7"], "--audio-layer 7: only musicfm"),
     (["librosa", "--audio-seconds", "-1"], "--audio-seconds -1: 0 or more is accepted")])

@@ -7,8 +7,8 @@ in windows of 10 s, one by one: transformers' feature extractor would crop longe
 import numpy as np
 import torch
 
+from common.models import refuse_bad_model
 from steps.extract_embeddings.librosa_features import AUDIO_SECONDS, read_windows
-from steps.extract_embeddings.text import refuse_bad_model
 
 MEND = ("Accepted: the folder of a CLAP model, or its Hugging Face id. Get one with: "
         "hf download laion/larger_clap_music --local-dir larger_clap_music")
@@ -20,11 +20,13 @@ def load_clap(name, device, flag="--clap-model"):
     from transformers.utils import logging
     logging.disable_progress_bar()
     with refuse_bad_model(flag, name, MEND):
-        if not name or AutoConfig.from_pretrained(name).model_type != "clap":
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False) if name else None
+        if not config or config.model_type != "clap":
             raise ValueError("not a CLAP model.")
-        model = ClapModel.from_pretrained(name, dtype=torch.float32)
+        model = ClapModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True,
+                                          dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        extractor = ClapFeatureExtractor.from_pretrained(name)
+        extractor = ClapFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     return model.to(device).eval(), tokenizer, extractor
 
 

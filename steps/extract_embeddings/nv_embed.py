@@ -118,8 +118,9 @@ class NVEmbed(PreTrainedModel):
 
 def load_nv_embed(name):
     """(tokenizer, model) of a folder or id. Raises ValueError, OSError ...: files do not fit."""
-    tokenizer = FastTokenizer.from_pretrained(name)
-    model, info = NVEmbed.from_pretrained(name, dtype="auto", output_loading_info=True)
+    tokenizer = FastTokenizer.from_pretrained(name, trust_remote_code=False)
+    model, info = NVEmbed.from_pretrained(name, trust_remote_code=False, use_safetensors=True,
+                                          dtype="auto", output_loading_info=True)
     wrong = [f"{len(info[kind])} {kind.replace('_', ' ')} such as {min(map(str, info[kind]))}"
              for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]]
     if wrong:

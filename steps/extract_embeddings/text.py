@@ -1,28 +1,16 @@
-"""Text encoders: any model of the Hugging Face hub that transformers has, and NV-Embed-v2.
-
-Code that comes with a model is never run, nor asked for (trust_remote_code=False).
-"""
+"""Text encoders: any model of the Hugging Face hub that transformers has, and NV-Embed-v2."""
 
 import importlib.util
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+
+from common.models import refuse_bad_model
 
 # torch and transformers are imported in functions: the audio workers of 01 import this file too.
 
 NV_EMBED = "nvembed"  # its model_type in config.json
-
-
-@contextmanager
-def refuse_bad_model(flag, name, mend):
-    """What transformers raises on a model that is missing or damaged becomes a SystemExit."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SystemExit(f"{flag} {name}: {str(error).splitlines()[0]} {mend}") from None
 
 
 def resolve_text_encoder(name, pooling="mean"):
@@ -61,7 +49,8 @@ def load_text_encoder(name, device):
             tokenizer, model = load_nv_embed(name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model = AutoModel.from_pretrained(name, dtype="auto", trust_remote_code=False)
+            model = AutoModel.from_pretrained(name, trust_remote_code=False,
+                                              use_safetensors=True, dtype="auto")
         # Without a file, transformers 5 makes a tokenizer up: all texts would be alike.
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("it has no tokenizer file.")

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import data, retrieval, runs, tokens
+from common.models import refuse_bad_model
 from common.process import resolve_device
 from steps.infer.rankers import group_tracks
 
@@ -42,12 +42,10 @@ def load(data_dir="data/demo", device="auto", cold_share=None):
     if not (folder / "config.json").is_file():
         raise SystemExit(f"{folder} is missing or holds no model; make it with: {train}")
     dtype = torch.bfloat16 if "cuda" in device else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SystemExit(f"{folder} cannot be loaded: {str(error).splitlines()[0]} "
-                         f"Make it again with: {train}") from None
+    with refuse_bad_model("the model", folder, f"Make it again with: {train}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype=dtype).to(device).eval()
     dialogue_tokenizer = tokens.DialogueTokenizer(tokenizer)
     k = dialogue_tokenizer.vocabulary.k
     if codes.max() >= k:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common import data
+from common.models import looks_like_path
 from common.tokens import MODALITIES
 from steps.prepare_data.foreign import note, print_problems
 
@@ -33,6 +34,8 @@ def find_files(parts):
     for part in parts:
         path = Path(part)
         if not path.exists():
+            if looks_like_path(part):
+                raise SystemExit(f"--parts {part}: no such file or folder")
             from huggingface_hub import snapshot_download
             try:
                 path = Path(snapshot_download(part, repo_type="dataset",

@@ -8,6 +8,8 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from common.models import refuse_bad_model
+
 LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
                   "<|end_header_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>"]
 LLAMA3_SPLIT = (
@@ -35,13 +37,11 @@ def load_base(name, dialogues, seed=0):
         tokenizer = tiny_tokenizer(
             [text for turn in turns for text in (turn["query"], turn["response"] or "")])
         return tiny_llama(tokenizer, seed), tokenizer
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        return model, transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"--base-model {name} cannot be loaded: {str(error).splitlines()[0]} "
-                         f"Accepted: tiny, a folder with a model, or a Hugging Face id (for gated "
-                         f"ones log in with `hf auth login`)") from None
+    with refuse_bad_model("--base-model", name, "Accepted: tiny, a folder with a model, or a "
+                          "Hugging Face id (for gated ones log in with `hf auth login`)"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        return model, transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def tiny_tokenizer(texts, vocab_size=2048):

@@ -7,6 +7,7 @@ nor on what a killed run had done before.
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
 
+from common.models import refuse_bad_model
 from common.tokens import DATE, encode_text
 from steps.synthesize.llm.jobs import Answer, Stop
 
@@ -44,13 +45,12 @@ def load_model(name, device):
 
     Raises SystemExit: none there, or no chat model.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    dtype = torch.bfloat16 if "cuda" in device else torch.float32
+    with refuse_bad_model("--model", name, "A Hugging Face name or a folder with a chat model is "
+                          "expected"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.bfloat16 if "cuda" in device else torch.float32)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]} A "
-                         f"Hugging Face name or a folder with a chat model is expected") from error
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype)
 
     # Checkpoints bring sampling defaults along: keep only what ends an answer.
     ends = model.generation_config.eos_token_id
