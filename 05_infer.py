@@ -28,6 +28,7 @@ Full scale  python 05_infer.py predict --data-dir data/mpd --device cuda --batch
 import argparse
 import json
 import os
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -209,6 +210,7 @@ def chat(talkplay, ranker="likelihood", seed=0, settings=PAPER):
     print("Say what you would like to hear. An empty line or Ctrl-D ends the chat.\n"
           '"sampled": the five tokens that the model wrote; = where the track has the same. '
           "Only --ranker overlap goes by them.")
+    sys.stdin.reconfigure(errors="replace")  # what is typed need not be UTF-8
     rng = np.random.default_rng(seed)
     turns = []
     while True:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,19 @@ TRACK_FIELDS = ("track_id", "title", "artist", "album", "release_date", "duratio
 TEXT_FIELDS = ("title", "artist", "album", "lyrics", "caption", "audio_path")
 NUMBER_FIELDS = ("duration_ms", "popularity", "tempo")
 SPLITS = ("train", "valid", "test")
+
+# What data files write where nothing is known: in lower case, without outer spaces.
+NO_TEXT = ("", "n/a", "none", "unknown", "unknown album", "unknown artist", "unknown title")
+MEANS_UNKNOWN = dict.fromkeys((*TEXT_FIELDS, "tags"), NO_TEXT) | {
+    "release_date": ("", "0000", "0000-00", "0000-00-00", "0000-01-01"),
+    "duration_ms": (0,), "popularity": (-1,), "tempo": (0,), "key": ("", -1)}
+
+# The types of a turn's fields besides the query, and what they are in words.
+TURN_FORMS = {"music": (str | None, "a track_id, or null"),
+              "response": (str | None, "a string, or null"),
+              "targets": (list, "a list of track_ids"),
+              "rejected": (bool, "true or false"),
+              "kind": (str | None, "a string, or null")}
 
 
 # ---------------------------------------------------------------- files
@@ -66,7 +80,7 @@ def save_npy(path, array):
 
 
 def read_jsonl(path, made_by):
-    """Yield (line_number, dict) of a JSONL file.
+    """Yield (line_number, dict) of a JSONL file. Half a surrogate pair becomes "?", as in writers.
 
     made_by: the command that makes the file, named when it is missing.
     Raises SystemExit: missing file, or a line that is not a JSON object.
@@ -74,19 +88,34 @@ def read_jsonl(path, made_by):
     path = Path(path)
     if not path.is_file():
         raise SystemExit(f"{path} is missing; make it with: {made_by}")
+    n_mended = 0
     with open(path, encoding="utf-8", errors="replace") as f:
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SystemExit(f"{path}:{number}: not JSON ({error.msg}); the file may be cut "
+                if "\\ud" in line.lower():  # such an escape alone is half a character
+                    text = json.dumps(row, ensure_ascii=False)
+                    whole = text.encode("utf-8", "replace").decode("utf-8")
+                    row = json.loads(whole)
+                    n_mended += whole != text
+            except (ValueError, RecursionError) as error:  # also: too many digits, nested too deep
+                reason = getattr(error, "msg", str(error)).partition(";")[0]
+                raise SystemExit(f"{path}:{number}: not JSON ({reason}); the file may be cut "
                                  f"off or foreign. Make it again with: {made_by}") from None
             if not isinstance(row, dict):
                 raise SystemExit(f"{path}:{number}: a JSON object is expected, not "
                                  f"{type(row).__name__}. Make the file again with: {made_by}")
             yield number, row
+    if n_mended:
+        tell(f"{path.name}: lines with half a character, which was read as ?: {n_mended}")
+
+
+def tell(line):
+    """Print a line, once where torchrun runs several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def keep_whole_lines(part):
@@ -163,19 +192,43 @@ def expected_form(field, value):
     return None if good else form
 
 
-def check_track(row, where):
-    """Raises SystemExit: a field of a track has another form. where: file and line."""
-    for field, value in row.items():
-        form = expected_form(field, value)
-        if form:
+def means_unknown(field, value):
+    """Whether a value stands for an unknown one, as release_date "0000" or tempo 0 do."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+    return not isinstance(value, bool) and value in MEANS_UNKNOWN.get(field, ())
+
+
+def known_fields(row, where, unknown):
+    """The TRACK_FIELDS of a line: null where the value means unknown, and each tag once.
+
+    where: file and line. unknown: Counter of fields; what means unknown is counted there.
+    Raises SystemExit: a field of a track has another form.
+    """
+    fields = {field: row.get(field) for field in TRACK_FIELDS}
+    for field, value in fields.items():
+        if means_unknown(field, value):
+            unknown[field] += 1
+            fields[field] = None
+        elif form := expected_form(field, value):
             raise SystemExit(f"{where}: {field} is {json.dumps(value)[:60]}; {form} is expected, "
                              f"or null")
+    if fields["tags"]:
+        tags = {}
+        for tag in fields["tags"]:
+            if means_unknown("tags", tag):
+                unknown["tags"] += 1
+            else:
+                tags.setdefault(tag.strip().lower(), tag)  # the first spelling stays
+        fields["tags"] = list(tags.values()) or None
+    return fields
 
 
 def load_tracks(data_dir, leave_out=None):
     """Tracks in row order, with every annotations/*.jsonl laid over them.
 
-    The row order is always that of tracks.jsonl. An annotation file holds `track_id` and the fields
+    The row order is always that of tracks.jsonl. What means unknown is read as null, and one line
+    per file is printed that counts it. An annotation file holds `track_id` and the fields
     that it fills (not null). Lines of unknown tracks are ignored, since an annotation file may
     cover more than the catalogue.
 
@@ -191,30 +244,35 @@ def load_tracks(data_dir, leave_out=None):
     catalogue, *annotations = (data_dir / name for name in catalogue_files(data_dir, leave_out))
     tracks = []
     row_of = {}
+    unknown = {path: Counter() for path in (catalogue, *annotations)}
     for number, row in read_jsonl(catalogue, made_by):
         where = f"{catalogue}:{number}"
         track_id = row.get("track_id")
-        if not isinstance(track_id, str) or not track_id:
+        if not isinstance(track_id, str) or not track_id.strip():
             raise SystemExit(f"{where}: no track_id; each line needs one. Make the file again "
                              f"with: {made_by}")
         if track_id in row_of:
             raise SystemExit(f"{where}: track_id {track_id} occurs twice (also line "
                              f"{row_of[track_id] + 1}); each track may occur once. Make the file "
                              f"again with: {made_by}")
-        check_track(row, where)
         row_of[track_id] = len(tracks)
-        tracks.append({field: row.get(field) for field in TRACK_FIELDS}
-                      | {"tags": row.get("tags") or []})
+        fields = known_fields(row, where, unknown[catalogue])
+        tracks.append(fields | {"tags": fields["tags"] or []})
     if not tracks:
         raise SystemExit(f"{catalogue}: no tracks in it. Make it again with: {made_by}")
     for path in annotations:
         for number, row in read_jsonl(path, "the script that wrote it, or remove the file"):
-            if "track_id" not in row:
+            track_id = row.get("track_id")
+            if not isinstance(track_id, str):
                 raise SystemExit(f"{path}:{number}: no track_id; an annotation line needs one")
-            if row["track_id"] in row_of:
-                check_track(row, f"{path}:{number}")
-                tracks[row_of[row["track_id"]]].update(
-                    {k: v for k, v in row.items() if k in TRACK_FIELDS and v is not None})
+            if track_id in row_of:
+                fields = known_fields(row, f"{path}:{number}", unknown[path])
+                tracks[row_of[track_id]].update(
+                    {field: value for field, value in fields.items() if value is not None})
+    for path, counts in unknown.items():
+        if counts.total():
+            tell(f"{path.name}: {counts.total()} values that mean unknown were read as null: "
+                 + ", ".join(f"{field} {n}" for field, n in counts.items()))
     return tracks
 
 
@@ -253,14 +311,16 @@ def load_playlists(data_dir, row_of):
         where = f"{path}:{number}"
         playlist_id = row.get("playlist_id")
         track_ids = row.get("track_ids")
-        if not playlist_id or row.get("split") not in SPLITS or not track_ids:
-            raise SystemExit(f"{where}: a playlist needs playlist_id, split (one of "
-                             f"{', '.join(SPLITS)}) and track_ids (not empty). {mend}")
+        if not isinstance(playlist_id, str) or not playlist_id.strip() \
+                or row.get("split") not in SPLITS \
+                or not isinstance(track_ids, list) or not track_ids:
+            raise SystemExit(f"{where}: a playlist needs playlist_id (a string), split (one of "
+                             f"{', '.join(SPLITS)}) and track_ids (a list, not empty). {mend}")
         if playlist_id in line_of:
             raise SystemExit(f"{where}: playlist_id {playlist_id} occurs twice (also line "
                              f"{line_of[playlist_id]}). {mend}")
         for track_id in track_ids:
-            if track_id not in row_of:
+            if not isinstance(track_id, str) or track_id not in row_of:
                 raise SystemExit(f"{where}: track_id {track_id} is not in tracks.jsonl. Make both "
                                  f"again with: {made_by}")
         line_of[playlist_id] = number
@@ -280,6 +340,28 @@ def load_codes(data_dir, n_tracks):
     return np.asarray(codes)
 
 
+def check_turn(turn, row_of, where, mend):
+    """Give a turn its defaults. Raises SystemExit: see `load_dialogues`."""
+    if not isinstance(turn, dict):
+        raise SystemExit(f"{where} is no JSON object. {mend}")
+    if not isinstance(turn.get("query"), str) or not turn["query"].strip():
+        raise SystemExit(f"{where} has no query; each turn needs one. {mend}")
+    turn.setdefault("music", None)
+    turn.setdefault("response", None)
+    turn.setdefault("rejected", False)
+    turn.setdefault("kind", None)
+    turn.setdefault("targets", [turn["music"]] if turn["music"] else [])
+    for field, (type_, form) in TURN_FORMS.items():
+        if not isinstance(turn[field], type_):
+            raise SystemExit(f"{where}: {field} is {json.dumps(turn[field])[:60]}; {form} is "
+                             f"expected. {mend}")
+    played = [] if turn["music"] is None else [turn["music"]]
+    for track_id in played + turn["targets"]:
+        if not isinstance(track_id, str) or track_id not in row_of:
+            raise SystemExit(f"{where} names track_id {track_id}, which is not in tracks.jsonl. "
+                             f"{mend}")
+
+
 def load_dialogues(path, row_of):
     """Dialogues of one split, checked: list of dicts.
 
@@ -287,8 +369,8 @@ def load_dialogues(path, row_of):
     section 3.2, {query, music, response}, and {targets, rejected, kind}. What may be absent gets
     its default here.
 
-    Raises SystemExit: missing file, dialogue without turns, a turn without a query, a track that
-    the catalogue does not have, a repeated dialogue_id.
+    Raises SystemExit: missing file, dialogue without turns, a turn without a query, a field of
+    another type, a track that the catalogue does not have, a repeated dialogue_id.
     """
     path = Path(path)
     made_by = f"python 03_synthesize.py simulate --data-dir {path.parent}"
@@ -299,27 +381,21 @@ def load_dialogues(path, row_of):
         where = f"{path}:{number}"
         dialogue_id = row.get("dialogue_id")
         turns = row.get("turns")
-        if not dialogue_id or not isinstance(turns, list) or not turns:
-            raise SystemExit(f"{where}: a dialogue needs a dialogue_id and at least one turn. "
-                             f"{mend}")
+        row.setdefault("playlist_id", None)
+        row.setdefault("meta", {})
+        if not isinstance(dialogue_id, str) or not dialogue_id.strip() \
+                or not isinstance(turns, list) or not turns:
+            raise SystemExit(f"{where}: a dialogue needs a dialogue_id (a string) and at least one "
+                             f"turn. {mend}")
+        if not isinstance(row["playlist_id"], str | None) or not isinstance(row["meta"], dict):
+            raise SystemExit(f"{where}: a dialogue's playlist_id must be a string or null, its "
+                             f"meta a JSON object. {mend}")
         if dialogue_id in line_of:
             raise SystemExit(f"{where}: dialogue_id {dialogue_id} occurs twice (also line "
                              f"{line_of[dialogue_id]}). {mend}")
         line_of[dialogue_id] = number
         for t, turn in enumerate(turns, 1):
-            if not isinstance(turn.get("query"), str) or not turn["query"].strip():
-                raise SystemExit(f"{where}: turn {t} has no query; each turn needs one. {mend}")
-            turn.setdefault("music", None)
-            turn.setdefault("response", None)
-            turn.setdefault("rejected", False)
-            turn.setdefault("kind", None)
-            turn.setdefault("targets", [turn["music"]] if turn["music"] else [])
-            for track_id in [turn["music"], *turn["targets"]]:
-                if track_id is not None and track_id not in row_of:
-                    raise SystemExit(f"{where}: turn {t} names track_id {track_id}, which is not "
-                                     f"in tracks.jsonl. {mend}")
-        row.setdefault("playlist_id", None)
-        row.setdefault("meta", {})
+            check_turn(turn, row_of, f"{where}: turn {t}", mend)
         dialogues.append(row)
     if not dialogues:
         raise SystemExit(f"{path}: no dialogues in it. Make it again with: {made_by}")
