@@ -26,6 +26,7 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     flags.add_shared(parser, "data-dir", "seed", "resume")
     args = parser.parse_args()
+    flags.check_ranges(args)
     tracks = data.load_tracks(args.data_dir)
 
     def score_tracks(turn):  # of turn.query, turn.past and turn.played, which are not used here
