@@ -179,7 +179,7 @@ def main(argv=None):
         add(f"--{name.replace('_', '-')}", type=float, default=value,
             help=f"of guard 1 (default {value:g})")
     args = parser.parse_args(argv)
-    check_ranges(args, no_speech_threshold=(0, 1), logprob_threshold=(-100, 0),
+    check_ranges(args, no_speech_threshold=(0, 1), logprob_threshold=(-1e9, 0),
                  compression_ratio_threshold=0)
 
     def load():
