@@ -305,8 +305,9 @@ def parse_args(argv=None):
         return source.add_argument
 
     add = add_source("demo", "a fictional catalogue, made here")
-    add("--n-tracks", type=int, default=1000, help="tracks to make (default 1000)")
-    add("--n-playlists", type=int, default=2500, help="playlists to make (default 2500)")
+    add("--n-tracks", type=int, default=1000, help="tracks to make, 40 or more (default 1000)")
+    add("--n-playlists", type=int, default=2500,
+        help="playlists to make, 20 or more (default 2500)")
     add("--workers", type=int, default=os.cpu_count() or 1,
         help="processes that render audio (default: one per core)")
 
@@ -345,7 +346,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     least = 0 if args.source == "mpd" else 1
-    check_ranges(args, workers=1, min_count=1, min_length=1, n_test=least, n_valid=least)
+    check_ranges(args, n_tracks=40, n_playlists=20, workers=1, min_count=1, min_length=1,
+                 n_test=least, n_valid=least)
     SOURCES[args.source](args)
 
 

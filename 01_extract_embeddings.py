@@ -195,7 +195,7 @@ def parse_args(argv=None):
         "torchrun's processes together (default: as many as cores)")
     args = parser.parse_args(argv)
     check_ranges(args, batch_size=1, playlist_dim=1, epochs=1, item2vec_workers=1, workers=1,
-                 audio_seconds=0, item2vec_share=(0.001, 1))
+                 audio_seconds=0, audio_layer=(0, 12), item2vec_share=(0.001, 1))
     return args
 
 

@@ -256,7 +256,7 @@ def parse_args():
             converse.add_flags(add, name)
     args = parser.parse_args()
     check_ranges(
-        args, n_train=1, n_valid=1, n_test=1, max_new_tokens=1, concurrency=1, tries=1, seed=0,
+        args, n_train=1, n_valid=1, n_test=1, max_new_tokens=1, concurrency=1, tries=1,
         batch_size=1, lyrics_words=0, negatives=0, temperature=0, price_in=0, price_out=0,
         requests_per_minute=0, rejections=(0, 1), max_tracks=(MIN_TURNS, 10), chunk=MIN_TURNS,
         chunk_test=MIN_TURNS, top_p=(1e-6, 1), timeout=(1e-3, 86400))

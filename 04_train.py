@@ -274,8 +274,10 @@ def parse_args():
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    flags.check_ranges(args, context=2, batch_size=1, epochs=1e-6, lr=1e-12, workers=1,
-                       micro_batch=0, drop_tokens=(0, 1), indexing_repeats=0, lora=0, limit=0)
+    flags.check_ranges(
+        args, context=tokens.ANSWER_ROOM + 1, lr=1e-12, batch_size=1, epochs=1e-6, warmup=(0, 1),
+        weight_decay=0, drop_tokens=(0, 0.99), indexing_repeats=0, micro_batch=0, eval_every=0,
+        save_every=0, lora=0, workers=1, limit=0)
     if args.fsdp and (args.lora or "WORLD_SIZE" not in os.environ):
         raise SystemExit("--fsdp spreads a model over GPUs: it needs torchrun --nproc-per-node 8 "
                          "04_train.py ..., and no --lora, which is for one GPU")

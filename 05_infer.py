@@ -47,7 +47,6 @@ from steps.infer.show import show, why
 SYSTEMS = {"likelihood": "talkplay", "overlap": "talkplay-overlap", "greedy": "talkplay-greedy",
            "votes": "talkplay-votes", "expected": "talkplay-expected"}
 JOURNAL = "talkplay.jsonl.part"  # what a cut predict goes on from
-ANSWER_ROOM = 64  # tokens of the context that a prompt leaves to the answer
 BLOCK_LENGTH = len(tokens.MODALITIES) + 2  # of a music block: its codes, start and end
 
 
@@ -73,7 +72,7 @@ def prompt_of(dialogue_tokenizer, turns, codes_of, context=0):
     context: tokens of prompt and answer, for which the oldest turns are left out; 0: as many as in
         training, which 04_train.py leaves in the tokenizer
     """
-    context = (context or dialogue_tokenizer.tokenizer.model_max_length) - ANSWER_ROOM
+    context = (context or dialogue_tokenizer.tokenizer.model_max_length) - tokens.ANSWER_ROOM
     for first in range(len(turns)):
         ids, _ = tokens.encode_dialogue(dialogue_tokenizer, turns[first:], codes_of, prompt=True)
         if len(ids) <= context:
@@ -326,8 +325,10 @@ def parse_args():
         command.add_argument("--split", choices=FOLDERS, default="test",
                              help="dialogues (default test)")
     args = parser.parse_args()
-    check_ranges(args, temperature=0, top_p=(0, 1), repetition_penalty=0.01, beam=1,
+    check_ranges(args, temperature=0, top_p=(1e-6, 1), repetition_penalty=0.01, beam=1,
                  cold_share=(0, 1), max_new_tokens=0, samples=1, batch_size=1, limit=0)
+    if args.command == "predict" and len(set(args.rankers)) < len(args.rankers):
+        raise SystemExit(f"--rankers {' '.join(args.rankers)}: name each of them once")
     return args
 
 

@@ -39,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import data, metrics, runs
-from common.flags import add_shared
+from common.flags import add_shared, check_ranges
 from common.metrics import METRICS
 from common.turns import FOLDERS, collect_turns
 from steps.evaluate import ablations, figures, music_crs, predictions, scores, tables
@@ -227,7 +227,9 @@ def parse_args():
         help=f"the system whose margins over the others are shown (default {REFERENCE})")
     add("--music-crs", action="store_true",
         help="also write the predictions in the Music-CRS challenge's form, with its figures")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_ranges(args)
+    return args
 
 
 def main():

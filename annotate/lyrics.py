@@ -39,7 +39,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository
 
 from annotate.shared import annotate, make_parser
-from common.flags import add_shared
+from common.flags import add_shared, check_ranges
 from common.models import refuse_bad_model
 from steps.extract_embeddings.librosa_features import read_audio
 
@@ -181,6 +181,8 @@ def main(argv=None):
         add(f"--{name.replace('_', '-')}", type=float, default=value,
             help=f"of guard 1 (default {value:g})")
     args = parser.parse_args(argv)
+    check_ranges(args, no_speech_threshold=(0, 1), logprob_threshold=(-1e9, 0),
+                 compression_ratio_threshold=0)
 
     def load():
         import torch

@@ -86,7 +86,7 @@ def annotate(name, fields, args, load, group):
     load: loads a model and returns `read`, a function of a path, whose ValueError says why a file
     cannot be used, and `describe`, a function of a list of (track_id, sound), to a list of dicts.
     """
-    check_ranges(args, workers=1, limit=0, batch_size=1, seconds=0)
+    check_ranges(args, workers=1, limit=0, batch_size=1, max_new_tokens=1, seconds=0)
     shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
         raise SystemExit(f"--shard {args.shard}: which part of how many, such as 1/8 or 8/8")

@@ -35,6 +35,7 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     flags.add_shared(parser, "data-dir", "seed", "resume")
     args = parser.parse_args()
+    flags.check_ranges(args)
     tracks = data.load_tracks(args.data_dir)
     row_of = {track["track_id"]: row for row, track in enumerate(tracks)}
     counts = count_tracks(data.load_playlists(args.data_dir, row_of), row_of)

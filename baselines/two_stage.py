@@ -161,7 +161,10 @@ def parse_args():
     add("--temperature", type=float, default=1.0, help="0 = greedy (default 1)")
     add("--top-p", type=float, default=0.9, help="nucleus (default 0.9)")
     flags.add_shared(parser, "data-dir", "device", "seed", "resume")
-    return parser.parse_args()
+    args = parser.parse_args()
+    flags.check_ranges(args, batch_size=1, context=2, max_new_tokens=1, temperature=0,
+                       top_p=(1e-6, 1))
+    return args
 
 
 def write_answers(journal, model, tokenizer, jobs, args):

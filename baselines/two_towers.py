@@ -50,7 +50,8 @@ def parse_flags(parser, steps, lr, eval_every):
         f"run goes on from there (default {eval_every})")
     flags.add_shared(parser, "data-dir", "device", "seed", "resume")
     args = parser.parse_args()
-    flags.check_ranges(args, steps=1, batch_size=2, eval_every=1, query_tokens=0, workers=1)
+    flags.check_ranges(args, steps=1, lr=1e-12, batch_size=2, eval_every=1, query_tokens=0,
+                       workers=1)
     return args
 
 

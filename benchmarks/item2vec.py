@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 import numpy as np
 
+from common.flags import check_ranges
 from common.runs import peak_memory_gib
 
 extract = importlib.import_module("01_extract_embeddings")
@@ -57,6 +58,7 @@ def main():
         help="threads, 01's --item2vec-workers (default: cores)")
     add("--share", type=float, help="of the pairs, 01's --item2vec-share (default: all)")
     args = parser.parse_args()
+    check_ranges(args, scale=(1e-4, 1), workers=1, share=(0.001, 1))
 
     extract.item2vec([[0, 1]], 2, epochs=1)  # gensim loads things at its first use
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from common.flags import add_shared
+from common.flags import add_shared, check_ranges
 
 quantize = importlib.import_module("02_quantize")
 BLOCK = 8192
@@ -146,6 +146,7 @@ def main():
     add_shared(parser, "device")
     add("--alone", action="store_true", help="02_quantize without its peers")
     args = parser.parse_args()
+    check_ranges(args, n=1, dim=1, k=1, n_init=1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     print(f"{torch.get_num_threads()} threads, device {args.device}; ratios are to scikit-learn")
     rng = np.random.default_rng(0)

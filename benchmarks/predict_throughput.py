@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from common import data, tokens
-from common.flags import add_shared
+from common.flags import add_shared, check_ranges
 from steps.infer.generation import PromptCache, stop_ids
 
 infer = importlib.import_module("05_infer")
@@ -64,6 +64,7 @@ def main():
     add("--batch-size", type=int, default=40, help="turns at a time (default 40)")
     add("--rounds", type=int, default=5, help="times that both are measured (default 5)")
     args = parser.parse_args()
+    check_ranges(args, dialogues=1, turns=1, batch_size=1, rounds=1)
     talkplay = infer.load(args.data_dir, args.device)
     dialogues = long_dialogues(args.data_dir / "dialogues_valid.jsonl", talkplay.row_of,
                                args.dialogues, args.turns)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from common import metrics, retrieval
+from common.flags import check_ranges
 from common.tokens import MODALITIES
 from steps.infer.rankers import LAST, best_tracks, expected_overlap, extend_beam
 from steps.infer.trie import build_trie
@@ -94,6 +95,7 @@ def main():
     add("--beam", type=int, default=50, help="prefixes kept per level (default 50)")
     add("--queries", type=int, default=200, help="searches that are timed (default 200)")
     args = parser.parse_args()
+    check_ranges(args, n=1, k=1, beam=1, queries=1)
     rng = np.random.default_rng(0)
     codes = long_tailed_codes(args.n, args.k, rng)
 

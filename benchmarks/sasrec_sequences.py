@@ -148,7 +148,7 @@ def main():
     add("--dropout", type=float, default=0.2, help="default 0.2; the authors take 0.5 on Beauty")
     flags.add_shared(parser, "device")
     args = parser.parse_args()
-    flags.check_ranges(args, epochs=1, patience=1, dim=1, dropout=(0, 0.99))
+    flags.check_ranges(args, seeds=flags.SEEDS, epochs=1, patience=1, dim=1, dropout=(0, 0.99))
     torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     sequences, n_items = number_items(read_sequences(args.sequences))
     name = args.sequences.stem

@@ -133,7 +133,7 @@ def parse_args():
     add("--eval-every", type=int, default=1000, help="steps between checkpoints (default 1,000)")
     flags.add_shared(parser, "device", "seed", "resume")
     args = parser.parse_args()
-    flags.check_ranges(args, steps=1, beam=20, eval_every=1)
+    flags.check_ranges(args, steps=1, users=0, overfit=0, beam=20, eval_every=1)
     recipe = tiger.RECIPES[args.recipe] | ({"steps": args.steps} if args.steps else {})
     if args.overfit:
         recipe["dropout"] = 0.0  # it would only blur what is learnt by heart

@@ -116,7 +116,10 @@ def parse_args():
     add("--indexing-repeats", type=int, help="default: the recipe's; 0 = dialogues only")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--peak-tflops", type=float, default=989, help="of the GPU (default 989: H100, H200)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    flags.check_ranges(args, context=2, batch_size=1, steps=1, rounds=1, indexing_repeats=0,
+                       peak_tflops=1e-3)
+    return args
 
 
 def main():

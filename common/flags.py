@@ -6,6 +6,8 @@ from pathlib import Path
 
 from common.process import resolve_device
 
+SEEDS = (0, 2**31 - 1)  # scikit-learn and gensim take 32 bits, and some add to it
+
 
 def add_shared(parser, *names):
     """Add those of --data-dir, --device, --seed and --resume that are named, without dashes."""
@@ -24,16 +26,18 @@ def add_shared(parser, *names):
 
 
 def check_ranges(args, **ranges):
-    """Check the numbers among a script's arguments; None is accepted.
+    """Check the numbers among a script's arguments, and --seed in every script; None is accepted.
 
     ranges: {name of an argument: the least value that is accepted, or (least, largest)}.
     Raises SystemExit: a number is out of its range, infinite or NaN.
     """
-    for name, accepted in ranges.items():
-        value = getattr(args, name, None)
+    for name, accepted in {"seed": SEEDS, **ranges}.items():
+        given = getattr(args, name, None)
         least, largest = accepted if isinstance(accepted, tuple) else (accepted, sys.float_info.max)
-        if value is not None and not least <= value <= largest:
-            words = f"{least:g} or more is"
-            if isinstance(accepted, tuple):
-                words = f"{least:g} to {largest:g} is"
-            raise SystemExit(f"--{name.replace('_', '-')} {value:g}: {words} accepted")
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not least <= value <= largest:
+                words = f"{least:.10g} or more is"
+                if isinstance(accepted, tuple):
+                    words = f"{least:.10g} to {largest:.10g} is"
+                flag = f"--{name.replace('_', '-')} {value}".removesuffix(".0")
+                raise SystemExit(f"{flag}: {words} accepted")

@@ -18,6 +18,7 @@ MODALITIES = ("playlist", "semantic", "metadata", "lyrics", "audio")
 START = "<start_of_music>"
 END = "<end_of_music>"
 DATE = "26 Jul 2024"  # Llama-3's template prints a date; today's would change the ids every day
+ANSWER_ROOM = 64      # tokens of the context that a prompt leaves to the answer
 
 # Parts of an encoded dialogue. REJECTED: music that the listener turns down.
 # UNSAID: the place of an answer that nobody knows.

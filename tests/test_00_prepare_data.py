@@ -385,10 +385,10 @@ def test_an_empty_folder_and_senseless_flags_are_refused(tmp_path):
                         ("--n-valid", -1)):
         with pytest.raises(SystemExit, match=f"{flag} {value}: [01] or more is accepted"):
             run_mpd(tmp_path, flag, value)
-    for flag, message in (("--workers", "--workers 0: 1 or more is accepted"),
-                          ("--n-tracks", "cannot have 0 tracks")):
-        with pytest.raises(SystemExit, match=message):
-            prepare.main(["demo", flag, "0", "--data-dir", str(tmp_path / "out")])
+    for flag, value, least in (("--workers", "0", 1), ("--n-tracks", "39", 40),
+                               ("--n-playlists", "19", 20)):
+        with pytest.raises(SystemExit, match=f"{flag} {value}: {least} or more is accepted"):
+            prepare.main(["demo", flag, value, "--data-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
@@ -446,6 +446,7 @@ from common.data import TRACK_FIELDS
 from steps.prepare_data.demo import catalogue, render
 
 def make_catalogue(n_tracks, n_playlists, seed):
+    n_tracks, n_playlists = 12, 9  # fewer than the flags accept
     tracks = [dict.fromkeys(TRACK_FIELDS)
               | {"track_id": f"t{i}", "title": f"Song {i} of {seed}", "tags": [],
                  "audio_path": f"audio/t{i}.flac", "audio": {"i": i, "seed": seed}}
@@ -482,9 +483,7 @@ def fake(monkeypatch):
 
 
 def run_demo(tmp_path, *flags):
-    prepare.main(["demo", "--n-tracks", "12", "--n-playlists", "9", "--workers", "1", "--data-dir",
-                  str(tmp_path / "out"),
-                  *map(str, flags)])
+    prepare.main(["demo", "--workers", "1", "--data-dir", str(tmp_path / "out"), *map(str, flags)])
 
 
 def test_demo_writes_catalogue_playlists_and_audio(tmp_path, fake, capsys):
@@ -534,8 +533,7 @@ import importlib, multiprocessing
 multiprocessing.set_start_method("fork")  # so that workers have the fakes too
 importlib.import_module("00_prepare_data").main(sys.argv[1:])
 ''')
-    command = [sys.executable, str(script), "demo", "--n-tracks", "12", "--n-playlists", "9",
-               "--workers", workers,
+    command = [sys.executable, str(script), "demo", "--workers", workers,
                "--data-dir", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout.readline() == b"here\n"

@@ -820,7 +820,7 @@ def test_stopping_wakes_the_sleepers():
     (["--temperature", "-1"], "--temperature -1: 0 or more is"),
     (["--temperature", "inf"], "--temperature inf"),
     (["--top-p", "0"], "--top-p 0: 1e-06 to 1 "),
-    (["--top-p", "nan"], "--top-p nan"), (["--seed", "-1"], "--seed -1: 0 or more is"),
+    (["--top-p", "nan"], "--top-p nan"), (["--seed", "-1"], "--seed -1: 0 to 2147483647 is"),
     (["--requests-per-minute", "-3"], "--requests-per-minute -3: 0 or more is"),
     (["--timeout", "0"], "--timeout 0: 0.001 to 86400 "),
     (["--timeout", "inf"], "--timeout inf"),

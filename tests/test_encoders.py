@@ -659,6 +659,7 @@ def test_chunks_that_are_read_ahead_change_nothing(songs, tmp_path, monkeypatch)
      "--audio-model nobody/no-such-clap cannot be loaded: .*Accepted: the folder"),
     (["librosa", "--audio-model", "x"], "--audio-model x: only musicfm and clap take one"),
     (["librosa", "--audio-layer", "7"], "--audio-layer 7: only musicfm"),
+    (["musicfm", "--audio-layer", "13"], "--audio-layer 13: 0 to 12 is accepted"),
     (["librosa", "--audio-seconds", "-1"], "--audio-seconds -1: 0 or more is accepted")])
 def test_audio_flags_that_do_not_fit_change_nothing(songs, monkeypatch, flags, message):
     monkeypatch.chdir(songs)

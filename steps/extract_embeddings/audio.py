@@ -33,8 +33,8 @@ def load_audio_encoder(name, model, layer, seconds, device):
 
     Raises SystemExit: the model or the layer does not fit the name, or the model is damaged.
     """
-    if layer is not None and (name != "musicfm" or not 0 <= layer <= 12):
-        raise SystemExit(f"--audio-layer {layer}: only musicfm has layers to choose from, 0 to 12")
+    if layer is not None and name != "musicfm":
+        raise SystemExit(f"--audio-layer {layer}: only musicfm has layers to choose from")
     if name == "librosa":
         if model:
             raise SystemExit(f"--audio-model {model}: only musicfm and clap take one")
