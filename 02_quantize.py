@@ -315,7 +315,7 @@ def main(argv=None):
     k = saved_k(args.data_dir) if args.assign_only else args.k or choose_k(len(tracks))
     embeddings, codebooks = load_all(args.data_dir, len(tracks), args.assign_only)
     run, state = runs.begin_run(
-        args.data_dir, NAME, args, resume=args.resume and not args.assign_only, record=not rank,
+        args.data_dir, NAME, args, resume=args.resume and not args.assign_only, record=False,
         reads=[*data.catalogue_files(args.data_dir), *(f"embeddings/{m}.npy" for m in MODALITIES)],
         writes=[*(f"codebooks/{m}.npy" for m in MODALITIES), "codebooks/info.json",
                 "codebooks/examples.jsonl", "codes.npy"])
@@ -326,9 +326,11 @@ def main(argv=None):
 
     # a codebook per modality; what a killed run has fitted already is kept
     unfinished = {m: folder / f"{m}.part.npy" for m in MODALITIES}
-    if state == "new" and not rank:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+    if not rank:
+        if state == "new":
+            for path in unfinished.values():
+                path.unlink(missing_ok=True)
+        runs.record_run(run)  # only now: nothing of an older run is left
     fitted = agree(lambda: [m for m in MODALITIES if unfinished[m].is_file()])
     for modality in codebooks:
         if modality in fitted:

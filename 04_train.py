@@ -323,10 +323,10 @@ def main():
     # besides the dialogues: names of tracks, each with its tokens (docs/choices.md)
     train += indexing_examples(tracks, codes_of, args.indexing_repeats, standalone_answers(train),
                                args.seed)
-    if rank == 0:  # all input is good: from here on the run is on record
+    if rank == 0:  # all input is good: once nothing of an older run is left, this one is on record
+        if state == "new" and part.exists():
+            shutil.rmtree(part)
         runs.record_run(run)
-        if state == "new":
-            shutil.rmtree(part, ignore_errors=True)
         print(f"{len(train):,} training dialogues (indexing examples among them); K = {k}, "
               f"{len(MODALITIES) * k + 2:,} new tokens; {lm.num_parameters():,} parameters")
 

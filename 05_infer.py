@@ -358,10 +358,10 @@ def main():
         return
     talkplay = load(folder, args.device, args.cold_share)
     dialogues = data.load_dialogues(folder / dialogue_file, talkplay.row_of)
-    runs.record_run(run)  # only now: what it reads has proved good
     out.mkdir(exist_ok=True)
     if state == "new":
         (out / JOURNAL).unlink(missing_ok=True)
+    runs.record_run(run)  # only now: its input is good, and nothing of an older run is left
     n_turns, well_formed = predict(talkplay, dialogues[:args.limit or None], paths, args.rankers,
                                    args.batch_size, args.seed, settings)
     print(f"{n_turns:,} turns; {well_formed:.1%} of the sampled music blocks are well-formed")

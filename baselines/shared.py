@@ -21,8 +21,8 @@ def begin_run(args, name, reads=(), writes=(), splits=tuple(turns.FOLDERS), part
         print(f"{name}: already done (--no-resume does it again)")
         return None
     if part is not None:
-        if state == "new":
-            shutil.rmtree(part, ignore_errors=True)
+        if state == "new" and part.exists():
+            shutil.rmtree(part)
         part.mkdir(parents=True, exist_ok=True)
         runs.record_run(run)  # only now: a run that goes on must not meet what an older one left
     return run

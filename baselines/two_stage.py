@@ -212,13 +212,13 @@ def main():
     model, tokenizer = load_model(args.model, args.device)
     template = template_ids(tokenizer)
     room = prompt_room(model, template, args.context, args.max_new_tokens)
-    runs.record_run(run)  # only now: all input has proved good
 
     # what a killed run has not answered
     path = args.data_dir / writes[0]
     journal = path.with_name(path.name + ".part")
     if state == "new":
         journal.unlink(missing_ok=True)
+    runs.record_run(run)  # only now: its input is good, and nothing of an older run is left
     answered = read_answers(journal)
     texts = [data.item_text(track) or "a track without a name" for track in tracks]
     jobs = [(prompt_ids(tokenizer, template, turn, best_new_row(rows, turn), texts, room), turn.key)

@@ -300,5 +300,6 @@ def save_folder(saved, work_dir, folder):
     """A Hugging Face folder of a model and its tokenizer; in work_dir until it is whole."""
     for thing in saved:
         thing.save_pretrained(work_dir / "model")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     os.replace(work_dir / "model", folder)

@@ -148,15 +148,17 @@ def main():
     sequences = sequences[:args.overfit or args.users or None]
     inputs = [args.sequences.resolve(), args.ids.resolve()]
     result = args.out / f"{NAME}.txt"
-    run, state = runs.begin_run(args.out, NAME, args, inputs, [result.name], args.resume,
-                                ignore=("out", "device", "resume", "sequences", "ids"))
+    run, state = runs.begin_run(
+        args.out, NAME, args, inputs, [result.name], args.resume, record=False,
+        ignore=("out", "device", "resume", "sequences", "ids"))
     if state == "done":
         print(result.read_text(), end="")
         return
     part = args.out / f"{NAME}.part"
-    if state == "new":
-        shutil.rmtree(part, ignore_errors=True)
+    if state == "new" and part.exists():
+        shutil.rmtree(part)
     part.mkdir(exist_ok=True)
+    runs.record_run(run)
 
     torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
     learnt, valid, test = split_sequences(sequences, args.overfit, args.seed)

@@ -38,7 +38,7 @@ def read_lines(path):
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # also: too many digits, nested too deep
                 row = None
             yield f"{path.name}:{number}", row if isinstance(row, dict) else {}
 

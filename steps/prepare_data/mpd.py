@@ -73,7 +73,7 @@ def read_slices(paths, problems):
     for path in tqdm(paths, desc="slices", unit="slice"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # from the decoder or from json
+        except (ValueError, RecursionError) as error:  # from the decoder or from json
             note(problems, "slices that are not JSON in UTF-8", f"{path.name}: {error}")
             continue
         playlists = content.get("playlists") if isinstance(content, dict) else None

@@ -177,5 +177,6 @@ track, which are looked up in the catalogue that they were made for.
 - validation loss (nats per token): {listed(losses, ".3f")}
 - versions: {listed(runs.package_versions())}
 """)
-    shutil.rmtree(data_dir / "model", ignore_errors=True)
+    if (data_dir / "model").exists():
+        shutil.rmtree(data_dir / "model")
     os.replace(new, data_dir / "model")
