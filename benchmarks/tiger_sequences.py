@@ -157,7 +157,7 @@ def main():
     part = args.out / f"{NAME}.part"
     if state == "new" and part.exists():
         shutil.rmtree(part)
-    part.mkdir(exist_ok=True)
+    part.mkdir(parents=True, exist_ok=True)
     runs.record_run(run)
 
     torch.set_flush_denormal(True)  # on a CPU, tiny numbers would slow everything down
